@@ -1,0 +1,48 @@
+"""Options and shared fixtures: 8 virtual CPU devices, --data DIR for real data, --live for torch and transformers."""
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data", metavar="DIR", help="folder of the public files named in the README: adds the tests on real data; with it a skip is a failure")
+    parser.addoption("--live", action="store_true", help="also compare live with torch and transformers (requirements-compare.txt)")
+
+
+def pytest_configure(config):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast is how masks and biases go wrong
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With --data every test that skips is a failure: nothing is left out in silence (--live's tests need their own option)."""
+    report = (yield).get_result()
+    if report.skipped and item.config.getoption("--data") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "--live" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"skipped although --data was given: {reason}"
+
+
+@pytest.fixture(scope="session")
+def data_dir(request):
+    path = request.config.getoption("--data")
+    if not path:
+        pytest.skip("needs --data DIR")
+    path = pathlib.Path(path).resolve()
+    assert path.is_dir(), f"--data {path} is not a folder"
+    return path
+
+
+@pytest.fixture(scope="session")
+def live(request):
+    if not request.config.getoption("--live"):
+        pytest.skip("needs --live")
