@@ -1,0 +1,520 @@
+"""LLaMA and GPT-2: configs, the weight table, initialisation, the forward pass, and the loss of a batch with its gradients.
+
+`python model.py llama-7b` prints a preset's weight table. Everything about a weight (shape, how it is split over the mesh, initialiser, decay, names in other
+projects' files) stands in its one row of `weight_table`; a weight without a row raises.
+
+The functions that take `weights` run inside shard_map on local shards (`layout` says what is split); the gradient is taken there, by hand over the stack of layers:
+the forward scan keeps each layer's input only, the reverse scan gathers the layer again, takes its vjp, and scatters its weight gradient at once.
+
+LETTERS  B batch  T query time  S key time  D model  F ffn  N heads  K kv heads  H head size  L layers  V vocab  P positions.  NH = N * H, KH = K * H.
+Shapes in names are local to the rank.
+"""
+import argparse
+import dataclasses
+import functools
+import math
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import kernels
+import sharding
+from sharding import DATA, TENSOR
+
+# ---------------------------------------------------------------------------------------------------------------- config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A model's sizes, by letter. V is the true vocabulary; arrays are padded to `padded_vocab`. rope_scaling: see kernels.rope_table."""
+
+    family: str  # "llama" or "gpt2"
+    V: int
+    D: int
+    L: int
+    N: int
+    K: int
+    H: int
+    F: int
+    P: int  # positions the model was made for; for GPT-2 the rows of its position table
+    eps: float
+    theta: float = 10000.0
+    rope_scaling: tuple | None = None
+    tied: bool = False
+
+    def __post_init__(self):
+        if self.family not in ("llama", "gpt2"):
+            raise ValueError(f"model family {self.family!r} is not one of llama, gpt2")
+        if self.N % self.K:
+            raise ValueError(f"{self.N} heads do not divide by {self.K} key/value heads: every kv head serves the same number of heads")
+        if self.family == "llama" and self.H % 2:
+            raise ValueError(f"head size {self.H} is odd: RoPE rotates pairs")
+
+    @property
+    def padded_vocab(self):
+        """V rounded up to a multiple of 128, on every mesh alike. The rows beyond V stay zero and are outside RMS, softmax, sampling and export."""
+        return -(-self.V // 128) * 128
+
+
+def llama(V, D, L, N, F, P, eps, K=None, theta=10000.0):
+    return Config("llama", V, D, L, N, K or N, D // N, F, P, eps, theta)
+
+
+def gpt2(V, D, L, N, P=1024):
+    return Config("gpt2", V, D, L, N, N, D // N, 4 * D, P, 1e-5, tied=True)
+
+
+PRESETS = {
+    "gpt2": gpt2(50257, 768, 12, 12),
+    "gpt2-medium": gpt2(50257, 1024, 24, 16),
+    "gpt2-large": gpt2(50257, 1280, 36, 20),
+    "gpt2-xl": gpt2(50257, 1600, 48, 25),
+    "llama-7b": llama(32000, 4096, 32, 32, 11008, 2048, 1e-6),
+    "llama-13b": llama(32000, 5120, 40, 40, 13824, 2048, 1e-6),
+    "llama-30b": llama(32000, 6656, 60, 52, 17920, 2048, 1e-6),
+    "llama-65b": llama(32000, 8192, 80, 64, 22016, 2048, 1e-5),
+    "llama-2-7b": llama(32000, 4096, 32, 32, 11008, 4096, 1e-5),
+    "llama-2-13b": llama(32000, 5120, 40, 40, 13824, 4096, 1e-5),
+    "llama-2-70b": llama(32000, 8192, 80, 64, 28672, 4096, 1e-5, K=8),
+    "llama-3-8b": llama(128256, 4096, 32, 32, 14336, 8192, 1e-5, K=8, theta=500000.0),
+    "llama-3-70b": llama(128256, 8192, 80, 64, 28672, 8192, 1e-5, K=8, theta=500000.0),
+    "tiny": llama(512, 128, 4, 8, 352, 512, 1e-5),
+    "tiny-gpt2": gpt2(512, 128, 4, 8, P=512),
+}
+
+
+def preset(name):
+    """The Config of a preset's name; ValueError with the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"--model {name} is not a preset: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+# ----------------------------------------------------------------------------------------------------------------- table
+
+
+class Weight(NamedTuple):
+    """One weight: everything that is known of it. Dimensions are named by letters; `sizes` turns them into numbers."""
+
+    dims: tuple  # letters of its dimensions, without the layer axis
+    layered: bool  # stacked over the L layers on a leading axis
+    data: int  # the dimension split over "data"
+    tensor: int | None  # the dimension split over "tensor", in whole heads where it is NH or KH
+    init: str  # "embedding", "matrix", "residual" (a matrix that writes to the residual stream), "ones", "zeros"
+    decay: bool  # weight decay applies in adamw-scaled and adamw (easylm decays everything, as EasyLM does)
+    hf: str  # name in a Hugging Face file, {} the layer
+    hf_transposed: bool  # stored there with its two dimensions exchanged
+    easylm: str  # name in an EasyLM (Flax) stream
+    easylm_transposed: bool
+    part: int | None = None  # which third of a file's fused q, k, v it is (GPT-2)
+    rope: bool = False  # rows are rotated by RoPE: permuted between half-split (here, Hugging Face) and interleaved (EasyLM, llama2.c)
+
+
+def weight_table(config):
+    """name -> Weight of every weight of the model, in the order of the forward pass.
+
+    Matrices that write to the residual stream are split over data on their major dimension: a reduce-scatter on the minor one becomes an all-reduce on TPUs.
+    """
+    if config.family == "llama":
+        hf, ez = "model.layers.{}.", "transformer/h/{}/"
+        rows = {
+            "embed": Weight(("V", "D"), False, 1, 0, "embedding", True, "model.embed_tokens.weight", False, "transformer/wte/embedding", False),
+            "attn_norm": Weight(("D",), True, 0, None, "ones", False, hf + "input_layernorm.weight", False, ez + "attention_norm/kernel", False),
+            "wq": Weight(("D", "NH"), True, 0, 1, "matrix", True, hf + "self_attn.q_proj.weight", True, ez + "attention/wq/kernel", False, rope=True),
+            "wk": Weight(("D", "KH"), True, 0, 1, "matrix", True, hf + "self_attn.k_proj.weight", True, ez + "attention/wk/kernel", False, rope=True),
+            "wv": Weight(("D", "KH"), True, 0, 1, "matrix", True, hf + "self_attn.v_proj.weight", True, ez + "attention/wv/kernel", False),
+            "wo": Weight(("NH", "D"), True, 0, 0, "residual", True, hf + "self_attn.o_proj.weight", True, ez + "attention/wo/kernel", False),
+            "mlp_norm": Weight(("D",), True, 0, None, "ones", False, hf + "post_attention_layernorm.weight", False, ez + "ffn_norm/kernel", False),
+            "w1": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.gate_proj.weight", True, ez + "feed_forward/w1/kernel", False),
+            "w3": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.up_proj.weight", True, ez + "feed_forward/w3/kernel", False),
+            "w2": Weight(("F", "D"), True, 0, 0, "residual", True, hf + "mlp.down_proj.weight", True, ez + "feed_forward/w2/kernel", False),
+            "final_norm": Weight(("D",), False, 0, None, "ones", False, "model.norm.weight", False, "transformer/ln_f/kernel", False),
+        }
+        if not config.tied:
+            rows["head"] = Weight(("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True)
+        return rows
+    hf, ez = "transformer.h.{}.", "transformer/h/{}/"
+    rows = {
+        "embed": Weight(("V", "D"), False, 1, 0, "embedding", True, "transformer.wte.weight", False, "transformer/wte/embedding", False),
+        "pos": Weight(("P", "D"), False, 1, None, "embedding", True, "transformer.wpe.weight", False, "transformer/wpe/embedding", False),
+        "attn_norm": Weight(("D",), True, 0, None, "ones", False, hf + "ln_1.weight", False, ez + "ln_1/scale", False),
+        "attn_norm_b": Weight(("D",), True, 0, None, "zeros", False, hf + "ln_1.bias", False, ez + "ln_1/bias", False),
+    }
+    for part, letter in enumerate("qkv"):  # Conv1D keeps [in, out]; Flax's keeps [out, in]
+        dim = "NH" if letter == "q" else "KH"
+        rows["w" + letter] = Weight(("D", dim), True, 0, 1, "matrix", True, hf + "attn.c_attn.weight", False, ez + "attn/c_attn/kernel", True, part)
+        rows["b" + letter] = Weight((dim,), True, 0, 0, "zeros", False, hf + "attn.c_attn.bias", False, ez + "attn/c_attn/bias", False, part)
+    rows |= {
+        "wo": Weight(("NH", "D"), True, 0, 0, "residual", True, hf + "attn.c_proj.weight", False, ez + "attn/c_proj/kernel", True),
+        "bo": Weight(("D",), True, 0, None, "zeros", False, hf + "attn.c_proj.bias", False, ez + "attn/c_proj/bias", False),
+        "mlp_norm": Weight(("D",), True, 0, None, "ones", False, hf + "ln_2.weight", False, ez + "ln_2/scale", False),
+        "mlp_norm_b": Weight(("D",), True, 0, None, "zeros", False, hf + "ln_2.bias", False, ez + "ln_2/bias", False),
+        "w1": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.c_fc.weight", False, ez + "mlp/c_fc/kernel", True),
+        "b1": Weight(("F",), True, 0, 0, "zeros", False, hf + "mlp.c_fc.bias", False, ez + "mlp/c_fc/bias", False),
+        "w2": Weight(("F", "D"), True, 0, 0, "residual", True, hf + "mlp.c_proj.weight", False, ez + "mlp/c_proj/kernel", True),
+        "b2": Weight(("D",), True, 0, None, "zeros", False, hf + "mlp.c_proj.bias", False, ez + "mlp/c_proj/bias", False),
+        "final_norm": Weight(("D",), False, 0, None, "ones", False, "transformer.ln_f.weight", False, "transformer/ln_f/scale", False),
+        "final_norm_b": Weight(("D",), False, 0, None, "zeros", False, "transformer.ln_f.bias", False, "transformer/ln_f/bias", False),
+    }
+    if not config.tied:
+        rows["head"] = Weight(("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True)
+    return rows
+
+
+def sizes(config, padded=True):
+    """letter -> number; V padded or true."""
+    return {
+        "V": config.padded_vocab if padded else config.V, "D": config.D, "F": config.F, "P": config.P,
+        "NH": config.N * config.H, "KH": config.K * config.H,
+    }  # fmt: skip
+
+
+def shapes(config, padded=True):
+    """name -> shape of the whole weight, with its leading layer axis where it is layered."""
+    size = sizes(config, padded)
+    return {n: (config.L,) * row.layered + tuple(size[d] for d in row.dims) for n, row in weight_table(config).items()}
+
+
+def parameter_count(config):
+    """Number of weights, padding rows left out."""
+    return sum(math.prod(s) for s in shapes(config, padded=False).values())
+
+
+# ---------------------------------------------------------------------------------------------------------------- layout
+
+
+class Layout(NamedTuple):
+    """How a model lies on a mesh: static facts that the local program branches on."""
+
+    specs: dict  # name -> PartitionSpec, without the layer axis
+    data: int  # size of the data axis
+    tensor: int  # size of the tensor axis
+    attention: bool  # heads split over tensor
+    kv: bool  # key/value heads split over tensor; else (attention split, fewer kv heads than ranks) each rank takes the head it needs
+    mlp: bool
+    vocab: bool
+
+    def stacked(self, config):
+        """name -> spec of the whole array, layer axis included."""
+        return {n: P(None, *self.specs[n]) if row.layered else self.specs[n] for n, row in weight_table(config).items()}
+
+
+def make_layout(config, data, tensor, fsdp=True):
+    """The Layout of a config on a mesh of data x tensor. fsdp False: weights are whole along data (replicas, for evaluation)."""
+    N, K = config.N, config.K
+    attention = N % tensor == 0 and (K % tensor == 0 or tensor % K == 0)
+    kv = attention and K % tensor == 0
+    mlp, vocab = config.F % tensor == 0, config.padded_vocab % tensor == 0
+    splits = {"NH": attention, "KH": kv, "F": mlp, "V": vocab}
+    size = sizes(config)
+    specs = {}
+    for name, row in weight_table(config).items():
+        split = row.tensor is not None and tensor > 1 and splits[row.dims[row.tensor]]
+        shape = tuple(size[d] for d in row.dims)
+        spec = sharding.partition(shape, row.tensor, row.data, (data, tensor), split)
+        if not fsdp:
+            spec = P(*(TENSOR if split and dim == row.tensor else None for dim in range(len(shape))))
+        specs[name] = spec
+    return Layout(specs, data, tensor, attention, kv, mlp, vocab)
+
+
+def replication_notes(config, layout):
+    """Lines that say what the mesh could not split: for the start-up table."""
+    lines, t = [], layout.tensor
+    if t > 1 and not layout.attention:
+        lines.append(f"attention replicated over tensor: {config.N} heads ({config.K} key/value) do not divide over {t} ranks")
+    elif t > 1 and not layout.kv:
+        lines.append(f"key/value heads replicated over tensor: {config.K} heads for {t} ranks")
+    if t > 1 and not layout.mlp:
+        lines.append(f"MLP replicated over tensor: F {config.F} does not divide by {t}")
+    if t > 1 and not layout.vocab:
+        lines.append(f"vocabulary replicated over tensor: {config.padded_vocab} rows do not divide by {t}")
+    whole = [n for n, s in layout.specs.items() if sharding.dim_over(s, DATA) is None]
+    if layout.data > 1 and whole:
+        lines.append(f"replicated over data (not divisible by {layout.data}): {', '.join(whole)}")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------------ init
+
+
+def initialise(config, mesh, layout, seed):
+    """Random float32 weights straight into their shards, the same numbers on every mesh.
+
+    Embeddings N(0, 0.02); matrices N(0, 1 / fan-in), those that write to the residual stream divided by sqrt(2 L) as in GPT-2; norms 1; biases 0; padding rows 0.
+    """
+    whole, size = shapes(config), sizes(config)
+    weights = {}
+    for index, (name, row) in enumerate(weight_table(config).items()):
+        std = {
+            "embedding": 0.02, "ones": 0.0, "zeros": 0.0, "matrix": size[row.dims[-1] if row.dims[0] == "V" else row.dims[0]] ** -0.5,
+            "residual": (size[row.dims[0]] * 2 * config.L) ** -0.5,
+        }[row.init]  # fmt: skip
+        spec = jax.sharding.NamedSharding(mesh, layout.stacked(config)[name])
+        true_rows = config.V if row.dims[0] == "V" else None
+
+        @functools.partial(jax.jit, out_shardings=spec)
+        def make(key, shape=whole[name], std=std, init=row.init, true_rows=true_rows):
+            if std == 0.0:
+                return jnp.full(shape, 1.0 if init == "ones" else 0.0, jnp.float32)
+            x = jax.random.normal(key, shape, jnp.float32) * std
+            return x if true_rows is None else jnp.where(jnp.arange(shape[0])[:, None] < true_rows, x, 0)
+
+        weights[name] = make(jax.random.fold_in(jax.random.key(seed), index))
+    return weights
+
+
+# --------------------------------------------------------------------------------------------------------------- forward
+
+
+class Regions(NamedTuple):
+    """How activations enter and leave a tensor-parallel region, and how weights outside of one are used."""
+
+    enter: callable  # -> [B, T, D] whole
+    leave: callable  # partial [B, T, D] -> summed (sequence-parallel: this rank's [B, T/t, D])
+    shared: callable  # a replicated weight: sequence-parallel ranks use it on different tokens, so its gradient is summed
+
+
+def regions(split, sequence):
+    same = lambda x: x
+    if not split:
+        return Regions(same, same, same)  # every rank computes the same thing: nothing to send, gradients agree already
+    if sequence:
+        return Regions(lambda x: sharding.gather_in(x, 1), lambda x: sharding.scatter_out(x, 1), sharding.copy_in)
+    return Regions(sharding.copy_in, sharding.sum_out, same)
+
+
+def sequence_parallel(layout, T):
+    """Whether norms and residuals are split along T over the tensor axis: where everything else is split and T divides."""
+    return layout.tensor > 1 and layout.attention and layout.mlp and layout.vocab and T % layout.tensor == 0
+
+
+def positions_of(segment_BT):
+    """Position of each token within its segment (a document of a packed row), [B, T] int32."""
+    T = segment_BT.shape[1]
+    at = jnp.arange(T, dtype=jnp.int32)[None, :]
+    starts = jnp.concatenate([jnp.ones_like(segment_BT[:, :1], bool), segment_BT[:, 1:] != segment_BT[:, :-1]], axis=1)
+    return at - lax.cummax(jnp.where(starts, at, 0), axis=1)
+
+
+def norm(x_BTD, scale, bias, config, shared):
+    if config.family == "llama":
+        return kernels.rms_norm(x_BTD, shared(scale), config.eps)
+    return kernels.layer_norm(x_BTD, shared(scale), shared(bias), config.eps)
+
+
+def embed(token_BT, position_BT, w, config, layout, sequence):
+    """Token (and GPT-2's position) embeddings [B, T, D] in the dtype of w; sequence-parallel: this rank's [B, T/t, D]."""
+    region = regions(layout.vocab and layout.tensor > 1, sequence)
+    offset = lax.axis_index(TENSOR) * w["embed"].shape[0] if layout.vocab and layout.tensor > 1 else 0
+    x_BTD = region.leave(kernels.lookup(w["embed"], token_BT - offset))  # each rank finds the tokens of its rows, the others give 0
+    if config.family == "gpt2":
+        if sequence:
+            width = x_BTD.shape[1]
+            position_BT = lax.dynamic_slice_in_dim(position_BT, lax.axis_index(TENSOR) * width, width, axis=1)
+        x_BTD = x_BTD + kernels.lookup(region.shared(w["pos"]), position_BT)
+    return x_BTD
+
+
+def block(x_BTD, w, rope, attend, config, layout, sequence):
+    """One layer on local shards: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    w: this layer's weights, gathered over data. rope: (cos, sin) or None. attend(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, kept): attention over whatever keys there
+    are; `kept` is passed through (a cache). Returns (x_BTD, kept).
+    """
+    H = config.H
+    region = regions(layout.attention and layout.tensor > 1, sequence)
+    h_BTD = region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared))
+    wk, wv = w["wk"], w["wv"]
+    if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
+        head = lax.axis_index(TENSOR) * config.K // layout.tensor
+        wk, wv = (lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv))
+    qkv_BTX = h_BTD @ jnp.concatenate([w["wq"], wk, wv], axis=1)  # one matmul; the optimizer sees three weights
+    if config.family == "gpt2":
+        qkv_BTX = qkv_BTX + jnp.concatenate([w["bq"], w["bk"], w["bv"]])[None, None]
+    NH, KH = w["wq"].shape[1], wk.shape[1]
+    q, k, v = jnp.split(qkv_BTX, [NH, NH + KH], axis=2)
+    heads = lambda z: z.reshape(z.shape[:2] + (-1, H))
+    q_BTNH, k_BTKH, v_BTKH = heads(q), heads(k), heads(v)
+    if rope is not None:
+        q_BTNH, k_BTKH = kernels.rope_half(q_BTNH, *rope), kernels.rope_half(k_BTKH, *rope)
+    out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
+    # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by leave()
+    y_BTD = region.leave(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)) @ w["wo"])
+    if config.family == "gpt2":
+        y_BTD = y_BTD + region.shared(w["bo"])[None, None]
+    x_BTD = x_BTD + y_BTD
+
+    region = regions(layout.mlp and layout.tensor > 1, sequence)
+    h_BTD = region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared))
+    if config.family == "llama":
+        gate_BTF, up_BTF = jnp.split(h_BTD @ jnp.concatenate([w["w1"], w["w3"]], axis=1), 2, axis=2)
+        y_BTD = region.leave(kernels.swiglu(gate_BTF, up_BTF) @ w["w2"])
+    else:
+        y_BTD = region.leave(kernels.gelu_tanh(h_BTD @ w["w1"] + w["b1"][None, None]) @ w["w2"]) + region.shared(w["b2"])[None, None]
+    return x_BTD + y_BTD, kept
+
+
+def rope_of(position_BT, config):
+    return kernels.rope_table(position_BT, config.H, config.theta, config.rope_scaling) if config.family == "llama" else None
+
+
+def split_layers(weights, config):
+    """weights -> (those of the layers, stacked; the others)."""
+    table = weight_table(config)
+    return {n: w for n, w in weights.items() if table[n].layered}, {n: w for n, w in weights.items() if not table[n].layered}
+
+
+def gather(shards, layout, dtype):
+    """name -> this tensor rank's whole weight in the compute dtype, from its data shard."""
+    return {n: sharding.gather_weight(w, layout.specs[n], dtype) for n, w in shards.items()}
+
+
+def final_hidden(x_BTD, w, config, layout, sequence):
+    """The last norm, whole along T: what the output matrix is applied to. Enters the vocabulary-parallel region."""
+    region = regions(layout.vocab and layout.tensor > 1, sequence)
+    return region.enter(norm(x_BTD, w["final_norm"], w.get("final_norm_b"), config, region.shared))
+
+
+def hidden(weights, token_BT, config, layout, dtype):
+    """The last hidden states [B, T, D] of whole rows, no cache: the plain forward, for evaluation and as the reference."""
+    layers, outer = split_layers(weights, config)
+    outer = gather(outer, layout, dtype)
+    segment_BT = jnp.ones_like(token_BT)
+    position_BT = positions_of(segment_BT)
+    mask, rope = kernels.causal_mask(segment_BT), rope_of(position_BT, config)
+    x_BTD = embed(token_BT, position_BT, outer, config, layout, False)
+    attend = lambda q, k, v: (kernels.attention(q, k, v, mask), None)
+
+    def body(x_BTD, shards):
+        return block(x_BTD, gather(shards, layout, dtype), rope, attend, config, layout, False)
+
+    x_BTD, _ = lax.scan(body, x_BTD, layers)
+    return final_hidden(x_BTD, outer, config, layout, False)
+
+
+def whole_logits(x_BTD, weights, config, layout, dtype):
+    """Logits [B, T, V] f32 over the true vocabulary, the same on every tensor rank. x: from final_hidden."""
+    name = "embed" if config.tied else "head"
+    head_VD = gather({name: weights[name]}, layout, dtype)[name]
+    split = layout.vocab and layout.tensor > 1
+    B, T, D = x_BTD.shape
+    offset = lax.axis_index(TENSOR) * head_VD.shape[0] if split else 0
+    logits_MV = kernels.head_logits(x_BTD.reshape(B * T, D), head_VD, config.V, offset)
+    if split:
+        logits_MV = lax.all_gather(logits_MV, TENSOR, axis=1, tiled=True)
+    return logits_MV[:, : config.V].reshape(B, T, config.V)
+
+
+def make_logits(config, mesh, layout, dtype=jnp.float32):
+    """A jitted function (weights, token_BT) -> logits [B, T, V] f32; B must divide by the data axis."""
+
+    def local(weights, token_BT):
+        return whole_logits(hidden(weights, token_BT, config, layout, dtype), weights, config, layout, dtype)
+
+    specs = layout.stacked(config)
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs, P(DATA)), out_specs=P(DATA), check_vma=False))
+
+
+# ------------------------------------------------------------------------------------------------------------------ loss
+
+
+class Compute(NamedTuple):
+    """How a step is computed, none of which changes what is computed (beyond rounding)."""
+
+    dtype: object = jnp.float32  # activations and gathered weights
+    grad_dtype: object = jnp.float32  # gradients are reduced and kept in it
+    loss_chunk: int = 1024  # tokens whose logits exist at once
+
+
+def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True):
+    """Weighted next-token loss of this data rank's rows, in nats, and the gradient of the sum over all ranks, in shards.
+
+    token_BX int32 [B, T + 1]; segment_BX the same or None (one document a row); weight_BT f32 [B, T]: weight of predicting token_BX[:, 1:] (0 off the mask; the caller
+    divides by the number of loss tokens of the global batch). Returns (loss f32: this data rank's part; name -> gradient shard or None).
+    """
+    token_BT, target_BT = token_BX[:, :-1], token_BX[:, 1:]
+    segment_BT = jnp.ones_like(token_BT) if segment_BX is None else segment_BX[:, :-1]
+    position_BT = positions_of(segment_BT)
+    sequence = sequence_parallel(layout, token_BT.shape[1])
+    rope = rope_of(position_BT, config)
+    mask = kernels.causal_mask(segment_BT)
+    attend = lambda q, k, v: (kernels.attention(q, k, v, mask), None)
+    layers, outer = split_layers(weights, config)
+    whole = functools.partial(gather, layout=layout, dtype=compute.dtype)
+    scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype) for n, g in grads.items()}
+    first_names = [n for n in ("embed", "pos") if n in outer]
+    last_names = [n for n in outer if n not in first_names] + ["embed"] * config.tied
+
+    def first(w):
+        return embed(token_BT, position_BT, w, config, layout, sequence)
+
+    def layer(x_BTD, w):
+        return block(x_BTD, w, rope, attend, config, layout, sequence)[0]
+
+    def last(x_BTD, w):
+        x_BTD = final_hidden(x_BTD, w, config, layout, sequence)
+        head_VD = w["embed" if config.tied else "head"]
+        axis = TENSOR if layout.vocab and layout.tensor > 1 else None
+        flat = lambda a: a.reshape((-1,) + a.shape[2:])
+        return kernels.head_cross_entropy(flat(x_BTD), head_VD, flat(target_BT), flat(weight_BT), config.V, axis, compute.loss_chunk)
+
+    first_w = whole({n: outer[n] for n in first_names})
+    if not gradients:
+        x_BTD, _ = lax.scan(lambda x, shards: (layer(x, whole(shards)), None), first(first_w), layers)
+        return last(x_BTD, whole({n: outer[n] for n in last_names})), None
+
+    x_BTD, first_vjp = jax.vjp(first, first_w)
+    x_BTD, input_LBTD = lax.scan(lambda x, shards: (layer(x, whole(shards)), x), x_BTD, layers)
+    loss, last_vjp = jax.vjp(last, x_BTD, whole({n: outer[n] for n in last_names}))
+    dx_BTD, dlast = last_vjp(jnp.ones_like(loss))
+
+    def backward(dx_BTD, item):
+        x_BTD, shards = item
+        _, vjp = jax.vjp(layer, x_BTD, whole(shards))
+        dx_BTD, dw = vjp(dx_BTD)
+        return dx_BTD, scatter(dw)
+
+    dx_BTD, dlayers = lax.scan(backward, dx_BTD, (input_LBTD, layers), reverse=True)
+    (dfirst,) = first_vjp(dx_BTD)
+    if config.tied:
+        dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + dlast.pop("embed").astype(compute.grad_dtype)
+    return loss, dlayers | scatter(dfirst) | scatter(dlast)
+
+
+def model_flops(config, tokens, T):
+    """Model FLOPs of one training step over `tokens` tokens in rows of T: 6 * matmul weights + 6 * L * T * NH a token.
+
+    Forward 2 FLOPs a multiply-add, backward twice that. Matmul weights: all but embeddings (the output matrix counts, tied or not), norms and biases. Attention's two
+    products are counted whole at 4 * T * NH a token and layer forward, then halved for causality, times 3. Rematerialisation is not counted.
+    """
+    size = sizes(config, padded=False)
+    table = weight_table(config)
+    matmul = sum(math.prod(size[d] for d in row.dims) * (config.L if row.layered else 1) for row in table.values() if row.init in ("matrix", "residual"))
+    if config.tied:
+        matmul += config.V * config.D
+    return tokens * (6 * matmul + 6 * config.L * T * config.N * config.H)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Print a preset's weight table.")
+    parser.add_argument("preset", help=", ".join(PRESETS))
+    args = parser.parse_args(argv)
+    try:
+        config = preset(args.preset)
+    except ValueError as error:
+        print(f"model.py: {error}", file=sys.stderr)
+        return 2
+    for name, shape in shapes(config).items():
+        row = weight_table(config)[name]
+        print(f"{name:<13} {str(shape):<24} {' x '.join(('L',) * row.layered + row.dims):<12} {row.init:<10} {row.hf}")
+    print(f"{parameter_count(config):,} weights")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""`8x1` -> a mesh; a weight's axes -> its partition spec; the collectives used inside shard_map; norms over shards; starting several hosts.
+
+The mesh has two axes: "data" (each rank has its own rows of the batch, and a slice of every weight: FSDP) and "tensor" (each rank has its own heads, its own part of
+the MLP and of the vocabulary: Megatron). The collectives below come in conjugate pairs with their gradients written out, so that a gradient may be taken *inside*
+shard_map with check_vma=False: without that, JAX transposes a psum into another psum there and the gradients are wrong by the size of the mesh without an error.
+"""
+import functools
+import math
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+DATA, TENSOR = "data", "tensor"
+
+
+# ------------------------------------------------------------------------------------------------------------------ mesh
+
+
+def parse_mesh(text, devices):
+    """`DATAxTENSOR` -> (data, tensor); one of them may be -1 (what is left), None means every device x 1. devices: how many JAX sees.
+
+    Raises ValueError where the text is no mesh or does not fit the devices.
+    """
+    if text is None:
+        return devices, 1
+    try:
+        data, tensor = (int(n) for n in text.lower().split("x"))
+        if min(data, tensor) < -1 or 0 in (data, tensor) or (data, tensor) == (-1, -1):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"--mesh {text} is not DATAxTENSOR, two whole numbers of which one may be -1: use --mesh {devices}x1") from None
+    if -1 in (data, tensor):
+        known = max(data, tensor)
+        if devices % known:
+            raise ValueError(f"--mesh {text}: {devices} devices do not divide by {known}: use --mesh {devices}x1 or 1x{devices}")
+        data, tensor = (devices // known if n == -1 else n for n in (data, tensor))
+    if data * tensor > devices:
+        fits = [f"{devices // n}x{n}" for n in (1, 2, 4, 8) if n <= devices and devices % n == 0]
+        raise ValueError(f"--mesh {text} needs {data * tensor} devices, JAX sees {devices}: use --mesh {' or '.join(fits[:2])}")
+    return data, tensor
+
+
+def make_mesh(data, tensor, devices=None):
+    """A mesh of the first data * tensor devices, tensor innermost (its messages are the most frequent, so its ranks are neighbours)."""
+    devices = jax.devices() if devices is None else devices
+    if data * tensor == len(devices):
+        return jax.make_mesh((data, tensor), (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2, devices=devices)  # in the order of the interconnect
+    return Mesh(np.array(devices[: data * tensor]).reshape(data, tensor), (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2)
+
+
+def start_devices(text, coordinator=None, processes=None, process=None):
+    """Join the other hosts (where there are any) and return the mesh of `text`; where JAX sees no accelerator, make virtual CPU devices first.
+
+    On TPU pods and SLURM, JAX finds the other hosts by itself from `--coordinator auto`. Returns (mesh, note), the note a line for the user or None.
+    """
+    several = coordinator is not None
+    if several and coordinator != "auto" and (processes is None or process is None):
+        raise ValueError(f"--coordinator {coordinator} needs --processes N and --process I: name both, or use --coordinator auto on TPU pods and SLURM")
+    if several and coordinator != "auto" and not 0 <= process < processes:
+        raise ValueError(f"--process {process} is not among --processes {processes}: number them 0 to {processes - 1}")
+    wanted = 1
+    if text is not None:
+        sizes = [int(n) for n in text.lower().split("x") if n.lstrip("-").isdigit()]
+        wanted = math.prod(n for n in sizes if n > 0)
+    share = max(wanted // (processes or 1), 1)
+    try:
+        jax.config.update("jax_num_cpu_devices", share)  # concerns the CPU backend alone; an accelerator, where there is one, still comes first
+    except RuntimeError:
+        pass  # a backend is running already (a program called from Python): its devices are what there is
+    if several:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+    devices = jax.devices()
+    data, tensor = parse_mesh(text, len(devices))
+    if several and data * tensor != len(devices):
+        raise ValueError(f"--mesh {text} uses {data * tensor} of {len(devices)} devices; with several processes it must use all: use --mesh {len(devices)}x1")
+    note = None
+    if devices[0].platform == "cpu":
+        note = f"no accelerator: {data * tensor} virtual CPU device{'s' * (data * tensor > 1)} on this host's cores"
+    return make_mesh(data, tensor, devices), note
+
+
+# ----------------------------------------------------------------------------------------------------------------- specs
+
+
+def partition(shape, tensor_dim, data_dim, mesh_shape, splits):
+    """The partition spec of one weight (without its layer axis).
+
+    shape: its sizes. tensor_dim: the dimension split over "tensor", or None; splits: whether that split is possible (whole heads on each rank). data_dim: the
+    dimension split over "data". Where both fall on one dimension, tensor is the outer split: gathering over data then gives this tensor rank's contiguous slice.
+    What does not divide is left whole (replicated).
+    """
+    data, tensor = mesh_shape
+    axes = [()] * len(shape)
+    if tensor_dim is not None and splits:
+        axes[tensor_dim] = (TENSOR,)
+    local = shape[data_dim] // (tensor if axes[data_dim] else 1)
+    if local % data == 0:
+        axes[data_dim] += (DATA,)
+    return P(*(a[0] if len(a) == 1 else a or None for a in axes))
+
+
+def axes_of(spec):
+    """The mesh axes that a spec splits over, each once."""
+    return tuple(name for entry in spec if entry is not None for name in ((entry,) if isinstance(entry, str) else entry))
+
+
+def dim_over(spec, axis):
+    """Which dimension of the array `spec` splits over `axis`; None where it does not."""
+    for dim, entry in enumerate(spec):
+        if entry == axis or (isinstance(entry, tuple) and axis in entry):
+            return dim
+    return None
+
+
+def shardings(specs, mesh):
+    """A tree of specs as a tree of NamedShardings."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
+
+# ------------------------------------------------------------------------------ collectives over "data": weights (FSDP)
+
+
+def gather_weight(shard, spec, dtype):
+    """This tensor rank's whole weight in the compute dtype from its data shard: cast first, so half the bytes travel in bfloat16."""
+    dim = dim_over(spec, DATA)
+    # w[..., X/d, ...] -> w[..., X, ...]: all-gather over "data"
+    return shard.astype(dtype) if dim is None else lax.all_gather(shard.astype(dtype), DATA, axis=dim, tiled=True)
+
+
+def scatter_gradient(gradient, spec, dtype):
+    """The sum over the data ranks of a whole weight's gradient, each rank keeping its own shard; reduced in `dtype`."""
+    dim = dim_over(spec, DATA)
+    # dw[..., X, ...] partial over data -> dw[..., X/d, ...]: reduce-scatter over "data"; a weight that is whole on every rank: all-reduce
+    gradient = gradient.astype(dtype)
+    return lax.psum(gradient, DATA) if dim is None else lax.psum_scatter(gradient, DATA, scatter_dimension=dim, tiled=True)
+
+
+def pooled_sum(x, spec):
+    """psum of a per-shard sum over the axes the weight is split over: each element counts once, a replicated weight's too."""
+    axes = axes_of(spec)
+    return lax.psum(x, axes) if axes else x
+
+
+# ------------------------------------------------------------------- collectives over "tensor": activations (Megatron)
+
+
+@jax.custom_vjp
+def copy_in(x):
+    """Enter a tensor-parallel region: whole on every rank; backwards the ranks' partial gradients are summed (Megatron's f)."""
+    return x
+
+
+copy_in.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, TENSOR),))
+
+
+@jax.custom_vjp
+def sum_out(x):
+    """Leave a tensor-parallel region: the ranks' partial results are summed; backwards each rank takes the gradient as it is (Megatron's g)."""
+    return lax.psum(x, TENSOR)
+
+
+sum_out.defvjp(lambda x: (lax.psum(x, TENSOR), None), lambda _, g: (g,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather_in(x, dim):
+    """Enter, sequence-parallel: each rank's slice of `dim` -> whole; backwards partial gradients are summed and sliced (reduce-scatter)."""
+    return lax.all_gather(x, TENSOR, axis=dim, tiled=True)
+
+
+gather_in.defvjp(
+    lambda x, dim: (gather_in(x, dim), None),
+    lambda dim, _, g: (lax.psum_scatter(g, TENSOR, scatter_dimension=dim, tiled=True),),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scatter_out(x, dim):
+    """Leave, sequence-parallel: partial results summed, each rank keeps its slice of `dim`; backwards the slices are gathered."""
+    return lax.psum_scatter(x, TENSOR, scatter_dimension=dim, tiled=True)
+
+
+scatter_out.defvjp(
+    lambda x, dim: (scatter_out(x, dim), None),
+    lambda dim, _, g: (lax.all_gather(g, TENSOR, axis=dim, tiled=True),),
+)
