@@ -247,25 +247,20 @@ def initialise(config, mesh, layout, seed):
 
     Embeddings N(0, 0.02); matrices N(0, 1 / fan-in), those that write to the residual stream divided by sqrt(2 L) as in GPT-2; norms 1; biases 0; padding rows 0.
     """
-    whole, size = shapes(config), sizes(config)
-    weights = {}
-    for index, (name, row) in enumerate(weight_table(config).items()):
-        std = {
-            "embedding": 0.02, "ones": 0.0, "zeros": 0.0, "matrix": size[row.dims[-1] if row.dims[0] == "V" else row.dims[0]] ** -0.5,
-            "residual": (size[row.dims[0]] * 2 * config.L) ** -0.5,
-        }[row.init]  # fmt: skip
-        spec = jax.sharding.NamedSharding(mesh, layout.stacked(config)[name])
-        true_rows = config.V if row.dims[0] == "V" else None
+    whole, size, table = shapes(config), sizes(config), weight_table(config)
 
-        @functools.partial(jax.jit, out_shardings=spec)
-        def make(key, shape=whole[name], std=std, init=row.init, true_rows=true_rows):
-            if std == 0.0:
-                return jnp.full(shape, 1.0 if init == "ones" else 0.0, jnp.float32)
-            x = jax.random.normal(key, shape, jnp.float32) * std
-            return x if true_rows is None else jnp.where(jnp.arange(shape[0])[:, None] < true_rows, x, 0)
+    def make(key, name):
+        row, shape = table[name], whole[name]
+        if row.init in ("ones", "zeros"):
+            return jnp.full(shape, float(row.init == "ones"), jnp.float32)
+        fan_in = size[row.dims[1] if row.dims[0] == "V" else row.dims[0]]
+        std = {"embedding": 0.02, "matrix": fan_in**-0.5, "residual": (fan_in * 2 * config.L) ** -0.5}[row.init]
+        x = jax.random.normal(key, shape, jnp.float32) * std
+        return jnp.where(jnp.arange(shape[0])[:, None] < config.V, x, 0) if row.dims[0] == "V" else x
 
-        weights[name] = make(jax.random.fold_in(jax.random.key(seed), index))
-    return weights
+    out = sharding.shardings(layout.stacked(config), mesh)
+    keys = jax.random.split(jax.random.key(seed), len(whole))
+    return jax.jit(lambda keys: {n: make(k, n) for k, n in zip(keys, whole, strict=True)}, out_shardings=out)(keys)
 
 
 # --------------------------------------------------------------------------------------------------------------- forward
