@@ -8,12 +8,12 @@ tokenizer, WordPiece, Hugging Face's tokenizer.json as a source (its sibling fil
 """
 import base64
 import binascii
-import bisect
 import hashlib
 import json
 import os
 import pathlib
 import re
+import struct
 import sys
 
 ROLE_USER, ROLE_ASSISTANT = "<|user|>", "<|assistant|>"
@@ -28,6 +28,7 @@ LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special
                   "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
                   *(f"<|reserved_special_token_{i}|>" for i in range(5, 251))]
 ENDOFTEXT = "<|endoftext|>"
+NORMAL = 1  # SentencePiece's kinds of piece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 # tiktoken's regular expressions overflow where `\s+(?!\S)` meets about 10^6 spaces in a row, so a long run of white space
 # (the patterns' \s is Unicode's White_Space, written out: Python's \s is a little wider) is cut before its last character,
@@ -100,10 +101,10 @@ def _is_ranks(content):
     return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content[:4096]) is not None
 
 
-def _read_ranks(path):
-    """Llama-3's file of ranks -> dict bytes -> rank, ranks 0..n-1."""
+def _read_ranks(path, content):
+    """The content of Llama-3's file of ranks -> dict bytes -> rank, ranks 0..n-1."""
     ranks = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         if not line:
             continue
         try:
@@ -123,10 +124,14 @@ def byte_alphabet():
     return [chr(b) if b in shown else chr(256 + hidden.index(b)) for b in range(256)]
 
 
-def _read_gpt2(vocab_path, merges_path):
-    """GPT-2's two files -> (dict bytes -> rank, dict bytes -> id, dict special token str -> id, the merges)."""
+def _read_gpt2(paths, contents):
+    """GPT-2's two files -> (vocabulary str -> id as stored, merges as pairs of str, ranks bytes -> rank).
+
+    Tokens that neither are a single byte nor come of a merge are special ones and have no rank.
+    """
+    (vocab_path, merges_path), (vocab_json, merges_text) = paths, contents
     try:
-        vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+        vocab = json.loads(vocab_json)
     except ValueError:
         vocab = None
     if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
@@ -138,7 +143,7 @@ def _read_gpt2(vocab_path, merges_path):
     # Bytes rank in the order of their ids; a trained merge ranks by its line.
     order = sorted(alphabet, key=lambda c: vocab.get(c, -1))
     merges = []
-    for number, line in enumerate(merges_path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(merges_text.decode("utf-8", "replace").split("\n"), 1):
         if not line.strip() or number == 1 and line.startswith("#version"):
             continue
         pair = line.rstrip("\r").split(" ")
@@ -150,10 +155,7 @@ def _read_gpt2(vocab_path, merges_path):
     if missing is not None or len(set(order)) < len(order):
         what = f"lacks {missing!r}, which {merges_path.name} makes" if missing is not None else f"does not fit {merges_path.name}, which makes a token twice"
         raise ValueError(f"tokenizer {vocab_path} ({len(vocab)} tokens) {what}: the two files are of different tokenizers")
-    to_bytes = {token: bytes(byte_of[c] for c in token) for token in order}
-    ranks = {to_bytes[token]: rank for rank, token in enumerate(order)}
-    special = {token: i for token, i in vocab.items() if token not in to_bytes}
-    return ranks, {to_bytes[token]: vocab[token] for token in order}, special, merges
+    return vocab, merges, {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(order)}
 
 
 # ---- the tokenizer ------------------------------------------------------------------------------------------------------------
@@ -168,15 +170,14 @@ class Tokenizer:
 
     def __init__(self, files, roles=True):
         self.files, self.roles = [pathlib.Path(f) for f in files], roles
-        self._content = {f.name: f.read_bytes() for f in self.files}
-        self.fingerprint = hashlib.sha256(b"".join(self._content.values())).hexdigest()
-        first = next(iter(self._content.values()))
+        self._contents = [f.read_bytes() for f in self.files]
+        self.fingerprint = hashlib.sha256(b"".join(self._contents)).hexdigest()
         if len(self.files) == 2:
             self._init_gpt2()
-        elif _is_ranks(first):
+        elif _is_ranks(self._contents[0]):
             self._init_llama3()
         else:
-            self._init_sentencepiece(first)
+            self._init_sentencepiece(self._contents[0])
         self.base_size = len(self._bytes)
         self.user, self.assistant = (self.base_size, self.base_size + 1) if roles else (None, None)
         if roles:
@@ -209,26 +210,29 @@ class Tokenizer:
         self._strips = bool(model.encode("a")) and self._bytes[model.encode("a")[0]].startswith(b" ")
 
     def _init_gpt2(self):
-        ranks, ids, special, _ = _read_gpt2(*self.files)
-        if ENDOFTEXT not in special:
+        vocab, _, ranks = _read_gpt2(self.files, self._contents)
+        if ENDOFTEXT not in vocab:
             raise ValueError(f"tokenizer {self.files[0]} has no {ENDOFTEXT}, GPT-2's start and end: add it as the last id")
-        self.kind, self.bos, self.eos = "gpt2", special[ENDOFTEXT], special[ENDOFTEXT]
+        self.kind, self.bos, self.eos = "gpt2", vocab[ENDOFTEXT], vocab[ENDOFTEXT]
         self._init_bpe(GPT2_PATTERN, ranks)
-        self._bytes = [None] * (len(ids) + len(special))
-        for token, i in [*ids.items(), *((t.encode(), i) for t, i in special.items())]:
-            self._bytes[i] = token
-        self._special = set(special.values())
+        letters = {c: b for b, c in enumerate(byte_alphabet())}
+        self._bytes, ids = [None] * len(vocab), [None] * len(ranks)
+        for token, i in vocab.items():
+            content = bytes(letters[c] for c in token) if all(c in letters for c in token) else None
+            if content in ranks:
+                self._bytes[i], ids[ranks[content]] = content, i
+            else:
+                self._bytes[i] = token.encode()
+                self._special.add(i)
         # tiktoken's ids are ranks; a vocabulary that numbers its tokens otherwise (special tokens first) is mapped.
-        by_rank = [ids[token] for token in ranks]
-        self._ids = None if by_rank == list(range(len(by_rank))) else by_rank
+        self._ids = None if ids == list(range(len(ids))) else ids
 
     def _init_llama3(self):
-        ranks = _read_ranks(self.files[0])
+        ranks = _read_ranks(self.files[0], self._contents[0])
         self.kind, self.bos, self.eos = "llama3", len(ranks), len(ranks) + 1
         self._init_bpe(LLAMA3_PATTERN, ranks)
         self._bytes = sorted(ranks, key=ranks.get) + [t.encode() for t in LLAMA3_SPECIAL]
-        self._special = set(range(len(ranks), len(ranks) + 256))
-        self._ids = None
+        self._special = set(range(len(ranks), len(ranks) + len(LLAMA3_SPECIAL)))
 
     def _init_bpe(self, pattern, ranks):
         import tiktoken
@@ -236,7 +240,7 @@ class Tokenizer:
         if missing:
             raise ValueError(f"tokenizer {self.files[0]} lacks {len(missing)} of the 256 single bytes (first: 0x{missing[0]:02X}): not a byte-level encoding")
         self._bpe = tiktoken.Encoding("mynah", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        self._strips = False
+        self._strips, self._ids, self._special = False, None, set()
 
     @property
     def warning(self):
@@ -302,10 +306,8 @@ class Tokenizer:
 
     def save(self, folder):
         """Copy the tokenizer's files, under their own names and each whole or not at all, into `folder`."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._content.items():
-            _write(folder / name, content)
+        for file, content in zip(self.files, self._contents):
+            _write(pathlib.Path(folder) / file.name, content)
 
 
 def check_size(tok, rows, what="the model"):
@@ -316,9 +318,130 @@ def check_size(tok, rows, what="the model"):
 
 
 def _write(path, content):
+    """The bytes into `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + f".{os.getpid()}.tmp")
     tmp.write_bytes(content)
     os.replace(tmp, path)
+
+
+# ---- for Hugging Face ---------------------------------------------------------------------------------------------------------
+
+def write_hf(tok, folder):
+    """Write what transformers' AutoTokenizer.from_pretrained(folder) needs to give our ids, and the files load() reads.
+
+    Beside the weights' config.json: tokenizer.json, tokenizer_config.json, and the originals under the names Hugging Face
+    uses (tokenizer.model; vocab.json + merges.txt; original/tokenizer.model for Llama-3). The role tokens are added tokens
+    with ids base_size and base_size + 1. There, as is the custom with Hugging Face, a special token's string inside a text
+    *becomes* the token, so a whole row may be written as text; to get encode()'s reading of such a text, call the
+    tokenizer with split_special_tokens=True. A bos is put in front for LLaMA and Llama-3, not for GPT-2, and never with
+    add_special_tokens=False. U+2581 is a space there and three bytes here. ValueError for a SentencePiece model that is not BPE.
+    """
+    folder = pathlib.Path(folder)
+    backend, names = {"sentencepiece": (_sentencepiece_json, ["tokenizer.model"]),
+                      "gpt2": (_gpt2_json, ["vocab.json", "merges.txt"]),
+                      "llama3": (_llama3_json, ["original/tokenizer.model"])}[tok.kind]
+    backend = backend(tok)
+    bos, eos = tok._bytes[tok.bos].decode(), tok._bytes[tok.eos].decode()
+    if tok.kind == "gpt2":
+        after = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    else:
+        start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
+        after = {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, b],
+                 "special_tokens": {bos: {"id": bos, "ids": [tok.bos], "tokens": [bos]}}}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": tok._bytes[i].decode(), **flags} for i in sorted(tok._special)]
+    backend = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **backend, "post_processor": after}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
+              "unk_token": backend["model"]["unk_token"], "clean_up_tokenization_spaces": False}
+    for name, content in zip(names, tok._contents):
+        _write(folder / name, content)
+    _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+    _write(folder / "tokenizer.json", json.dumps(backend, ensure_ascii=False).encode())
+
+
+def _bpe_json(vocab, merges, **more):
+    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges} | more
+
+
+def _sentencepiece_json(tok):
+    """tokenizer.json's parts for a SentencePiece BPE model: what its normaliser does, in Hugging Face's terms."""
+    fields = list(_fields(tok._contents[0]))  # field 1: one a piece; 2: how it was trained; 3: how it normalises
+    trainer, normalizer = ({k: v for n, spec in fields if n == number for k, v in _fields(spec)} for number in (2, 3))
+    pieces = [dict(_fields(piece)) for n, piece in fields if n == 1]  # 1: text; 2: score, float32; 3: kind (absent: normal)
+    kinds = [piece.get(3, NORMAL) for piece in pieces]
+    if trainer.get(3, 1) != 2 or trainer.get(24, 0) or not set(kinds) <= {NORMAL, 2, 3, 6}:
+        raise ValueError(f"tokenizer {tok.files[0]} is not plain SentencePiece BPE (unigram, or with user-defined or unused pieces): "
+                         "it cannot be written for Hugging Face, use one trained with model_type=bpe")
+    texts = [piece[1].decode() for piece in pieces]
+    score = {text: struct.unpack("<f", piece.get(2, bytes(4)))[0] for text, piece in zip(texts, pieces)}
+    known = {text: i for i, (text, kind) in enumerate(zip(texts, kinds)) if kind == NORMAL}
+    # SentencePiece merges the neighbours whose union scores best, whatever the two parts are: every split of every piece.
+    merges = []
+    for piece in sorted(known, key=lambda text: -score[text]):
+        parts = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece)) if piece[:cut] in known and piece[cut:] in known]
+        merges += sorted(parts, key=lambda part: (known[part[0]], known[part[1]]))
+    steps = []
+    if normalizer.get(2):
+        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(normalizer[2]).decode()})
+    if normalizer.get(4, 1):  # remove_extra_whitespaces
+        steps += [{"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""},
+                  {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
+    if tok._strips:
+        steps.append({"type": "Prepend", "prepend": "\u2581"})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"})
+    back = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    back += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tok._strips else []
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None,
+            "decoder": {"type": "Sequence", "decoders": back},
+            "model": _bpe_json({text: i for i, text in enumerate(texts)}, merges, unk_token=texts[tok._model.unk_id()],
+                               fuse_unk=True, byte_fallback=len(tok._byte_ids) == 256)}
+
+
+def _gpt2_json(tok):
+    vocab, merges, _ = _read_gpt2(tok.files, tok._contents)
+    return {"normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+            "model": _bpe_json(vocab, merges)}
+
+
+def _llama3_json(tok):
+    """Ranks -> merges: every way to split a token in two tokens, by rank (source: transformers' TikTokenConverter)."""
+    ranks, letters = _read_ranks(tok.files[0], tok._contents[0]), byte_alphabet()
+    shown = lambda token: "".join(letters[b] for b in token)
+    merges = []
+    for token in sorted(ranks, key=ranks.get):
+        parts = [(token[:cut], token[cut:]) for cut in range(1, len(token)) if token[:cut] in ranks and token[cut:] in ranks]
+        merges += [(shown(a), shown(b)) for a, b in sorted(parts, key=lambda part: (ranks[part[0]], ranks[part[1]]))]
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN.replace(r"\s++$|", "")}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
+            "model": _bpe_json({shown(t): r for t, r in ranks.items()}, merges, ignore_merges=True)}
+
+
+def _fields(message):
+    """(number, value) of a protobuf message's fields: int of a varint, bytes of the others. ValueError if cut short."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (message[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if message[at - 1] < 128:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+        else:
+            size = varint() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
+            yield key >> 3, message[at:at + size]
+            at += size
 
 
 def main(argv=None):
@@ -334,7 +457,7 @@ def main(argv=None):
     ids = tok.encode(argv[1])
     print(f"{tok.kind}, {tok.base_size} ids, bos {tok.bos}, eos {tok.eos}, {ROLE_USER} {tok.user}, {ROLE_ASSISTANT} {tok.assistant}")
     for i in ids:
-        print(i, tok.decode_bytes([i]))
+        print(i, tok._bytes[i])
     if tok.warning:
         print(f"tokenizer.py: {tok.warning}", file=sys.stderr)
     return 0
