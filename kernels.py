@@ -166,6 +166,7 @@ def _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, w
     offset = lax.axis_index(axis) * rows if axis else 0
     over = (lambda x, reduce: reduce(x, axis)) if axis else (lambda x, reduce: x)
     chunks = -(-M // chunk)
+    chunk = -(-M // chunks)  # as even as they can be: few tokens are computed in vain
     padded = chunks * chunk - M  # the last chunk is filled up with tokens of weight 0
     pad = lambda a: jnp.pad(a, ((0, padded),) + ((0, 0),) * (a.ndim - 1)).reshape((chunks, chunk) + a.shape[1:])
 

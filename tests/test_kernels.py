@@ -1,0 +1,389 @@
+"""Every kernel against a slow float64 NumPy loop, its gradients against central differences of that loop.
+
+    python -m pytest tests/test_kernels.py
+
+TOLERANCE: the kernels compute in float32 (rounding 6e-8 an operation, some tens of operations deep), the loops in float64, where central differences with a step of 1e-5 are good to
+1e-9: 5e-6 of the largest element holds for values and gradients alike, and a wrong formula misses it by orders of magnitude. Sizes are odd and unequal: B 2, T 5, D 12, 6 heads, 3 or 1
+kv heads of 4.
+"""
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import kernels
+import sharding
+
+B, T, D, V = 2, 5, 12, 13
+TOLERANCE = 5e-6
+BF16 = 2.0**-8  # half a unit in the last place of bfloat16's eight significant bits, relative: one rounding
+
+
+def normal(*shape, seed=0):
+    return np.random.RandomState(seed).normal(size=shape)
+
+
+def assert_near(ours, reference, tolerance=TOLERANCE):
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference)
+    assert ours.shape == reference.shape
+    assert np.abs(ours - reference).max() <= tolerance * np.abs(reference).max(), np.abs(ours - reference).max() / np.abs(reference).max()
+
+
+def differences(f, arrays, which):
+    """Central differences of a scalar function of float64 arrays, element by element of arrays[which]."""
+    gradient, step = np.zeros(arrays[which].shape), 1e-5
+    for index in np.ndindex(*gradient.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = [a.copy() for a in arrays]
+            moved[which][index] += sign * step
+            ends.append(f(*moved))
+        gradient[index] = (ends[0] - ends[1]) / (2 * step)
+    return gradient
+
+
+def check(kernel, loop, *arrays):
+    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result."""
+    expected = np.asarray(loop(*arrays))
+    weighting = normal(*expected.shape, seed=99)
+
+    def ours(*f32):
+        y, vjp = jax.vjp(kernel, *f32)
+        return y, vjp(jnp.asarray(weighting, jnp.float32))
+
+    y, gradients = jax.jit(ours)(*(jnp.asarray(a, jnp.float32) for a in arrays))
+    assert_near(y, expected)
+    for which, gradient in enumerate(gradients):
+        assert_near(gradient, differences(lambda *a: np.sum(loop(*a) * weighting), list(arrays), which))
+
+
+# ------------------------------------------------------------------------------------------------------------- the loops
+
+
+def rms_norm_loop(x, scale, eps):
+    y = np.zeros_like(x)
+    for b, t in np.ndindex(*x.shape[:2]):
+        square = sum(v * v for v in x[b, t]) / x.shape[2]
+        for d in range(x.shape[2]):
+            y[b, t, d] = x[b, t, d] / math.sqrt(square + eps) * scale[d]
+    return y
+
+
+def layer_norm_loop(x, scale, bias, eps):
+    y = np.zeros_like(x)
+    for b, t in np.ndindex(*x.shape[:2]):
+        mean = sum(x[b, t]) / x.shape[2]
+        variance = sum((v - mean) ** 2 for v in x[b, t]) / x.shape[2]
+        for d in range(x.shape[2]):
+            y[b, t, d] = (x[b, t, d] - mean) / math.sqrt(variance + eps) * scale[d] + bias[d]
+    return y
+
+
+def frequency_loop(H, theta, scaling):
+    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release."""
+    frequencies = []
+    for i in range(H // 2):
+        frequency = theta ** (-2 * i / H)
+        if scaling is not None:
+            factor, low, high, original = scaling
+            wavelength = 2 * math.pi / frequency
+            if wavelength > original / low:
+                frequency /= factor
+            elif wavelength >= original / high:
+                smooth = (original / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / factor + smooth * frequency
+        frequencies.append(frequency)
+    return frequencies
+
+
+def rope_loop(x, positions, theta, pair):
+    """pair(i, H) -> the two channels that turn together as a complex number."""
+    y, H = np.zeros_like(x), x.shape[3]
+    for b, t, n in np.ndindex(*x.shape[:3]):
+        for i, frequency in enumerate(frequency_loop(H, theta, None)):
+            first, second = pair(i, H)
+            turned = complex(x[b, t, n, first], x[b, t, n, second]) * np.exp(1j * positions[b, t] * frequency)
+            y[b, t, n, first], y[b, t, n, second] = turned.real, turned.imag
+    return y
+
+
+def half(i, H):
+    return i, i + H // 2
+
+
+def interleaved(i, H):
+    return 2 * i, 2 * i + 1
+
+
+def attention_loop(q, k, v, segment):
+    B, T, N, H = q.shape
+    group = N // k.shape[2]
+    out = np.zeros_like(q)
+    for b, t, n in np.ndindex(B, T, N):
+        seen = [s for s in range(t + 1) if segment[b, s] == segment[b, t]]
+        score = [float(q[b, t, n] @ k[b, s, n // group]) / math.sqrt(H) for s in seen]
+        e = [math.exp(x - max(score)) for x in score]
+        for s, weight in zip(seen, e):
+            out[b, t, n] += weight / sum(e) * v[b, s, n // group]
+    return out
+
+
+def cross_entropy_loop(logits, target, weight):
+    total = 0.0
+    for index in np.ndindex(*target.shape):
+        row = logits[index]
+        top = max(row)
+        total += weight[index] * (top + math.log(sum(math.exp(x - top) for x in row)) - row[target[index]])
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------------- norms
+
+
+def test_rms_norm_equals_the_loop_in_value_and_gradients():
+    check(lambda x, s: kernels.rms_norm(x, s, 0.1), lambda x, s: rms_norm_loop(x, s, 0.1), normal(B, T, D), 1 + normal(D, seed=1))
+
+
+def test_layer_norm_equals_the_loop_in_value_and_gradients():
+    arrays = 0.5 + normal(B, T, D), 1 + normal(D, seed=1), normal(D, seed=2)
+    check(lambda x, s, b: kernels.layer_norm(x, s, b, 0.1), lambda x, s, b: layer_norm_loop(x, s, b, 0.1), *arrays)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
+    """Over 3,000 channels a bfloat16 sum would stall; and after an offset of 100 a bfloat16 difference from the mean keeps a digit. Allowed: the one rounding of the result."""
+    x = jnp.asarray(offset + normal(1, 2, 3000), jnp.bfloat16)
+    scale, bias = jnp.asarray(1 + 0.1 * normal(3000, seed=1), jnp.bfloat16), jnp.asarray(normal(3000, seed=2), jnp.bfloat16)
+    x64, scale64, bias64 = (np.asarray(a, np.float64) for a in (x, scale, bias))
+    for ours, reference in [
+        (kernels.rms_norm(x, scale, 1e-5), rms_norm_loop(x64, scale64, 1e-5)),
+        (kernels.layer_norm(x, scale, bias, 1e-5), layer_norm_loop(x64, scale64, bias64, 1e-5)),
+    ]:
+        assert ours.dtype == jnp.bfloat16
+        assert np.all(np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- RoPE
+
+POSITIONS = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 7, 30]])
+
+
+@pytest.mark.parametrize("kernel, pair", [(kernels.rope_half, half), (kernels.rope_interleaved, interleaved)])
+def test_rope_turns_each_pair_as_a_complex_number_does(kernel, pair):
+    def ours(x):
+        return kernel(x, *kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0))
+
+    check(ours, lambda x: rope_loop(x, POSITIONS, 100.0, pair), normal(B, T, 3, 8))
+
+
+def test_permuting_the_channels_turns_one_rope_into_the_other():
+    x = jnp.asarray(normal(B, T, 3, 8), jnp.float32)
+    table = kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0)
+    to_half = [2 * i for i in range(4)] + [2 * i + 1 for i in range(4)]  # interleaved (0 1)(2 3)... -> the firsts of all pairs, then the seconds
+    np.testing.assert_array_equal(kernels.rope_interleaved(x, *table)[..., to_half], kernels.rope_half(x[..., to_half], *table))
+    assert not np.allclose(kernels.rope_interleaved(x, *table), kernels.rope_half(x, *table), atol=0.1)
+
+
+@pytest.mark.parametrize("scaling", [None, (8.0, 1.0, 4.0, 256), (4.0, 2.0, 32.0, 8192)])
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, scaling):
+    """To 1e-5 in the angle a position: float32 keeps 6e-8 of an angle up to 30 turns long."""
+    positions = np.array([[0, 1, 2, 30]])
+    cos, sin = kernels.rope_table(jnp.asarray(positions), 16, theta, scaling)
+    for t, (i, frequency) in itertools.product(range(4), enumerate(frequency_loop(16, theta, scaling))):
+        angle = positions[0, t] * frequency
+        assert abs(cos[0, t, i] - math.cos(angle)) < 1e-5 and abs(sin[0, t, i] - math.sin(angle)) < 1e-5 * max(1, angle)
+
+
+def test_llama_3_1_scaling_keeps_blends_and_stretches():
+    """The case of the stored references: of four wavelengths one is kept, one blended and two stretched by the whole factor (each read off the angle at position 1)."""
+    angle = lambda scaling: np.arctan2(*reversed([np.asarray(a, np.float64)[0, 0] for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)]))
+    ratio = angle((8.0, 1.0, 4.0, 256)) / angle(None)
+    np.testing.assert_allclose(ratio[[0, 2, 3]], [1, 1 / 8, 1 / 8], rtol=1e-5)
+    assert 1 / 8 < ratio[1] < 1
+
+
+# ------------------------------------------------------------------------------------------------------------- attention
+
+ONE_SEGMENT = np.ones((B, T), int)
+SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])  # the second row ends in padding (segment 0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3, 6])
+def test_attention_equals_the_loop_in_value_and_gradients(kv_heads):
+    segment = np.array([ONE_SEGMENT[0], SEGMENTS[1]])
+    arrays = normal(B, T, 6, 4), normal(B, T, kv_heads, 4, seed=1), normal(B, T, kv_heads, 4, seed=2)
+    mask = kernels.causal_mask(jnp.asarray(segment))
+    check(lambda q, k, v: kernels.attention(q, k, v, mask), lambda q, k, v: attention_loop(q, k, v, segment), *arrays)
+
+
+def attention_gradients(segment):
+    """Gradients by k and v of the first row's output at each query position: two of [query, key, ...]."""
+    q, k, v = (jnp.asarray(normal(B, T, heads, 4, seed=heads), jnp.float32) for heads in (6, 3, 3))
+    mask, weighting = kernels.causal_mask(jnp.asarray(segment)), jnp.asarray(normal(6, 4, seed=5), jnp.float32)
+    f = lambda query, k, v: jnp.sum(kernels.attention(q, k, v, mask)[0, query] * weighting)
+    gradients = jax.jit(jax.vmap(jax.grad(f, argnums=(1, 2)), in_axes=(0, None, None)))(jnp.arange(T), k, v)
+    return [np.asarray(g[:, 0]) for g in gradients]
+
+
+def test_a_later_key_has_a_gradient_of_exactly_zero():
+    dk, dv = attention_gradients(ONE_SEGMENT)
+    for query, key in np.ndindex(T, T):
+        assert np.any(dv[query, key] != 0) == (key <= query)
+        assert np.any(dk[query, key] != 0) == (key <= query and query > 0)  # the first query sees one key: softmax of one has no gradient by k
+
+
+def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
+    dk, dv = attention_gradients(SEGMENTS)
+    for query, key in np.ndindex(T, T):
+        assert np.any(dv[query, key] != 0) == (key <= query and SEGMENTS[0, key] == SEGMENTS[0, query])
+        assert np.all(dk[query, key] == 0) or SEGMENTS[0, key] == SEGMENTS[0, query]
+
+
+def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
+    """Scores of about 60: bfloat16 would move them by 0.2, and the result by a fifth. Allowed: the rounding of the probabilities and that of the result."""
+    q, k, v = (jnp.asarray(scale * normal(B, T, heads, 64, seed=heads), jnp.bfloat16) for heads, scale in ((6, 8), (3, 8), (1, 1)))
+    v = jnp.repeat(v, 3, axis=2)
+    ours = kernels.attention(q, k, v, kernels.causal_mask(jnp.asarray(ONE_SEGMENT)))
+    reference = attention_loop(*(np.asarray(a, np.float64) for a in (q, k, v)), ONE_SEGMENT)
+    assert ours.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(ours, np.float64) - reference).max() <= 2 * BF16 * np.abs(np.asarray(v, np.float64)).max()
+
+
+# ------------------------------------------------------------------------------------------------------------- activations
+
+
+def test_swiglu_equals_the_loop_in_value_and_gradients():
+    check(kernels.swiglu, np.vectorize(lambda g, u: g / (1 + math.exp(-g)) * u), 2 * normal(B, T, D), normal(B, T, D, seed=1))
+
+
+def test_gelu_is_the_tanh_one_in_value_and_gradient():
+    check(kernels.gelu_tanh, np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))), 2 * normal(B, T, D))
+
+
+def test_activations_of_bfloat16_are_rounded_once():
+    x, y = (jnp.asarray(3 * normal(B, T, 100, seed=seed), jnp.bfloat16) for seed in (0, 1))
+    x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    for ours, reference in [(kernels.swiglu(x, y), x64 / (1 + np.exp(-x64)) * y64), (kernels.gelu_tanh(x), gelu(x64))]:
+        assert ours.dtype == jnp.bfloat16
+        assert np.all(np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- lookup
+
+
+def test_lookup_equals_the_loop_and_an_index_outside_the_table_gives_zero_and_no_gradient():
+    index = np.array([[0, 3, 3, 12, -1], [13, 5, 3, -13, 40]])  # of 13 rows; negative ones must not count from the end
+
+    def loop(table):
+        out = np.zeros((B, T, D))
+        for b, t in np.ndindex(B, T):
+            if 0 <= index[b, t] < V:
+                out[b, t] = table[index[b, t]]
+        return out
+
+    check(lambda table: kernels.lookup(table, jnp.asarray(index)), loop, normal(V, D))
+
+
+def test_lookup_of_bfloat16_sums_its_gradient_in_float32():
+    """A thousand ones for one row: summed in bfloat16 they stall at 256."""
+    table, index = jnp.zeros((3, 2), jnp.bfloat16), jnp.ones((1, 1000), int)
+    gradient = jax.grad(lambda t: jnp.sum(kernels.lookup(t, index).astype(jnp.float32)))(table)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[0, 0], [1000, 1000], [0, 0]])
+
+
+# ------------------------------------------------------------------------------------------------------------- cross-entropy
+
+TARGET = np.random.RandomState(3).randint(0, V, (B, T))
+WEIGHT = np.array([[0.2, 0, 1, 0.5, 0], [0, 0.3, 0.3, 0, 2]])
+
+
+def test_cross_entropy_equals_the_loop_in_value_and_gradient():
+    check(lambda x: kernels.cross_entropy(x, jnp.asarray(TARGET), jnp.asarray(WEIGHT)), lambda x: cross_entropy_loop(x, TARGET, WEIGHT), 3 * normal(B, T, V))
+
+
+def test_cross_entropy_of_bfloat16_logits_is_taken_in_float32():
+    logits = jnp.asarray(20 * normal(B, T, V), jnp.bfloat16)
+    ours = kernels.cross_entropy(logits, jnp.asarray(TARGET), jnp.asarray(WEIGHT))
+    assert ours.dtype == jnp.float32
+    assert_near(ours, cross_entropy_loop(np.asarray(logits, np.float64), TARGET, WEIGHT))
+
+
+def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
+    logits = jnp.asarray([[[0.0, -jnp.inf, 0.0], [1.0, 2.0, 3.0]]])
+    loss = kernels.cross_entropy(logits, jnp.asarray([[1, 2]]), jnp.asarray([[0.0, 1.0]]))
+    assert_near(loss, cross_entropy_loop(np.array([[1.0, 2, 3]]), np.array([2]), np.array([1.0])))
+
+
+HIDDEN, HEAD = normal(B * T, D), normal(16, D, seed=1)  # 16 rows, of which the first `vocab` are the vocabulary and the others padding, outside the softmax
+FLAT_WEIGHT = jnp.asarray(WEIGHT.reshape(-1), jnp.float32)
+
+
+def head_target(vocab):
+    return np.minimum(TARGET.reshape(-1), vocab - 1)
+
+
+@functools.cache
+def head_reference(vocab):
+    """Value of the loop and its gradients by the hidden states and the head."""
+    loop = lambda x, head: cross_entropy_loop(x @ head[:vocab].T, head_target(vocab), WEIGHT.reshape(-1))
+    return loop(HIDDEN, HEAD), differences(loop, [HIDDEN, HEAD], 0), differences(loop, [HIDDEN, HEAD], 1)
+
+
+def head_kernel(x, head, vocab, axis, chunk, weight=FLAT_WEIGHT):
+    return kernels.head_cross_entropy(x, head, jnp.asarray(head_target(vocab)), weight, vocab, axis, chunk)
+
+
+def assert_head(loss, gradients, vocab, factor):
+    expected, dx, dhead = head_reference(vocab)
+    assert_near(loss, factor * expected)
+    assert_near(gradients[0], factor * dx)
+    assert_near(gradients[1], factor * dhead)
+    assert np.all(np.asarray(gradients[1])[vocab:] == 0)  # padding rows: exactly
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 1024])  # of 10 tokens
+def test_head_cross_entropy_equals_the_loop_whatever_the_chunk(chunk):
+    f = lambda x, head: 0.7 * head_kernel(x, head, V, None, chunk)
+    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    assert_head(loss, gradients, V, 0.7)
+    np.testing.assert_array_equal(jax.jit(f)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)), loss)  # without gradients: another path
+
+
+def test_head_cross_entropy_with_every_weight_zero_is_zero_with_zero_gradients():
+    f = lambda x, head: head_kernel(x, head, V, None, 4, jnp.zeros(10))
+    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    assert loss == 0 and all(np.all(np.asarray(g) == 0) for g in gradients)
+
+
+@pytest.mark.parametrize("vocab", [13, 7])  # of 16 rows, 4 a rank: with 7 two ranks hold nothing but padding
+def test_head_cross_entropy_over_four_ranks_equals_the_plain_one_in_value_and_gradients(vocab):
+    def local(x, head):
+        return jax.value_and_grad(lambda x, head: 0.7 * head_kernel(sharding.copy_in(x), head, vocab, sharding.TENSOR, 3), argnums=(0, 1))(x, head)
+
+    rows = P(sharding.TENSOR)
+    sharded = jax.shard_map(local, mesh=sharding.make_mesh(1, 4), in_specs=(P(), rows), out_specs=(P(), (P(), rows)), check_vma=False)
+    loss, gradients = jax.jit(sharded)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    assert_head(loss, gradients, vocab, 0.7)
+
+
+def test_head_cross_entropy_of_bfloat16_has_logits_and_loss_in_float32_and_its_gradients_near():
+    """Logits of about 50. The loss has no rounding of its own (products of two bfloat16 are exact in float32); the logits' gradient is rounded once on the way to each product."""
+    x, head = jnp.asarray(4 * normal(10, 100), jnp.bfloat16), jnp.asarray(normal(16, 100, seed=1), jnp.bfloat16)
+    x64, head64 = np.asarray(x, np.float64), np.asarray(head, np.float64)
+    loss, gradients = jax.jit(jax.value_and_grad(lambda x, head: head_kernel(x, head, V, None, 4), argnums=(0, 1)))(x, head)
+    assert loss.dtype == jnp.float32
+    logits = x64 @ head64[:V].T
+    assert_near(loss, cross_entropy_loop(logits, head_target(V), WEIGHT.reshape(-1)))
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    dlogits = (p / p.sum(1, keepdims=True) - np.eye(V)[head_target(V)]) * WEIGHT.reshape(-1, 1)
+    for ours, reference in zip(gradients, (dlogits @ head64[:V], np.pad(dlogits.T @ x64, ((0, 3), (0, 0))))):
+        assert ours.dtype == jnp.bfloat16
+        assert_near(ours, reference, 2 * BF16)
