@@ -81,7 +81,8 @@ def _find(path):
     if have:
         raise ValueError(f"tokenizer {path} holds {', '.join(sorted(have))} without its other half: encoder.json goes "
                          "with vocab.bpe, vocab.json with merges.txt")
-    raise ValueError(f"tokenizer {path} holds no tokenizer: it needs tokenizer.model, encoder.json + vocab.bpe or "
+    only = " but tokenizer.json, which is not read" if (path / "tokenizer.json").is_file() else ""
+    raise ValueError(f"tokenizer {path} holds no tokenizer{only}: it needs tokenizer.model, encoder.json + vocab.bpe or "
                      "vocab.json + merges.txt (or name another with --tokenizer)")
 
 
@@ -155,7 +156,33 @@ def _read_gpt2(paths, contents):
     if missing is not None or len(set(order)) < len(order):
         what = f"lacks {missing!r}, which {merges_path.name} makes" if missing is not None else f"does not fit {merges_path.name}, which makes a token twice"
         raise ValueError(f"tokenizer {vocab_path} ({len(vocab)} tokens) {what}: the two files are of different tokenizers")
+    useless = _first_useless(merges)
+    if useless is not None:
+        raise ValueError(f"tokenizer {merges_path} joins {' '.join(merges[useless])!r} (merge {useless + 1}), but earlier merges never leave these two "
+                         "side by side: it was not trained as byte-pair encoding, tiktoken and Hugging Face would disagree on it")
     return vocab, merges, {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(order)}
+
+
+def _first_useless(merges):
+    """Index of the first merge that cannot happen in the token it makes, or None.
+
+    tiktoken joins any two neighbours whose union is a token, GPT-2 and Hugging Face only the pairs of the file. Where every
+    merge can happen this is the same: before merge k its token stands as exactly the two parts of line k, so no other two
+    parts can make it. To see that, step back in time over the parts that meet where the first ends and the second begins:
+    none of them may join across that border before they have grown into the two.
+    """
+    pairs, rank, parts = {pair: k for k, pair in enumerate(merges)}, {}, {}
+    for k, pair in enumerate(merges):
+        rank[pair[0] + pair[1]], parts[pair[0] + pair[1]] = k, pair
+    for k, (left, right) in enumerate(merges):
+        while len(left) > 1 or len(right) > 1:
+            if rank.get(left, -1) > rank.get(right, -1):
+                until, left = rank[left], parts[left][1]
+            else:
+                until, right = rank[right] + 1, parts[right][0]  # + 1: of equal merges the left one happens first
+            if pairs.get((left, right), until) < until:
+                return k
+    return None
 
 
 # ---- the tokenizer ------------------------------------------------------------------------------------------------------------
@@ -321,8 +348,11 @@ def _write(path, content):
     """The bytes into `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + f".{os.getpid()}.tmp")
-    tmp.write_bytes(content)
-    os.replace(tmp, path)
+    try:
+        tmp.write_bytes(content)
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 # ---- for Hugging Face ---------------------------------------------------------------------------------------------------------
