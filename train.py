@@ -164,6 +164,10 @@ def resolve(args):
             continue
         setattr(args, name, quick if quickstart else paper)
         source[name] = "quickstart" if quickstart else "paper"
+    for name, value in data.packed_settings(args.data).items() if args.data else ():
+        if source[name] != "given":
+            setattr(args, name, value)
+            source[name] = "packed directory"
     if args.steps is not None and source["steps"] == "given" and source["epochs"] != "given":
         args.epochs = None  # --steps wins
     if not quickstart:
@@ -216,8 +220,16 @@ def learning_rate(count, *, lr, warmup, steps, schedule):
 # ------------------------------------------------------------------------------------------------------------- optimizer
 
 
-class Optimizer(dataclasses.make_dataclass("Settings", ["name", "b1", "b2", "weight_decay", "clip", "moment_dtype"], frozen=True)):
-    """name: adamw-scaled, easylm or adamw. See PAPER in the README for what each computes and where it comes from."""
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """adamw-scaled: bias-corrected Adam whose update is multiplied by max(RMS(weight), 1e-3), which is how the paper's "gradients re-scaled by the magnitude of each
+    weight" has an effect; easylm: what EasyLM's switch of that name runs (see `update`); adamw: plain. b2 is an exponent in easylm: decay 1 - t^-b2."""
+
+    name: str
+    b1: float
+    b2: float
+    weight_decay: float
+    clip: float
 
 
 def pooled(per_weight, specs):
@@ -243,7 +255,7 @@ def squares(tree, table):
 def update(weights, m, v, gradients, count, lr, ok, config, specs, opt):
     """One step of the optimizer on shards -> (weights, m, v, global gradient norm). Where `ok` and the norm are not sound, nothing changes.
 
-    count: steps before this one. RMS of a weight is over each layer's whole matrix (all shards, padding rows not counted). m is kept in opt.moment_dtype.
+    count: steps before this one. RMS of a weight is over each layer's whole matrix (all shards, padding rows not counted). m keeps its dtype.
     """
     table, size = model.weight_table(config), model.sizes(config, padded=False)
     norm = jnp.sqrt(sum(jnp.sum(s) for s in pooled(squares(gradients, table), specs).values()))
@@ -541,7 +553,7 @@ def run(args):
 
     # model and data
     config, tok = resolve_model(args, say)
-    if source["block"] != "given":
+    if source["block"] in ("paper", "quickstart"):
         args.block = min(args.block, config.P)
     if args.block > config.P:
         if config.family == "gpt2":
@@ -570,7 +582,7 @@ def run(args):
     steps = args.steps or max(math.ceil(args.epochs * len(train_set) / (args.batch * (1 - args.mix_fraction)) - 1e-9), 1)
     warmup = args.warmup if args.warmup_fraction is None else min(args.warmup, int(args.warmup_fraction * steps))
     say(f"data: {len(train_set):,} rows of {args.block} tokens, {len(held_out) if held_out else 0:,} held out; {steps:,} steps of {args.batch} rows = {steps * args.batch / len(train_set):.2f} epochs")
-    if args.optimizer != "" and steps <= warmup:
+    if steps <= warmup:
         say(
             f"WARNING: {steps} steps end within the warm-up of {warmup}: the learning rate never passes {args.lr * max(steps - 1, 0) / max(warmup, 1):.2g} of {args.lr:g}. "
             f"Use --warmup-fraction 0.1, more data, or more --epochs"
@@ -610,7 +622,7 @@ def run(args):
         cut_metrics(out / "metrics.jsonl", first)
 
     compute = model.Compute(dtype=jnp.dtype(args.dtype), grad_dtype=jnp.dtype(args.grad_dtype))
-    opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip, args.moment_dtype)
+    opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
     schedule = functools.partial(learning_rate, lr=args.lr, warmup=warmup, steps=steps, schedule=args.schedule)
     step = make_step(config, mesh, layout, compute, opt, schedule, args.loss_mean)
     eval_step = make_eval_step(config, mesh, layout, compute)
