@@ -31,7 +31,7 @@ KINDS = ("sentencepiece", "gpt2", "llama3")
 
 TEXTS = [
     "the hen", " the  hen ", "   the", "the\n\nhen\n", "\tthe\t\t hen", "a" * 9, " " * 9, " " * 16 + "x", "\n \n  the", "\r\n\r\nhen \r\n",
-    "the hen's, they'll; THE HEN'S THEY'LL", "12 123 1234 12345", "hen!!! ???\n\n", "Größe naïve e\u0301", "你好，世界", "😀👩‍👩‍👧 hen", "\0\x01\x7f the",
+    "the hen's, they'll; THE HEN'S THEY'LL", "the'llama'Same", "12 123 1234 12345", "hen!!! ???\n\n", "Größe naïve e\u0301", "你好，世界", "😀👩‍👩‍👧 hen", "\0\x01\x7f the",
     "\u00a0the\u3000hen\u2028", ROLE_USER, ROLE_ASSISTANT + "the", "<s>the</s>", "<unk><0x41><|endoftext|><|begin_of_text|><|end_of_text|>", "",
     "the " * 5 + "hen" * 5, "def f(x):\n    return x\n\n\n", "\ufeff\ufffd the", "٣٤٥ ½ ²", "hhhheeeennnn  then",
 ]
@@ -41,7 +41,8 @@ TRICKY = TEXTS + ["\u2581", "\u2581\u2581the", " \u2581 ", "a\u2581b \u2581 hen\
 # ---- toy tokenizers in the real files' formats ---------------------------------------------------------------------------------
 
 MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("he", "n"), ("e", "n"), ("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("Ċ", "Ċ"), ("a", "a"), ("aa", "aa"), ("t", "he"),
-          ("'", "s"), ("1", "2"), ("12", "3"), ("!", "!"), ("Ã", "¶"), ("ä", "½"), ("ä½", "ł"), ("Ġ", "hen"), ("l", "l"), ("n", "n")]
+          ("'", "s"), ("1", "2"), ("12", "3"), ("!", "!"), ("Ã", "¶"), ("ä", "½"), ("ä½", "ł"), ("Ġ", "hen"), ("l", "l"), ("n", "n"),
+          ("ll", "a"), ("S", "a")]
 
 
 def write_gpt2(folder, names=("encoder.json", "vocab.bpe"), end=None):
@@ -66,7 +67,7 @@ def write_llama3(folder, name="tokenizer.model"):
 
 def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fallback=True):
     """A SentencePiece BPE model written by hand as LLaMA's is: <unk>, <s>, </s>, bytes, pieces by falling score, then
-    characters; runs of spaces score lowest, so they join last. `collapse` is remove_extra_whitespaces, as in tok512."""
+    characters; runs of spaces score lowest, so they join last. `collapse` is remove_extra_whitespaces, as in tok512 (None: unsaid)."""
     def varint(n):
         out = b""
         while n > 127:
@@ -89,7 +90,7 @@ def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fal
         pieces.append((piece, -float(i), 1))
     pieces += [(c, -100.0 - i, 1) for i, c in enumerate("▁abdefhilnorstuwxy0123456789.,;:!?'<>|/()你好")]
     trainer = field(3, 2) + field(35, byte_fallback) + field(40, 0) + field(41, 1) + field(42, 2)
-    normalizer = field(1, "identity") + field(3, True) + field(4, collapse) + field(5, True)
+    normalizer = field(1, "identity") + field(3, True) + (b"" if collapse is None else field(4, collapse))
     model = b"".join(field(1, field(1, text) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(model + field(2, trainer) + field(3, normalizer))
@@ -246,7 +247,7 @@ def slow_merges(parts, rank):
         parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2:]
 
 
-ASCII = st.text(st.sampled_from("then a12!'sl\n\t  |<"), max_size=40)
+ASCII = st.text(st.sampled_from("then a12!'slS\n\t  |<"), max_size=40)
 # The published patterns for ASCII, where \p{L} is [A-Za-z] and \p{N} is [0-9].
 ASCII_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
 ASCII_LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}| ?[^\sA-Za-z0-9]+[\r\n]*"
@@ -429,7 +430,7 @@ CASES = {"no such path": "does not exist", "empty folder": "holds no tokenizer",
          "only tokenizer.json": "tokenizer.json, which is not read", "other text": "neither a SentencePiece model", "cut model": "not a whole SentencePiece model",
          "two models": r"2 tokenizers \(a.model, b.model\)", "model and pair": "2 tokenizers", "bad rank line": f"line {257 + len(MERGES)} ",
          "missing rank": "not 0 to", "missing byte": "single bytes", "not json": "not a JSON object", "json list": "not a JSON object", "binary merges": "line 1 is not",
-         "other merges": "lacks 'zz'", "merge twice": "twice", "useless merge": r"'h el' .merge 24.", "id gap": "no gaps", "no end of text": r"no <\|endoftext\|>"}
+         "other merges": "lacks 'zz'", "merge twice": "twice", "useless merge": r"'h el' .merge 26.", "id gap": "no gaps", "no end of text": r"no <\|endoftext\|>"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -567,7 +568,7 @@ def test_an_exported_toy_gives_the_same_ids_in_transformers(live, tmp_path, toys
     assert load(tmp_path).fingerprint == toys[kind].fingerprint  # the folder serves us as well
 
 
-@pytest.mark.parametrize("collapse, byte_fallback", [(True, True), (False, False)])
+@pytest.mark.parametrize("collapse, byte_fallback", [(True, True), (None, True), (False, False)])
 def test_an_exported_model_that_normalises_gives_the_same_ids_in_transformers(live, tmp_path, collapse, byte_fallback):
     tok = load(write_sentencepiece(tmp_path / "model", collapse=collapse, byte_fallback=byte_fallback))
     hf = auto_tokenizer(tok, tmp_path / "hf", "llama")
@@ -597,13 +598,13 @@ def test_exported_real_tokenizers_give_the_same_ids_in_transformers(live, data_d
     check_export(tok, hf, TEXTS + texts + [f"a{chr(c)}b 1{chr(c)}{chr(c)}!" for c in points])
 
 
-def test_only_plain_bpe_is_written_for_hugging_face(tmp_path):
+@pytest.mark.parametrize("kind", [dict(model_type="unigram"), dict(model_type="bpe", user_defined_symbols=["<sep>"])])
+def test_only_plain_bpe_is_written_for_hugging_face(tmp_path, kind):
     import sentencepiece
     text = tmp_path / "text.txt"
     text.write_text("the hen and the other hens went home\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "uni"), model_type="unigram", vocab_size=30,
-                                             hard_vocab_limit=False, minloglevel=2)
-    tok = load(tmp_path / "uni.model")
-    with pytest.raises(ValueError, match="not plain SentencePiece BPE"):
-        tokenizer.write_hf(tok, tmp_path / "hf")
+    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "other"), vocab_size=30, hard_vocab_limit=False,
+                                             minloglevel=2, **kind)
+    with pytest.raises(ValueError, match="other.model is not plain SentencePiece BPE"):
+        tokenizer.write_hf(load(tmp_path / "other.model"), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
