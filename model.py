@@ -522,7 +522,7 @@ def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256)
 def read(weights, token_BT, position_BT, visible_BTT, prefix, length, config, layout, dtype):
     """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], each layer's keys and values of the new tokens [B, K, T, H]).
 
-    position_BT: place in the text, prefix included. prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` hold; None: no prefix.
+    position_BT: place in the text, prefix included. prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` hold (0: no prefix).
     """
     _, outer = split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
     outer = gather(outer, layout, dtype)
@@ -531,13 +531,11 @@ def read(weights, token_BT, position_BT, visible_BTT, prefix, length, config, la
 
     def body(x_BTD, w, before):
         def attend(q, k, v):
-            out = kernels.attention(q, k, v, visible_BTT) if prefix is None else attend_after(q, k, v, visible_BTT, before, length)
-            return out, (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+            return attend_after(q, k, v, visible_BTT, before, length), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
 
         return block(x_BTD, w, rope, attend, config, layout, False)
 
-    nothing = [None] * config.L if "layers" in weights else None
-    x_BTD, kept = over_layers(body, x_BTD, weights, nothing if prefix is None else prefix, config, layout, dtype)
+    x_BTD, kept = over_layers(body, x_BTD, weights, prefix, config, layout, dtype)
     return final_hidden(x_BTD, outer, config, layout, False), kept
 
 
