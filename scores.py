@@ -49,8 +49,8 @@ def token_f1(prediction, answers):
     Where one side has no words left, 1 if neither has and 0 otherwise (SQuAD 2.0's rule).
     """
     def f1(got, gold):
-        if not got or not gold:
-            return float(got == gold)
+        if not got and not gold:
+            return 1.0
         shared = (collections.Counter(got) & collections.Counter(gold)).total()
         return 2 * shared / (len(got) + len(gold))
     return max(f1(normalise(prediction).split(), normalise(a).split()) for a in answers)

@@ -115,6 +115,7 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
         if inside:
             expected += len(inside) / 504 * abs(np.mean([c for _, c in inside]) - np.mean([p for p, _ in inside]))
     assert expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected, abs=1e-12)
+    assert expected_calibration_error([.5, .6], [1, 0], bins=2) == pytest.approx(.55)  # .5 is the first bin's upper edge
     assert expected_calibration_error([1.0, 1.0], [1, 1]) == 0.0 and expected_calibration_error([1.0, 1.0], [0, 0]) == 1.0
 
 
