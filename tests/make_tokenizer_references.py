@@ -2,11 +2,12 @@
 
     python tests/make_tokenizer_references.py --data DIR      # needs requirements-compare.txt
 
-Nothing of ../tokenizer.py's export is used: GPT-2 is transformers' GPT2Tokenizer on the two files; Llama-3 is transformers'
-TikTokenConverter; LLaMA is the pipeline of its published tokenizer.json (Prepend and Replace of U+2581, byte fallback) over
-the merges that transformers makes of the pieces' scores. (LlamaTokenizer of transformers 5.23, given a bare
-tokenizer.model, orders the merges by id instead: it cuts indented code and a leading space otherwise than SentencePiece and
-than the published file.) Stored: ids of the toy tokenizers' texts, and for the real ones a hash of all ids of each file.
+Nothing of ../tokenizer.py's export is used: GPT-2 is transformers' GPT2Tokenizer on the two files; Llama-3 is
+transformers' TikTokenConverter; LLaMA is the pipeline of its published tokenizer.json (Prepend and Replace of U+2581,
+byte fallback) over the merges that transformers makes of the pieces' scores. (LlamaTokenizer of transformers 5.23,
+given a bare tokenizer.model, orders the merges by id instead: it cuts indented code and a leading space otherwise than
+SentencePiece and than the published file.) Stored: ids of the toy tokenizers' texts, and for the real ones a hash of
+all ids of each file.
 """
 import argparse
 import json
@@ -29,13 +30,17 @@ from tokenizer import load  # noqa: E402
 def hf_llama(path):
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
-    normal = {p: i for i, p in enumerate(pieces) if not (model.is_byte(i) or model.is_control(i) or model.is_unknown(i))}
+    other = {i for i in range(len(pieces)) if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)}
+    normal = {p: i for i, p in enumerate(pieces) if i not in other}
     merges = generate_merges(normal, {p: model.get_score(i) for p, i in normal.items()})
-    hf = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    hf = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True,
+                              byte_fallback=True))
     hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    hf.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    hf.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                    decoders.Strip(" ", 1, 0)])
     hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<s>", eos_token="</s>",
+                                                unk_token="<unk>")
 
 
 def hf_gpt2(vocab, merges):
@@ -44,7 +49,8 @@ def hf_gpt2(vocab, merges):
 
 def hf_llama3(path):
     hf = TikTokenConverter(str(path), extra_special_tokens=["<|begin_of_text|>", "<|end_of_text|>"]).converted()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<|begin_of_text|>",
+                                                eos_token="<|end_of_text|>")
 
 
 def main():
@@ -72,7 +78,8 @@ def main():
         out["real"][name] = {"fingerprint": tok.fingerprint, "files": files}
         print(name, sum(count for count, _ in files.values()), "ids")
     cases.REFERENCES.parent.mkdir(exist_ok=True)
-    cases.REFERENCES.write_text(json.dumps(out).replace('], "', '],\n"').replace('}, "', '},\n"') + "\n", encoding="utf-8")
+    cases.REFERENCES.write_text(json.dumps(out).replace('], "', '],\n"').replace('}, "', '},\n"') + "\n",
+                                encoding="utf-8")
     print(f"wrote {cases.REFERENCES}")
 
 
