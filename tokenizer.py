@@ -295,8 +295,9 @@ class Tokenizer:
 
         Half a surrogate pair, which no encoding has a byte for, becomes U+FFFD; two halves in order become their
         character. U+2581, SentencePiece's own sign for a space, is spelt by its three bytes (Hugging Face reads it as a
-        space). A leading space of the text is kept: SentencePiece's dummy space comes before it, as in LLaMA's published
-        tokenizer.json. (transformers 5.23 given a bare tokenizer.model drops that space and ranks merges by id, not score.)
+        space). A leading space of the text is kept: SentencePiece's dummy space comes before it, as in LLaMA's
+        published tokenizer.json. (transformers 5.23, given a bare tokenizer.model, drops that space and ranks merges by
+        id instead of by score.)
         """
         try:
             text.encode()
@@ -505,7 +506,7 @@ def main(argv=None):
         print(__doc__)
         return 0
     if len(argv) != 2:
-        print(f"tokenizer.py: {len(argv)} arguments, it takes two: python tokenizer.py PATH \"some text\"", file=sys.stderr)
+        print(f"tokenizer.py: {len(argv)} arguments, it takes two: PATH and a text", file=sys.stderr)
         return 2
     try:
         tok = load(argv[0])
