@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DATA, TENSOR = "data", "tensor"
+VIRTUAL = 8  # CPU devices made where a mesh is asked for and there is no accelerator: enough to try every kind of mesh
 
 
 # ------------------------------------------------------------------------------------------------------------------ mesh
@@ -61,11 +62,10 @@ def start_devices(text, coordinator=None, processes=None, process=None):
         raise ValueError(f"--coordinator {coordinator} needs --processes N and --process I: name both, or use --coordinator auto on TPU pods and SLURM")
     if several and coordinator != "auto" and not 0 <= process < processes:
         raise ValueError(f"--process {process} is not among --processes {processes}: number them 0 to {processes - 1}")
-    wanted = 1
-    if text is not None:
-        sizes = [int(n) for n in text.lower().split("x") if n.lstrip("-").isdigit()]
-        wanted = math.prod(n for n in sizes if n > 0)
-    share = max(wanted // (processes or 1), 1)
+    share = 1 if text is None else VIRTUAL
+    if several and text is not None:
+        sizes = [int(n) for n in text.lower().split("x") if n.isdigit()]
+        share = max(math.prod(sizes) // (processes or 1), 1)
     try:
         jax.config.update("jax_num_cpu_devices", share)  # concerns the CPU backend alone; an accelerator, where there is one, still comes first
     except RuntimeError:
