@@ -1,15 +1,15 @@
 """The ids of many dialogues -> rows of one length, and the order in which they come: arrays in, arrays out.
 
-Read by data.py, which has the files and the flags; nothing to run. A token and its mask bit are one int32 here, id * 2 +
-mask, and `read(i)` gives those of dialogue i, at least two. A row is int32 [block + 1], padded with 0 (id 0, no loss): the
-model reads row[:-1] and predicts row[1:] where the mask bit is set. Left out: packings that need more than one pass.
+For data.py, which has the files and the flags; nothing to run. A token and its mask bit are one int32 here, id * 2 +
+mask, and `read(i)` gives those of dialogue i, at least two. A row is int32 [block + 1], padded with 0 (id 0, no loss):
+the model reads row[:-1] and predicts row[1:] where the mask bit is set.
 """
 import bisect
 
 import numpy as np
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 def stream_rows(read, order, block):
     """The dialogues one after another, cut into windows of block + 1 that overlap by one token; the last is padded.
@@ -47,7 +47,7 @@ def single_rows(read, order, block):
 
 
 def _row(parts, block):
-    """The parts side by side, padded with id 0, mask 0; nothing precedes a part that its first token could be told from."""
+    """The parts side by side, padded; nothing comes before a part that its first token could be predicted from."""
     row, at = np.zeros(block + 1, np.int32), 0
     for part in parts:
         row[at:at + len(part)] = part
@@ -79,7 +79,7 @@ def best_fit(lengths, room):
     return groups
 
 
-# ---- order ---------------------------------------------------------------------------------------------------------------
+# ---- order -----------------------------------------------------------------------------------------------------------
 
 def shuffled(n, *seeds):
     """A permutation of range(n), int64, by the seeds alone: not by numpy's version, as np.random's may be.
@@ -111,6 +111,6 @@ def split_off(keys, fraction, seed):
             wanted -= sizes[g]
     held = np.isin(group, taken)
     if not held.any() or held.all():
-        raise ValueError(f"--eval-fraction {fraction:g} cannot be split off {len(keys):,} dialogues or texts ({len(sizes):,} with different "
-                         "questions): use --eval-fraction 0, or more data")
+        raise ValueError(f"--eval-fraction {fraction:g} cannot be split off {len(keys):,} dialogues or texts "
+                         f"({len(sizes):,} with different questions): use --eval-fraction 0, or more data")
     return held

@@ -5,9 +5,10 @@
 
 The packed directory is a TFDS directory (ArrayRecord), read by random access: `tfds.builder_from_directory(DIR)
 .as_data_source("train")[i]` is {"tokens": int32 [block + 1], "loss_mask": int8 [block + 1]}, with "segment": int32
-[block + 1] for the packings documents and rows. Beside the rows lie pack.json (how it was made) and tokenizer/ (a copy).
-What a row of a source may look like: dialogues.py. Left out: cleaning and filtering (study), resuming a packing that was
-killed (it starts over; nothing half-written is ever under DIR). How rows are filled, and in what order: blocks.py.
+[block + 1] for the packings documents and rows. Beside the rows lie pack.json (how it was made) and a copy of the
+tokenizer. What a row of a source may look like: dialogues.py; how rows are filled, and in what order: blocks.py. Left
+out: cleaning and filtering (study), resuming a packing that was killed (it starts over; nothing half-written is ever
+under DIR).
 """
 import argparse
 import array
@@ -32,7 +33,8 @@ import numpy as np
 
 import tokenizer
 from blocks import document_rows, shuffled, single_rows, split_off, stream_rows
-from dialogues import (Malformed, has_answer, is_tfds, parse_row, peculiarities, raw_chunks, source_files, split_key, turns)
+from dialogues import (Malformed, has_answer, is_tfds, parse_row, peculiarities, raw_chunks, source_files, split_key,
+                       turns)
 from dialogues import read_dialogues  # noqa: F401  for who reads dialogues through this file
 
 TEMPLATES, PACKS = ("roles", "koala"), ("stream", "documents", "rows")
@@ -42,14 +44,14 @@ SHARD = 1 << 16     # rows a file
 SMALL = 8 << 20     # bytes of sources below which starting worker processes takes longer than it saves
 
 
-# ---- dialogue -> ids and mask --------------------------------------------------------------------------------------------
+# ---- dialogue -> ids and mask ----------------------------------------------------------------------------------------
 
 def tokenize_dialogue(dialogue, tok, template="roles"):
     """(tokens int32 [n], loss_mask int8 [n]) of a dialogue, mask 1 where that token is to be predicted.
 
     roles  <s>, then <|user|> text for a human turn and <|assistant|> text </s> for an answer.
-    koala  <s> "BEGINNING OF CONVERSATION: USER: text GPT:" answer </s> "USER: text GPT:" answer </s>: text, with context
-           and answer tokenized apart and no space after "GPT:" (SentencePiece writes one by itself).
+    koala  <s> "BEGINNING OF CONVERSATION: USER: text GPT:" answer </s> "USER: text GPT:" answer </s>: plain text,
+           context and answer tokenized apart and no space after "GPT:" (SentencePiece writes one by itself).
     Loss on the answers' text and their </s>, so that the masked-in ids decode to the answers. Which answers are learned
     and where a system text goes: dialogues.turns. A document {"text"} is <s> text </s>, loss on all but <s>.
     """
@@ -77,7 +79,7 @@ def tokenize_dialogue(dialogue, tok, template="roles"):
     return np.array(ids, np.int32), np.array(mask, np.int8)
 
 
-# ---- the batch of a step --------------------------------------------------------------------------------------------------
+# ---- the batch of a step ---------------------------------------------------------------------------------------------
 
 def batch_indices(n_rows, batch, seed, step):
     """Rows of the batch of step `step` (from 0), int64 [batch]: the epochs' shuffles end to end, cut into batches.
@@ -100,8 +102,8 @@ def _epoch(n, seed, epoch):
 def mixed(main, extra, batch, fraction, seed, step):
     """(read, indices [batch]) of step `step` where the share `fraction` of the rows comes from the data set `extra`.
 
-    read(indices) -> as Dataset.rows; indices from len(main) on are rows of `extra`. By step s, floor(s * batch * fraction)
-    rows came from extra: the share is exact in the long run. Each data set goes through epochs of its own.
+    read(indices) -> as Dataset.rows; indices from len(main) on are rows of `extra`. Before step s, floor(s * batch *
+    fraction) rows came from extra: the share is exact in the long run. Each data set goes through epochs of its own.
     """
     if main.columns != extra.columns:
         raise ValueError(f"--data and --mix are packed differently (ids a row: {main.columns} and {extra.columns}): "
@@ -120,7 +122,7 @@ def mixed(main, extra, batch, fraction, seed, step):
     return read, indices
 
 
-# ---- sources -> a packed directory ---------------------------------------------------------------------------------------
+# ---- sources -> a packed directory -----------------------------------------------------------------------------------
 
 def parse_count(text):
     """"20M", "0.3M", "65,536", "1e6" -> int; suffixes k, M, B or G are powers of 1000. None stays None."""
@@ -134,7 +136,7 @@ def parse_count(text):
 
 
 def _recipe(paths, tok, template, pack, block, tokens, eval_fraction, seed, max_bad):
-    """(sources, what pack.json says of how the directory is made); its fingerprint is of all that the rows depend on."""
+    """(sources, what pack.json says of how it is made); the fingerprint is of all that the rows depend on."""
     for flag, value, known in (("template", template, TEMPLATES), ("pack", pack, PACKS)):
         if value not in known:
             raise ValueError(f"--{flag} {value} is unknown: use {' or '.join(known)}")
@@ -143,9 +145,9 @@ def _recipe(paths, tok, template, pack, block, tokens, eval_fraction, seed, max_
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"--eval-fraction {eval_fraction:g} is not in 0 <= x < 1: 0.02 holds out 2 % of the dialogues")
     if not 0 <= max_bad <= 1:
-        raise ValueError(f"--max-bad-rows {max_bad:g} is not in 0 to 1: 0.01 stops where over 1 % of a file is malformed")
+        raise ValueError(f"--max-bad-rows {max_bad:g} is not in 0 to 1: 0.01 stops where over 1 % of a file is bad")
     if template == "roles" and tok.user is None:
-        raise ValueError("--template roles needs a tokenizer with role tokens: load it with roles=True, or use --template koala")
+        raise ValueError("--template roles needs a tokenizer with role tokens: load it so, or use --template koala")
     sources, passed = source_files(paths)
     for source in sources:
         if is_packed(source):
@@ -170,14 +172,14 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def pack(paths, tok, out, *, template="roles", pack="stream", block=2048, tokens=None, eval_fraction=0.0, seed=0, max_bad=0.01,
-         workers=None):
+def pack(paths, tok, out, *, template="roles", pack="stream", block=2048, tokens=None, eval_fraction=0.0, seed=0,
+         max_bad=0.01, workers=None):
     """Write the packed directory `out`, whole or not at all; returns what its pack.json holds, a dict.
 
-    Of the dialogues, shuffled by the seed, validation is split off first, whatever `tokens` is; train is the longest head
-    of the rest with at most `tokens` tokens before packing, so that a smaller amount is a subset of a larger one (a
-    dialogue stays whole; a plain text is cut to fit). The bytes written depend on the sources and settings, not on the
-    number of workers (processes; None: by size). Where `out` is there and was made from the same, nothing is done.
+    Of the dialogues, shuffled by the seed, validation is split off first, whatever `tokens` is; train is the longest
+    head of the rest with at most `tokens` tokens before packing, so that a smaller amount is a subset of a larger one
+    (a dialogue stays whole; a plain text is cut to fit). The bytes written depend on the sources and settings, not on
+    the number of workers (processes; None: by size). Where `out` is there and was made from the same, nothing is done.
     ValueError, one line, for what the user can mend.
     """
     sources, made = _recipe(paths, tok, template, pack, block, tokens, eval_fraction, seed, max_bad)
@@ -189,7 +191,8 @@ def _pack(sources, made, tok, out, workers):
         if folder is None:
             there = _made(out)
             if there.get("fingerprint") != made["fingerprint"]:
-                raise ValueError(f"{out} exists and was not made from these sources and settings: remove it, or name another --out")
+                raise ValueError(f"{out} exists and was not made from these sources and settings: remove it, or name "
+                                 "another --out")
             return there
         if tok.warning:
             note(tok.warning)
@@ -209,7 +212,8 @@ def _pack(sources, made, tok, out, workers):
                 lengths[train[n]] = left
                 n += 1
             if not n:
-                raise ValueError(f"--tokens {made['tokens']:,}: the first dialogue in the order of --seed {made['seed']} is longer: ask for more")
+                raise ValueError(f"--tokens {made['tokens']:,} is less than the {lengths[train[0]]:,} of the first "
+                                 f"dialogue by --seed {made['seed']}: ask for more")
             if total[-1] < made["tokens"]:
                 note(f"WARNING: --tokens {made['tokens']:,}, but there are only {total[-1]:,}: all are taken")
             train = train[:n]
@@ -217,7 +221,6 @@ def _pack(sources, made, tok, out, workers):
         made = made | {"counts": dict(counts)}
         made["splits"] = {split: _write_split(folder, split, read, chosen, lengths, made["pack"], made["block"])
                           for split, chosen in splits.items()}
-        del spill, read
         (folder / "spill").unlink()
         _write_metadata(folder, made)
         tok.save(folder / "tokenizer")
@@ -277,7 +280,7 @@ def _spill(sources, tok, template, max_bad, workers, path):
     lengths, keys, counts = array.array("q"), array.array("q"), collections.Counter(rows=0, dialogues=0, malformed=0)
     progress = Progress("tokenizing", sum(sizes), "bytes")
     files = [Malformed(s, max_bad) for s in sources]
-    jobs = ((number, source.name, chunk, at) for number, source in enumerate(sources) for chunk, at in raw_chunks(source))
+    jobs = ((number, s.name, chunk, at) for number, s in enumerate(sources) for chunk, at in raw_chunks(s))
     last = 0
     with open(path, "wb") as f:
         for number, rows, at, (ids, size, key, bad, found) in _tokenized(jobs, tok, template, workers):
@@ -303,8 +306,8 @@ def _tokenized(jobs, tok, template, workers):
             yield number, len(chunk), at, _tokenize(name, chunk, tok, template)
         return
     # Fresh processes: a fork of one in which JAX has threads may hang.
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, (str(tok.files[0]), tok.roles, template))
+    spawn, about = multiprocessing.get_context("spawn"), (str(tok.files[0]), tok.roles, template)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker, about)
     waiting = collections.deque()
     try:
         for job in jobs:
@@ -383,7 +386,8 @@ def _write_split(folder, split, read, chosen, lengths, pack, block):
         if counts["rows"] % SHARD == 0:
             writer and writer.close()
             shards.append(0)
-            writer = ArrayRecordWriter(str(folder / f"{split}-{len(shards) - 1}"), "group_size:1")  # a record is read alone
+            # group_size 1: a record is read without its neighbours.
+            writer = ArrayRecordWriter(str(folder / f"{split}-{len(shards) - 1}"), "group_size:1")
         row, segment = found
         example = tf_example_pb2.Example()
         for name, values in zip(DTYPES, (row >> 1, row & 1, segment)):
@@ -396,7 +400,8 @@ def _write_split(folder, split, read, chosen, lengths, pack, block):
         progress(counts["rows"])
     progress.close()
     if writer is None:
-        raise ValueError(f"{split}: none of its {len(chosen):,} dialogues has a loss token within --block {block}: use a longer block")
+        raise ValueError(f"{split}: none of its {len(chosen):,} dialogues has a loss token within --block {block}: use "
+                         "a longer one")
     writer.close()
     for i in range(len(shards)):
         os.rename(folder / f"{split}-{i}", folder / f"mynah-{split}.array_record-{i:05d}-of-{len(shards):05d}")
@@ -408,13 +413,13 @@ def _write_metadata(folder, made):
     import tensorflow_datasets as tfds
     columns = [name for name in DTYPES if name != "segment" or made["pack"] != "stream"]
     features = {name: tfds.features.Tensor(shape=(made["block"] + 1,), dtype=DTYPES[name]) for name in columns}
-    splits = []
-    for split, counts in made["splits"].items():
-        template = tfds.core.ShardedFileTemplate(folder, dataset_name="mynah", split=split, filetype_suffix="array_record")
-        size = sum(f.stat().st_size for f in folder.glob(f"mynah-{split}.*"))
-        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=counts["shards"], num_bytes=size, filename_template=template))
-    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=tfds.features.FeaturesDict(features), split_infos=splits,
-                                       check_data=False)
+    names = tfds.core.ShardedFileTemplate(folder, dataset_name="mynah", filetype_suffix="array_record")
+    size = lambda split: sum(f.stat().st_size for f in folder.glob(f"mynah-{split}.*"))
+    splits = [tfds.core.SplitInfo(name=split, shard_lengths=counts["shards"], num_bytes=size(split),
+                                  filename_template=names.replace(split=split))
+              for split, counts in made["splits"].items()]
+    features = tfds.features.FeaturesDict(features)
+    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=features, split_infos=splits, check_data=False)
 
 
 class Progress:
@@ -429,9 +434,9 @@ class Progress:
         now, share = time.monotonic(), min(done / self.total, 1)
         if now >= self.next and share:
             self.next = now + self.every
-            left = (now - self.started) * (1 - share) / share
-            print(f"{self.begin}{self.what} [{'#' * round(30 * share):<30}] {share:4.0%} of {self.total:,} {self.unit}, "
-                  f"{left:,.0f} s left", end=self.end, file=sys.stderr, flush=True)
+            left, bar = (now - self.started) * (1 - share) / share, "#" * round(30 * share)
+            print(f"{self.begin}{self.what} [{bar:<30}] {share:4.0%} of {self.total:,} {self.unit}, {left:,.0f} s left",
+                  end=self.end, file=sys.stderr, flush=True)
 
     def close(self):
         print(self.begin, end="", file=sys.stderr, flush=True)
@@ -444,15 +449,15 @@ def note(text):
 def summary(made):
     """What a packing made and skipped, lines of text."""
     for split, c in made["splits"].items():
-        yield (f"{split:<11}{c['rows']:>9,} rows of {made['block']:,}, {c['dialogues']:,} dialogues, {c['tokens']:,} tokens, "
-               f"{c['loss_tokens']:,} loss tokens ({c['loss_tokens'] / c['tokens']:.1%})")
+        yield (f"{split:<11}{c['rows']:>9,} rows of {made['block']:,}, {c['dialogues']:,} dialogues, {c['tokens']:,} "
+               f"tokens, {c['loss_tokens']:,} loss tokens ({c['loss_tokens'] / c['tokens']:.1%})")
         yield from (f"{'':<11}{n:>9,} {what}" for what, n in c.items() if " " in what and n)
     c = made["counts"]
     yield f"{'read':<11}{c['rows']:>9,} rows, {c['dialogues']:,} dialogues, {c['malformed']:,} malformed rows (skipped)"
     yield from (f"{'':<11}{n:>9,} {what}" for what, n in c.items() if " " in what and n)
 
 
-# ---- a packed directory -> rows ------------------------------------------------------------------------------------------
+# ---- a packed directory -> rows --------------------------------------------------------------------------------------
 
 class Dataset:
     """The rows of one split of a packed directory, read by random access; none of them stays in memory.
@@ -468,7 +473,8 @@ class Dataset:
             self._source = builder.as_data_source(split)
         except Exception as error:  # tfds raises what it likes
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-            raise ValueError(f"{path} is no TFDS directory with a split {split} to read by random access ({reason}): pack it again") from None
+            raise ValueError(f"{path} cannot be read by random access, or has no split {split} ({reason}): pack it "
+                             "again") from None
         if missing:
             raise ValueError(f"{path} lacks {missing[0]}: pack it again")
         self.columns = {name: shape[0] for name, shape in _features(path).items() if name in DTYPES}
@@ -508,7 +514,7 @@ def _made(path):
 
 
 def packed_settings(paths):
-    """{"template", "pack", "block"} of the packed directory that is alone in `paths`, as far as known; {} for sources."""
+    """{"template", "pack", "block"}, as far as known, of the packed directory alone in `paths`; {} for sources."""
     paths = [pathlib.Path(p) for p in paths]
     if len(paths) != 1 or not is_packed(paths[0]):
         return {}
@@ -517,34 +523,36 @@ def packed_settings(paths):
     return guess | {k: made[k] for k in ("template", "pack") if k in made} | {"block": features["tokens"][0] - 1}
 
 
-def open_dataset(paths, tok, *, template=None, pack=None, block=None, tokens=None, eval_fraction=None, seed=0, max_bad=0.01,
-                 cache=None, workers=None):
+def open_dataset(paths, tok, *, template=None, pack=None, block=None, tokens=None, eval_fraction=None, seed=0,
+                 max_bad=0.01, cache=None, workers=None):
     """(train, validation or None), each a Dataset, of a packed directory or of sources.
 
     A packed directory is used as it is: template, pack, block and tokens, where not None, are checked against it, and
     validation is its split of that name, whatever eval_fraction says. Sources are packed first, into the folder `cache`
-    (~/.cache/mynah) under the fingerprint of their contents and settings, where a later start finds them; None then means
-    the default of `pack`. ValueError, one line, for what the user can mend, such as a tokenizer other than the directory's.
+    (~/.cache/mynah) under the fingerprint of their contents and settings, where a later start finds them; None then
+    means the default of `pack`. ValueError, one line, for what the user can mend, such as another tokenizer.
     """
     paths = [pathlib.Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     packed = [p for p in paths if is_packed(p)]
     if packed and len(paths) > 1:
-        raise ValueError(f"{packed[0]} is a packed directory, which is used alone: name only it, or pack all sources together")
+        raise ValueError(f"{packed[0]} is a packed directory, which is used alone: name only it, or pack all sources "
+                         "together")
     if packed:
         path, made = packed[0], _made(packed[0])
         has = packed_settings(paths) | ({"tokens": made["tokens"] or "all"} if made else {})
         for flag, asked in (("template", template), ("pack", pack), ("block", block), ("tokens", parse_count(tokens))):
             if asked is not None and asked != has.get(flag, asked):
-                raise ValueError(f"--{flag} {asked}, but {path} was packed with {flag} {has[flag]}: leave --{flag} out, or pack the "
-                                 "sources again")
+                raise ValueError(f"--{flag} {asked}, but {path} was packed with {flag} {has[flag]}: leave it out, or "
+                                 "pack the sources again")
         if made and made["tokenizer"] != tok.fingerprint:
-            raise ValueError(f"{path} was packed with another tokenizer than {tok.files[0]}: use --tokenizer {path / 'tokenizer'}, "
-                             "or pack the sources again")
+            raise ValueError(f"{path} was packed with another tokenizer than {tok.files[0]}: use --tokenizer "
+                             f"{path / 'tokenizer'}, or pack the sources again")
         if not made:
             note(f"{path} does not say which tokenizer made it (no pack.json): it is taken to be {tok.files[0]}")
     else:
-        sources, made = _recipe(paths, tok, template or "roles", pack or "stream", 2048 if block is None else block, tokens,
-                                eval_fraction or 0.0, seed, max_bad)
+        block = 2048 if block is None else block
+        sources, made = _recipe(paths, tok, template or "roles", pack or "stream", block, tokens, eval_fraction or 0.0,
+                                seed, max_bad)
         path = pathlib.Path(cache or pathlib.Path.home() / ".cache" / "mynah") / made["fingerprint"][:24]
         if not path.exists():
             note(f"packing into {path}")
@@ -554,7 +562,7 @@ def open_dataset(paths, tok, *, template=None, pack=None, block=None, tokens=Non
     return Dataset(path, "train"), Dataset(path, "validation") if "validation" in splits else None
 
 
-# ---- the program ---------------------------------------------------------------------------------------------------------
+# ---- the program -----------------------------------------------------------------------------------------------------
 
 # What a terminal acts on or turns text around by, in somebody else's text: controls and bidirectional marks.
 CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -576,11 +584,13 @@ def show(path, row, split="train", tok=None):
     got = {name: x[0] for name, x in dataset.rows([row]).items()}
     ids, mask, segment = got["tokens"], got["loss_mask"], got.get("segment", np.zeros_like(got["tokens"]))
     n = int(np.flatnonzero(segment if "segment" in got else ids | mask).max(initial=-1)) + 1
-    out = [f"{split} row {row} of {len(dataset)}: {n} tokens, {mask.sum()} of them loss tokens (green), {len(ids) - n} padding\n"]
+    out = [f"{split} row {row} of {len(dataset)}: {n} tokens, {mask.sum()} of them loss tokens (green), "
+           f"{len(ids) - n} padding\n"]
     cuts = [0, *(np.flatnonzero(np.diff(mask[:n]) | np.diff(segment[:n])) + 1).tolist(), n]
     text = tok.decode_bytes(ids[:n].tolist())
     ends = [len(tok.decode_bytes(ids[:cut].tolist())) for cut in cuts]  # a head of the ids gives a head of the bytes
-    ends = [next(e for e in range(end, len(text) + 1) if text[e:e + 1] < b"\x80" or text[e] >= 0xc0) for end in ends]  # whole characters
+    # on to where a character begins: a row may start inside one
+    ends = [next(e for e in range(end, len(text) + 1) if text[e:e + 1] < b"\x80" or text[e] >= 0xc0) for end in ends]
     for cut, a, b in zip(cuts, ends, ends[1:]):
         if segment[cut] and (not cut or segment[cut] != segment[cut - 1]):
             out.append(f"\n[segment {segment[cut]}]\n")
@@ -595,38 +605,42 @@ def parser():
     commands = p.add_subparsers(dest="command", required=True, metavar="pack|show")
     c = commands.add_parser(
         "pack", help="sources -> a packed directory", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tokenize dialogues and pack them into rows of block + 1 ids with a loss mask, as a TFDS directory.",
+        description="Tokenize dialogues, pack them into rows of block + 1 ids with a loss mask: a TFDS directory.",
         epilog="""\
 Sources are told apart by content: ShareGPT, chat messages, HC3, Alpaca, Koala, Baize, {"text"} rows, plain text, TFDS
-directories; JSON, JSON lines, gzipped or not (`python dialogues.py` lists the forms). The paper (arXiv 2305.15717) packs
-into blocks of 2048 tokens, loss on the assistant's text only, and compares 0.3M to 150M tokens of the same mix.
+directories; JSON, JSON lines, gzipped or not (`python dialogues.py` lists the forms). The paper (arXiv 2305.15717)
+packs into blocks of 2048 tokens, loss on the assistant's text only, and compares 0.3M to 150M tokens of the same mix.
 
 example: python data.py pack sharegpt.json.gz hc3/ --tokenizer llama/ --tokens 20M --eval-fraction 0.02 --out mix20M""")
-    c.add_argument("sources", nargs="+", metavar="SOURCE", help="files, or folders of them (there plain text counts only where named .txt)")
+    c.add_argument("sources", nargs="+", metavar="SOURCE",
+                   help="files, or folders of them (there plain text counts only where named .txt)")
     c.add_argument("--out", required=True, metavar="DIR", help="the directory to write, whole or not at all")
     g = c.add_argument_group("dialogue -> ids")
     g.add_argument("--tokenizer", required=True, metavar="PATH",
                    help="tokenizer.model, or a folder with one or with vocab.json + merges.txt; DIR gets a copy")
     g.add_argument("--template", choices=TEMPLATES, default="roles",
-                   help="roles: special tokens before each turn (the paper's); koala: BEGINNING OF CONVERSATION: USER: ... GPT: "
-                        "as text [default roles]")
+                   help="roles: special tokens before each turn (the paper's); koala: BEGINNING OF CONVERSATION: USER: "
+                        "... GPT: as text [default roles]")
     g = c.add_argument_group("ids -> rows")
     g.add_argument("--pack", choices=PACKS, default="stream",
-                   help="stream: concatenate and cut (the paper's); documents: whole dialogues side by side where they fit best, "
-                        "attention within each; rows: one dialogue a row, cut at the block [default stream]")
+                   help="stream: concatenate and cut (the paper's); documents: whole dialogues side by side where they "
+                        "fit best, attention within each; rows: one dialogue a row, cut at the block [default stream]")
     g.add_argument("--block", type=int, default=2048, metavar="T",
-                   help="tokens to predict in a row, which holds T + 1 [default and paper 2048; GPT-2 has 1024 positions]")
+                   help="tokens to predict in a row, which holds T + 1 [default and paper 2048; GPT-2 allows 1024]")
     g = c.add_argument_group("how much, and which")
-    g.add_argument("--tokens", metavar="N", help="tokens of the train split before packing, at most: 300000, 0.3M, 20M; the amounts of "
-                                                 "one seed are nested [paper 0.3M to 150M; default all]")
+    g.add_argument("--tokens", metavar="N",
+                   help="tokens of the train split before packing, at most: 300000, 0.3M, 20M; the amounts of one seed "
+                        "are nested [paper 0.3M to 150M; default all]")
     g.add_argument("--eval-fraction", type=float, default=0.0, metavar="X",
-                   help="share of the dialogues that become the validation split, the same ones for any --tokens [default 0]")
+                   help="share of the dialogues for the split validation, the same ones for any --tokens [default 0]")
     g.add_argument("--max-bad-rows", type=float, default=0.01, metavar="X",
                    help="stop where more than this share of a file's rows is malformed [default 0.01]")
-    g.add_argument("--seed", type=int, default=0, metavar="N", help="of the dialogues' order and of the split [default 0]")
+    g.add_argument("--seed", type=int, default=0, metavar="N", help="of the dialogues' order and split [default 0]")
     c.add_argument("--workers", type=int, metavar="N",
-                   help="processes that tokenize; the result is the same for any number [default: the cores; 1 for small sources]")
-    c = commands.add_parser("show", help="print a row, loss tokens coloured", description="Print a row, loss tokens in green.")
+                   help="processes that tokenize; any number gives the same bytes [default: the cores; 1 for small "
+                        "sources]")
+    c = commands.add_parser("show", help="print a row, loss tokens coloured",
+                            description="Print a row of a packed directory, loss tokens in green.")
     c.add_argument("dir", metavar="DIR", help="a packed directory")
     c.add_argument("--row", type=int, default=0, metavar="N", help="from 0 [default 0]")
     c.add_argument("--split", default="train", metavar="NAME", help="train or validation [default train]")
@@ -643,8 +657,9 @@ def main(argv=None):
             return 0
         if args.workers is not None and args.workers < 1:
             raise ValueError(f"--workers {args.workers}: at least 1 process has to tokenize")
-        made = pack(args.sources, tok, args.out, template=args.template, pack=args.pack, block=args.block, tokens=args.tokens,
-                    eval_fraction=args.eval_fraction, seed=args.seed, max_bad=args.max_bad_rows, workers=args.workers)
+        made = pack(args.sources, tok, args.out, template=args.template, pack=args.pack, block=args.block,
+                    tokens=args.tokens, eval_fraction=args.eval_fraction, seed=args.seed, max_bad=args.max_bad_rows,
+                    workers=args.workers)
         print(*summary(made), f"in {args.out}", sep="\n")
     except BrokenPipeError:  # `| head`
         sys.stderr.close()

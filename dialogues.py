@@ -2,18 +2,18 @@
 
     python dialogues.py SOURCE...      # the dialogues as JSON lines on stdout, counts and malformed rows on stderr
 
-A dialogue is {"id": str, "conversations": [{"from": "human" | "gpt" | "system", "value": str}, ...]}; a document of plain
-text, for language modelling, is {"id": str, "text": str}. Files are JSON lines, JSON lists or plain text, gzipped or not;
-rows are read as a stream, so a file may be larger than memory (a plain text is one document and is read whole). Left out:
-cleaning and filtering (study), parquet, Hugging Face's arrow.
+A dialogue is {"id": str, "conversations": [{"from": "human" | "gpt" | "system", "value": str}, ...]}; a document of
+plain text, for language modelling, is {"id": str, "text": str}. Files are JSON lines, JSON lists or plain text, gzipped
+or not; rows are read as a stream, so a file may be larger than memory (a plain text is one document and is read whole).
+Left out: cleaning and filtering (study), parquet, Hugging Face's arrow.
 
 A row is one of
   ShareGPT   {"conversations": [{"from", "value"}]}; also `items`; also `messages` with {"role", "content"}
-  HC3        {"question", "chatgpt_answers": [str]}: a dialogue for each of the teacher's answers; human_answers are left
+  HC3        {"question", "chatgpt_answers": [str]}: a dialogue for each of the teacher's answers, none for the humans'
   Alpaca     {"instruction", "input", "output"}: the input follows the instruction after a blank line
   Koala      {"human_1", "gpt_1", "human_2", ...}, turns in the order of their numbers, the human first
-  Baize      {"input": "... [|Human|] ... [|AI|] ..."}: what stands before the first mark is the recipe, not the dialogue;
-             white space around a turn is the form's; an empty last human turn is dropped
+  Baize      {"input": "... [|Human|] ... [|AI|] ..."}: what stands before the first mark is the recipe, not the
+             dialogue; white space around a turn is the form's; an empty last human turn is dropped
   pairs      {"prompt", "completion"} or {"prompt", "response"}
   text       {"text": str}
 """
@@ -40,7 +40,7 @@ BAIZE_MARK = re.compile(r"\[\|(Human|AI)\|\]")
 KOALA_KEY = re.compile(r"(human|gpt)_(\d{1,9})")
 
 
-# ---- files --------------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 def is_tfds(path):
     """Whether the folder is a TFDS directory (of one version)."""
@@ -50,17 +50,19 @@ def is_tfds(path):
 def source_files(paths):
     """The sources among `paths`, in order: files, TFDS directories, and what lies in folders (sorted, at any depth).
 
-    In a folder, plain text counts only where its name ends in .txt or .txt.gz: a README beside the data is not data. What
-    is passed over is returned too: (sources, passed over). ValueError, one line, where there is nothing to read.
+    In a folder, plain text counts only where its name ends in .txt or .txt.gz: a README beside the data is not data.
+    What is passed over is returned too: (sources, passed over). ValueError, one line, where there is nothing to read.
     """
     found, passed = [], []
     for path in map(pathlib.Path, paths):
         if not path.exists():
-            raise ValueError(f"{path} does not exist: name a file of dialogues, a folder of such files or a packed directory")
+            raise ValueError(f"{path} does not exist: name a file of dialogues, a folder of such files or a packed "
+                             "directory")
         if path.is_file() or is_tfds(path):
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        hidden = lambda p: any(part.startswith(".") for part in p.relative_to(path).parts)
+        inside = sorted(p for p in path.rglob("*") if not hidden(p))
         tfds = [p for p in inside if p.is_dir() and is_tfds(p)]
         have = len(found)
         for p in inside:
@@ -140,8 +142,9 @@ def raw_chunks(path):
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is neither JSON nor text in UTF-8 (byte {error.start} is 0x{content[error.start]:02x}): "
-                                 "convert it, or name another file") from None
+                byte = f"byte {error.start} is 0x{content[error.start]:02x}"
+                raise ValueError(f"{path} is neither JSON nor text in UTF-8 ({byte}): convert it, or name another "
+                                 "file") from None
             if not text.strip():
                 raise ValueError(f"{path} is empty: name a file with dialogues or text")
             yield [("the whole file", {"text": text})], raw.tell()
@@ -168,11 +171,11 @@ def _lines(stream):
 def _values(path, stream):
     """(place, text) of each element of a JSON list, or of the objects that follow one another, read as a stream.
 
-    Elements are found by their brackets, so a malformed one does not hide the next. What lies between two elements and is
-    no comma is given as an element too. ValueError where an element never closes: what follows cannot be told from it.
+    Elements are found by their brackets, so a malformed one does not hide the next. What lies between two elements and
+    is no comma is given as an element too. ValueError where one never closes: what follows cannot be told from it.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-    text, at, start, line = "", 0, 0, 1   # `text` is read up to `at`; `start` (on line `line`): of the open element or of the gap
+    text, at, start, line = "", 0, 0, 1   # `text` is read up to `at`; the open element or gap is from `start` on `line`
     depth = base = row = 0                # base 1 inside the list
 
     def take(end):
@@ -209,8 +212,8 @@ def _values(path, stream):
             break
         text, at, start = text[start:], at - start, 0
     if depth > base or base == 1:
-        raise ValueError(f"{path} does not close after row {row} (line {line}): the file is cut off or damaged from there on; "
-                         "fetch it again, or make it JSON lines, where one bad row can be skipped")
+        raise ValueError(f"{path} does not close after row {row} (line {line}): the file is cut off or damaged from "
+                         "there on; fetch it again, or make it JSON lines, where one bad row can be skipped")
     yield from take(len(text))
 
 
@@ -228,7 +231,7 @@ def _tfds_chunks(path):
 
 
 def _plain(value):
-    """What TFDS gives, as JSON would: str for bytes, lists for arrays, a list of dicts for a sequence's dict of lists."""
+    """What TFDS gives, as JSON would: str for bytes, lists for arrays, a list of dicts for the dict of a sequence."""
     if isinstance(value, dict):
         value = {k: _plain(v) for k, v in value.items()}
         columns = list(value.values())
@@ -240,16 +243,17 @@ def _plain(value):
     return [_plain(v) for v in value] if hasattr(value, "__len__") and not isinstance(value, str) else value
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------------------------
+# ---- rows ------------------------------------------------------------------------------------------------------------
 
 def parse_row(row, name):
-    """The dialogues of one raw row, a list (HC3 rows hold several, or none); `name` becomes the id where the row has none.
+    """The dialogues of one raw row, a list (HC3 rows hold several, or none); `name` is the id where the row has none.
 
     ValueError, a reason without the place, for a malformed row.
     """
     if not isinstance(row, dict):
         try:
-            row = row.decode() if isinstance(row, bytes) else row.encode().decode()  # raw surrogates are bytes that are not UTF-8
+            # surrogates in a str are bytes that were not UTF-8
+            row = row.decode() if isinstance(row, bytes) else row.encode().decode()
             row = json.loads(row)
         except UnicodeError:
             raise ValueError("not UTF-8") from None
@@ -267,9 +271,9 @@ def parse_row(row, name):
         answers = row["chatgpt_answers"]
         if not isinstance(answers, list):
             raise ValueError(f"chatgpt_answers is {_short(answers)}, not a list")
-        question = _text(row, "question")
-        return [_dialogue(name if len(answers) == 1 else f"{name}.{k}", [("human", question), ("gpt", _string(a, "an answer"))])
-                for k, a in enumerate(answers)]
+        asked, single = _text(row, "question"), len(answers) == 1
+        return [_dialogue(name if single else f"{name}.{k}", [("human", asked), ("gpt", _string(answer, "an answer"))])
+                for k, answer in enumerate(answers)]
     if "instruction" in row and "output" in row:
         asked, more = _text(row, "instruction"), _text(row, "input") if row.get("input") else ""
         return [_dialogue(name, [("human", f"{asked}\n\n{more}" if more else asked), ("gpt", _text(row, "output"))])]
@@ -300,7 +304,8 @@ def _listed(turns, key):
             raise ValueError(f"turn {number} is {_short(turn)}, not an object")
         who, text = ("from", "value") if "from" in turn else ("role", "content")
         if who not in turn or text not in turn:
-            raise ValueError(f"turn {number} has the keys {_short(sorted(map(str, turn)))}, not from and value (or role and content)")
+            keys = _short(sorted(map(str, turn)))
+            raise ValueError(f"turn {number} has the keys {keys}, not from and value (or role and content)")
         speaker = SPEAKERS.get(turn[who].strip().lower()) if isinstance(turn[who], str) else None
         if speaker is None:
             raise ValueError(f"turn {number} is by {_short(turn[who])}: speakers are {', '.join(SPEAKERS)}")
@@ -332,14 +337,14 @@ def _short(value):
     return repr(text[:60] + "…" if len(text) > 60 else text)
 
 
-# ---- dialogues ----------------------------------------------------------------------------------------------------------------
+# ---- dialogues -------------------------------------------------------------------------------------------------------
 
 def turns(dialogue):
-    """[(speaker "human" | "gpt", text, learned)] of a dialogue: what the templates write, and which answers are learned.
+    """[(speaker "human" | "gpt", text, learned)] of a dialogue: what the templates write, which answers are learned.
 
-    A system text is joined to the human turn that follows it, after a blank line; where none follows at once it is a human
-    turn of its own. An answer is learned where a human spoke before it: a piece cut out of a longer dialogue may begin with
-    the assistant's turn, which is then context. Two turns in a row by one speaker stay two turns.
+    A system text is joined to the human turn that follows it, by a blank line; where none follows at once it is a human
+    turn of its own. An answer is learned where a human spoke before it: a piece cut out of a longer dialogue may begin
+    with the assistant's turn, which is then context. Two turns in a row by one speaker stay two turns.
     """
     out, held, asked = [], [], False
     for turn in dialogue["conversations"]:
@@ -356,7 +361,7 @@ def turns(dialogue):
 
 
 def has_answer(dialogue):
-    """Whether there is anything to learn: an answer that is not blank, after a human's turn; or a text that is not blank."""
+    """Whether there is anything to learn: an answer, not blank, after a human's turn; or a text that is not blank."""
     if "text" in dialogue:
         return bool(dialogue["text"].strip())
     return any(learned and text.strip() for _, text, learned in turns(dialogue))
@@ -386,7 +391,8 @@ def split_key(dialogue):
     if not (piece or asked):
         asked = [dialogue["text"]] if "text" in dialogue else [t["value"] for t in dialogue["conversations"]]
     same = "piece\0" + piece[1] if piece else "asked\0" + "\0".join(asked)
-    return int.from_bytes(hashlib.blake2b(same.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+    digest = hashlib.blake2b(same.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 class Malformed:
@@ -408,15 +414,16 @@ class Malformed:
         if self.bad > SHOWN:
             print(f"{self.path}: {self.bad - SHOWN:,} more malformed rows skipped", file=sys.stderr)
         if self.bad > self.max_bad * self.rows:
-            raise ValueError(f"{self.path}: {self.bad:,} of {self.rows:,} rows are malformed ({self.bad / self.rows:.1%}), more than "
-                             f"--max-bad-rows {self.max_bad:g} (first: {self.first}): mend them, or raise --max-bad-rows to skip them")
+            share = f"{self.bad:,} of {self.rows:,} rows are malformed ({self.bad / self.rows:.1%})"
+            raise ValueError(f"{self.path}: {share}, over --max-bad-rows {self.max_bad:g} (first: {self.first}): mend "
+                             "them, or raise --max-bad-rows to skip them")
 
 
 def read_dialogues(path, max_bad=0.01, counts=None):
     """The dialogues of a file, folder or TFDS directory, one after another.
 
-    counts: a Counter that receives "rows", "dialogues" and "malformed". Malformed rows are reported on stderr and skipped;
-    ValueError, one line, after the last row of a file where they are more than the share `max_bad`.
+    counts: a Counter that receives "rows", "dialogues" and "malformed". Malformed rows are reported on stderr and
+    skipped; ValueError, one line, after the last row of a file where they are more than the share `max_bad`.
     """
     counts = collections.Counter() if counts is None else counts
     sources, passed = source_files([path])

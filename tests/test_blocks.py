@@ -1,4 +1,5 @@
 """blocks.py: every packing keeps every token it says it keeps, and the orders are fixed for good."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,10 @@ LENGTHS, BLOCK = st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integ
 def coded(lengths):
     """Dialogues whose ids count on, so that each token is known by its id: list of int32, id * 2 + mask."""
     starts = np.cumsum([0, *lengths]) + 1
-    return [np.arange(a, b, dtype=np.int32) * 2 + (np.arange(a, b) % 3 > 0) * (np.arange(a, b) > a) for a, b in zip(starts, starts[1:])]
+    return [
+        np.arange(a, b, dtype=np.int32) * 2 + (np.arange(a, b) % 3 > 0) * (np.arange(a, b) > a)
+        for a, b in zip(starts, starts[1:])
+    ]
 
 
 def targets(row):
@@ -29,7 +33,7 @@ def test_stream_covers_each_token_exactly_once_as_a_target(lengths, block):
     rows = [row for row, segment in stream_rows(lambda i: parts[i], range(len(parts)), block) if segment is None]
     assert all(row.shape == (block + 1,) and row.dtype == np.int32 and not row[0] & 1 for row in rows)
     predicted = np.concatenate([row[1:] for row in rows])  # the first token of all is predicted from nothing
-    assert (predicted[:len(whole) - 1] == whole[1:]).all() and not predicted[len(whole) - 1:].any()
+    assert (predicted[: len(whole) - 1] == whole[1:]).all() and not predicted[len(whole) - 1 :].any()
     assert len(rows) == -(-(len(whole) - 1) // block)
     assert all(a[-1] >> 1 == b[0] >> 1 for a, b in zip(rows, rows[1:]))
 
@@ -42,11 +46,12 @@ def test_documents_cover_every_token_and_keep_each_dialogue_in_a_segment(lengths
     for row, segment in document_rows(lambda i: parts[i], list(range(len(parts))), lengths, block):
         assert row.shape == segment.shape == (block + 1,)
         used = np.flatnonzero(segment)
-        assert used.tolist() == list(range(len(used))) and not row[len(used):].any()
+        assert used.tolist() == list(range(len(used))) and not row[len(used) :].any()
         assert set(np.diff(segment[used]).tolist()) <= {0, 1} and segment[0] == 1
         learned += targets(row)
         ids = row >> 1
         neighbours |= {(int(ids[t]), int(ids[t + 1])) for t in range(block) if segment[t] == segment[t + 1] > 0}
+        assert np.bincount(segment[used])[1:].min() > 1  # one token alone predicts nothing
         starts = [0, *(np.flatnonzero(np.diff(segment)) + 1)]
         assert not (row[starts] & 1).any()
     whole = np.concatenate(parts)
@@ -59,11 +64,11 @@ def test_documents_cover_every_token_and_keep_each_dialogue_in_a_segment(lengths
 def test_single_rows_hold_one_dialogue_each_cut_at_the_block(lengths, block):
     parts = coded(lengths)
     for part, found in zip(parts, single_rows(lambda i: parts[i], range(len(parts)), block), strict=True):
-        head = part[:block + 1]
+        head = part[: block + 1]
         assert (found is None) == (not targets(head))
         if found:
             row, segment = found
-            assert row[:len(head)].tolist() == head.tolist() and not row[len(head):].any()
+            assert row[: len(head)].tolist() == head.tolist() and not row[len(head) :].any()
             assert segment.tolist() == [1] * len(head) + [0] * (block + 1 - len(head))
 
 
