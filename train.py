@@ -364,8 +364,6 @@ def resolve_model(args, say):
         if file_config.V == tok.base_size + 2 and not roles:
             tok = tokenizer.load(str(path), roles=True)  # the weights have the role tokens already
     config = dataclasses.replace(config, V=tok.size)
-    if tok.normalises:
-        say(f"note: {path} normalises its input (double or edge spaces, say): texts do not come back exactly; train one with identity normalisation to avoid that")
     return config, tok
 
 
