@@ -4,8 +4,8 @@
     python checkpoint.py diff BASE TUNED OUT              what may be published where the base may not (how Koala was released)
     python checkpoint.py recover BASE OUT TUNED           and back, bit for bit
 
-A file is first indexed (where does each tensor lie) and checked whole: names, shapes, sizes. Then one tensor at a time is mapped into memory, and of it only the
-slices that this process's devices hold. Left out: pickled PyTorch files (never opened: unpickling runs code), quantised weights, LoRA adapters, remote paths.
+A model is first indexed and checked whole: names, shapes, sizes (formats.py). Then one tensor at a time is mapped into memory, and of it only the slices are read that
+this process's devices hold. Left out: pickled PyTorch files (never opened: unpickling runs code), quantised weights, LoRA adapters, remote paths.
 """
 import argparse
 import contextlib
@@ -13,360 +13,125 @@ import dataclasses
 import functools
 import hashlib
 import json
-import mmap
-import os
 import pathlib
 import re
-import shutil
 import signal
-import struct
 import sys
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import msgpack
 import numpy as np
 import tensorstore
 from jax import lax
 from jax.sharding import NamedSharding
 
+import formats
 import model
 import sharding
 import tokenizer
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "U32": np.uint32}  # safetensors' names
-MODEL_PATHS = "a run directory, a Hugging Face folder, params::FILE (EasyLM) or a llama2.c .bin"
+MODEL_PATHS = "a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a llama2.c .bin"
 BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")  # no weights: files of older transformers carry them
-BIN_ORDER = ["embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm"]  # llama2.c; then two RoPE tables; then the head
-SHARD_BYTES = 5_000_000_000  # of one safetensors file, as Hugging Face cuts them
-CHUNK_BYTES = 2**30  # flax cuts arrays of more bytes than this into pieces
+BIN_ORDER = ("embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm", "rope", "head")  # llama2.c's; "rope": two tables
 
 # ---------------------------------------------------------------------------------------------------------- model paths
 
 
+def file_of(path):
+    return str(path).removeprefix("params::")
+
+
 def kind_of(path):
     """"run", "hf", "easylm" or "bin"; ValueError where `path` is no model path."""
-    if path.startswith("params::"):
-        if not os.path.isfile(file_of(path)):
-            raise ValueError(f"{path}: there is no file {file_of(path)}")
-        return "easylm"
-    if "::" in path:
-        raise ValueError(f"{path}: of EasyLM's forms only params::FILE is read: save the params alone (EasyLM's convert_checkpoint.py, with streaming)")
-    place = pathlib.Path(path)
+    path = str(path)
+    place = pathlib.Path(file_of(path))
+    if "::" in str(place):
+        raise ValueError(f"{path}: of EasyLM's forms only params::FILE is read: save the params alone, streaming (EasyLM's convert_checkpoint.py)")
     if not place.exists():
-        raise ValueError(f"{path} does not exist: a model is {MODEL_PATHS}")
+        raise ValueError(f"{place} does not exist: a model is {MODEL_PATHS}")
+    if path.startswith("params::"):
+        if place.is_dir():
+            raise ValueError(f"{path}: {place} is a folder: name the stream in it")
+        return "easylm"
     if place.is_dir():
-        if (place / "run.json").exists():
-            return "run"
-        if (place / "config.json").exists():
-            return "hf"
-        raise ValueError(f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}")
+        kind = "run" if (place / "run.json").exists() else "hf" if (place / "config.json").exists() else None
+        if kind is None:
+            raise ValueError(f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}")
+        return kind
     with open(place, "rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80" or place.suffix in (".pt", ".pth", ".pkl"):
-        raise ValueError(f"{path} is a pickled PyTorch file, which can run code when it is opened: convert it to safetensors (transformers' save_pretrained) and name the folder")
-    if place.suffix == ".bin":
-        return "bin"
-    hint = "name the folder it lies in" if place.suffix == ".safetensors" else f"for an EasyLM stream write params::{path}" if not place.suffix else "name one of these"
-    raise ValueError(f"{path} is no model: a model is {MODEL_PATHS}: {hint}")
-
-
-def file_of(path):
-    return path.removeprefix("params::")
-
-
-def model_config(path, preset=None, difference=False):
-    """The Config of a model path; V is the rows that the file has. preset: for an EasyLM stream, whose file does not tell (one written here has FILE.json beside it).
-
-    difference: whether the path must be the output of `diff` (True) or a model (False). ValueError, one line, for what is not supported.
-    """
-    kind = kind_of(path)
-    if kind == "bin":
-        return bin_config(path)
-    if kind == "easylm":
-        beside = pathlib.Path(file_of(path) + ".json")
-        record = read_json(beside) if beside.exists() else {}
-        check_difference(path, record, difference)
-        if record:
-            config = config_from(record["config"], beside)
-        elif preset:
-            config = model.preset(preset)
-        else:
-            raise ValueError(f"{path}: an EasyLM stream does not say what model it is: name its preset (train.py --model, eval.py and checkpoint.py --model-preset)")
-        index = easylm_index(file_of(path))
-        embed = index.get(model.weight_table(config)["embed"].easylm)
-        return config if embed is None else dataclasses.replace(config, V=embed.shape[0])
-    record = read_json(pathlib.Path(path) / ("run.json" if kind == "run" else "config.json"))
-    check_difference(path, record, difference)
-    return config_from(record.get("config"), path) if kind == "run" else hf_config(record, pathlib.Path(path) / "config.json")
-
-
-def check_difference(path, record, wanted):
-    if bool(record.get("difference")) != wanted:
-        raise ValueError(f"{path} is no output of diff: recover takes BASE DIFF OUT" if wanted else f"{path} is a difference to a base model: `checkpoint.py recover BASE {path} OUT` gives the model")
-
-
-def read_json(path):
-    try:
-        value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: copy it again")
-    return value
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80" or place.suffix in (".pt", ".pth", ".pkl"):
+        raise ValueError(f"{path} is a pickled PyTorch file, which can run code when opened: convert it to safetensors (transformers' save_pretrained), name the folder")
+    if place.suffix != ".bin":
+        hint = "name the folder it lies in" if place.suffix == ".safetensors" else f"for an EasyLM stream write params::{path}"
+        raise ValueError(f"{path} is none of {MODEL_PATHS}: {hint}")
+    return "bin"
 
 
 def config_from(record, where):
+    """Config from dataclasses.asdict of one, as run.json has it."""
     try:
-        scaling = record["rope_scaling"]
-        return model.Config(**record | {"rope_scaling": scaling and tuple(scaling)})
+        return model.Config(**record | {"rope_scaling": record["rope_scaling"] and tuple(record["rope_scaling"])})
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{where}: its config is not one of this project ({error})") from None
+        raise ValueError(f"{where} has no config of this project ({error}): copy it again") from None
 
 
-def hf_config(c, where):
-    """Config from a Hugging Face config.json: LlamaForCausalLM and GPT-2; what would change the arithmetic and is not here raises."""
-    def need(key, *allowed):
-        if c.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {key} {c[key]!r} is not supported, only {' or '.join(map(repr, allowed))}")
-
-    name = (c.get("architectures") or ["?"])[0]
-    kind = {"LlamaForCausalLM": "llama", "GPT2LMHeadModel": "gpt2", "GPT2Model": "gpt2"}.get(name, c.get("model_type") if name == "?" else None)
-    need("quantization_config", None)
-    try:
-        if kind == "llama":
-            for key, *allowed in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("partial_rotary_factor", 1.0, None)):
-                need(key, *allowed)
-            D, N = c["hidden_size"], c["num_attention_heads"]
-            rope = (c.get("rope_parameters") or {}) | (c.get("rope_scaling") or {})
-            rope_type, scaling = rope.get("rope_type", rope.get("type", "default")), None
-            if rope_type == "llama3":
-                original = rope.get("original_max_position_embeddings") or c["original_max_position_embeddings"]
-                scaling = (float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original)
-            elif rope_type != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise ValueError(f"{where}: RoPE of type {rope_type!r} {rope} is not supported, only 'default' and 'llama3'")
-            theta = float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0)
-            K, H = c.get("num_key_value_heads") or N, c.get("head_dim") or D // N
-            return model.Config(
-                "llama", c["vocab_size"], D, c["num_hidden_layers"], N, K, H, c["intermediate_size"], c.get("max_position_embeddings", 2048), c.get("rms_norm_eps", 1e-6),
-                theta, scaling, bool(c.get("tie_word_embeddings", False)),
-            )  # fmt: skip
-        if kind == "gpt2":
-            need("activation_function", "gelu_new", "gelu_pytorch_tanh")
-            need("scale_attn_weights", True)
-            need("scale_attn_by_inverse_layer_idx", False)
-            need("add_cross_attention", False)
-            D, N = c["n_embd"], c["n_head"]
-            F, tied = c.get("n_inner") or 4 * D, bool(c.get("tie_word_embeddings", True))
-            return model.Config("gpt2", c["vocab_size"], D, c["n_layer"], N, N, D // N, F, c.get("n_positions", 1024), c.get("layer_norm_epsilon", 1e-5), tied=tied)
-    except KeyError as error:
-        raise ValueError(f"{where} lacks {error}: copy it again from where the model came from") from None
-    raise ValueError(f"{where}: architecture {name} (model_type {c.get('model_type')}) is not supported, only LlamaForCausalLM, GPT2LMHeadModel and GPT2Model")
+def about(path):
+    """The JSON that says what a model path is: run.json, config.json, an EasyLM stream's FILE.json where this project wrote it; {} where there is none."""
+    kind, place = kind_of(path), pathlib.Path(file_of(path))
+    place = {"run": place / "run.json", "hf": place / "config.json"}.get(kind, pathlib.Path(f"{place}.json"))
+    return formats.read_json(place) if kind != "bin" and place.exists() else {}
 
 
-def bin_config(path):
-    """Config from the header of a llama2.c .bin: seven int32; a negative vocabulary says that the output matrix is its own."""
-    with open(path, "rb") as file:
-        head = file.read(28)
-    D, F, L, N, K, V, P = struct.unpack("<7i", head) if len(head) == 28 else (0,) * 7
-    if D == 0x616B3432:
-        raise ValueError(f"{path} is llama2.c's format of version {F}: only version 0 is read, export it with --version 0")
-    if min(D, F, L, N, K, abs(V), P) < 1 or D % N or N % K:
-        raise ValueError(f"{path} is no llama2.c file: its first 28 bytes are not seven sizes (dim, hidden, layers, heads, kv heads, vocabulary, context)")
-    return model.Config("llama", abs(V), D, L, N, K, D // N, F, P, 1e-5, tied=V > 0)
+def model_config(path, preset=None, difference=False):
+    """The Config of a model path; its V is the file's. preset: for an EasyLM stream, which does not tell (one written here does, in FILE.json).
 
-
-# -------------------------------------------------------------------------------------------------------- where tensors lie
-
-
-class Tensor(NamedTuple):
-    """Where a file keeps a tensor: parts (path, byte offset, elements) laid end to end (one, but for EasyLM's arrays over 1 GiB)."""
-
-    dtype: object
-    shape: tuple
-    parts: tuple
-
-    def view(self):
-        """The tensor as numpy sees the file: pages are read where they are touched, and given back when the view goes."""
-        flat = [np.memmap(path, self.dtype, "r", offset, (n,)) for path, offset, n in self.parts]
-        return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
-
-
-def safetensors_index(folder):
-    """name -> Tensor of a Hugging Face folder, one file or several. Headers are untrusted: every span is checked against the file."""
-    folder = pathlib.Path(folder)
-    listing = folder / "model.safetensors.index.json"
-    if not listing.exists():
-        if not (folder / "model.safetensors").exists():
-            pickled = any(folder.glob("pytorch_model*.bin"))
-            why = "only pickled PyTorch files, which can run code when opened: convert them with transformers' save_pretrained" if pickled else "copy the folder whole"
-            raise ValueError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: {why}")
-        return safetensors_header(folder / "model.safetensors")
-    places = read_json(listing).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(f, str) and f == os.path.basename(f) for f in places.values()):
-        raise ValueError(f"{listing} has no weight_map of file names in this folder: copy it again")
-    index = {}
-    for file in sorted(set(places.values())):
-        first = next(n for n, f in places.items() if f == file)
-        if not (folder / file).exists():
-            raise ValueError(f"{folder}: {file}, which should hold tensor {first}, is missing: copy it too")
-        found = safetensors_header(folder / file)
-        for name in [n for n, f in places.items() if f == file and n not in found] + [n for n in found if places.get(n) != file]:
-            raise ValueError(f"{folder}: tensor {name}: {listing.name} and {file} disagree on whether it lies there: copy both again")
-        index |= found
-    return index
-
-
-def safetensors_header(path):
-    """name -> Tensor of one safetensors file: 8 bytes of length, JSON, then the data without gaps."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        n = int.from_bytes(file.read(8), "little")
-        if size < 8 or n > min(size - 8, 100_000_000):
-            raise ValueError(f"{path}: its header of {n} bytes does not fit its {size} bytes: truncated or no safetensors file, copy it again")
-        try:
-            header = json.loads(file.read(n))
-            header.pop("__metadata__", None)
-            spans = sorted((*t["data_offsets"], name, t["dtype"], tuple(t["shape"])) for name, t in header.items())
-            good = all(type(x) is int and x >= 0 for a, b, _, _, shape in spans for x in (a, b, *shape))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            good = False
-    if not good:
-        raise ValueError(f"{path}: its header is damaged: copy it again")
-    index, at = {}, 0
-    for start, end, name, dtype, shape in spans:
-        if dtype not in DTYPES:
-            raise ValueError(f"{path}: tensor {name} is of type {dtype}, only {', '.join(DTYPES)} are read: quantised weights are not supported")
-        elements = int(np.prod(shape, dtype=object))
-        bytes_ = elements * np.dtype(DTYPES[dtype]).itemsize
-        if start != at or end - start != bytes_:
-            raise ValueError(f"{path}: tensor {name} of shape {shape} needs {bytes_} bytes from byte {at}, its header says {start} to {end}: copy the file again")
-        if 8 + n + end > size:
-            held = max(size - 8 - n - start, 0)
-            raise ValueError(f"{path} is truncated: of tensor {name}, expected {shape} ({bytes_} bytes), the file holds {held} bytes: copy it again")
-        index[name], at = Tensor(DTYPES[dtype], shape, ((path, 8 + n + start, elements),)), end
-    if 8 + n + at != size:
-        raise ValueError(f"{path}: {size - 8 - n - at} bytes follow its last tensor: copy it again")
-    return index
-
-
-def easylm_index(path):
-    """name -> Tensor of an EasyLM stream: msgpack pairs (key tuple, bytes), the bytes being flax's msgpack of one array.
-
-    Source: EasyLM checkpoint.py `StreamingCheckpointer`, flax serialization.py. A leading "params" of the keys is dropped. Only headers are touched.
+    difference: `path` may be what `diff` wrote. ValueError, one line, for what is no model or not supported.
     """
-    index, at, name = {}, 0, "the first"
-    size = os.path.getsize(path)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else contextlib.nullcontext(b"") as data:
-        try:
-            if not size:
-                raise ValueError
-            while at < size:
-                pair, at = unpack(data, at, msgpack.Unpacker.read_array_header)
-                key, at = unpack(data, at)
-                if pair != 2 or not isinstance(key, (list, tuple)) or not all(isinstance(k, str) for k in key):
-                    raise ValueError
-                name = "/".join(key[1:] if key[0] == "params" else key)
-                start, at = blob(data, at)
-                if name in index:
-                    raise ValueError
-                index[name] = flax_array(path, data, start)
-                if at > size:
-                    shape, last = index[name].shape, index[name].parts[-1][1]
-                    raise EOFError(f"of tensor {name}, expected {shape} {np.dtype(index[name].dtype).name}, the file holds {max(size - last, 0)} bytes")
-        except EOFError as error:
-            raise ValueError(f"{path} is truncated: {error}: copy it again") from None
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, msgpack.UnpackException) as error:
-            raise ValueError(f"{path} is truncated or no EasyLM stream of params at byte {at}, in or after {name}: copy it again") from None
-    return index
+    kind, record = kind_of(path), about(path)
+    if record.get("difference") and not difference:
+        raise ValueError(f"{path} is a difference to a base model: python checkpoint.py recover BASE {path} OUT gives the model")
+    if kind == "bin":
+        return formats.bin_config(path)
+    if kind == "hf":
+        return formats.hf_config(record, pathlib.Path(path) / "config.json")
+    if record:
+        return config_from(record.get("config"), path)
+    if not preset:
+        raise ValueError(f"{path} does not say what model it is: name its preset (--model-preset; train.py: --model), one of {', '.join(model.PRESETS)}")
+    config = model.preset(preset)
+    embed = formats.easylm_index(file_of(path)).get(model.weight_table(config)["embed"].easylm)
+    return config if embed is None else dataclasses.replace(config, V=embed.shape[0])
 
 
-def unpack(data, at, read=msgpack.Unpacker.unpack):
-    """(value, where it ends) of the small msgpack object, or with `read` the container header, at byte `at`."""
-    unpacker = msgpack.Unpacker(raw=False)
-    unpacker.feed(data[at : at + 4096])
-    value = read(unpacker)
-    return value, at + unpacker.tell()
+# ---------------------------------------------------------------------------------------- our weights as the files have them
 
 
-BLOBS = {"bin": b"\xc4\xc5\xc6", "ext": b"\xc7\xc8\xc9", "str": b"\xd9\xda\xdb"}  # with lengths of 1, 2, 4 bytes
+class Place(NamedTuple):
+    """How a file of some kind keeps one weight of ours."""
+
+    name: str  # there
+    shape: tuple  # of the whole tensor there
+    transposed: bool
+    part: slice | None  # of the last axis of the tensor (not transposed): q, k or v of GPT-2, which are one there
+    closes: bool  # the last part, or the only one
+    interleaved: bool  # its columns are rotated by RoPE in neighbouring pairs there, in half-split pairs here
 
 
-def blob(data, at):
-    """(start, end) of the payload of the bin, ext or str object at byte `at`, without reading it."""
-    for kind, codes in BLOBS.items():
-        if (width := codes.find(data[at])) >= 0:
-            width = 1 << width
-            start = at + 1 + width
-            return start + (kind == "ext"), start + (kind == "ext") + int.from_bytes(data[at + 1 : start], "big")
-    raise ValueError
-
-
-def flax_array(path, data, at):
-    """The Tensor of flax's msgpack of one array: an ext object (shape, dtype name, bytes), or a map of several where the array is over 1 GiB."""
-    if data[at] >> 4 != 8:  # no map
-        if data[at] not in BLOBS["ext"] or data[blob(data, at)[0] - 1] != 1:
-            raise ValueError
-        _, at = unpack(data, blob(data, at)[0], msgpack.Unpacker.read_array_header)
-        shape, at = unpack(data, at)
-        dtype, at = unpack(data, at)
-        dtype = np.dtype({"bfloat16": jnp.bfloat16}.get(dtype, dtype))
-        start, end = blob(data, at)
-        elements = int(np.prod(shape, dtype=object))
-        if dtype not in [np.dtype(d) for d in DTYPES.values()] or elements * dtype.itemsize != end - start:
-            raise ValueError
-        return Tensor(dtype, tuple(shape), ((path, start, elements),))
-    fields, at = unpack(data, at, msgpack.Unpacker.read_map_header)
-    parts = []
-    for _ in range(fields):
-        key, at = unpack(data, at)
-        if key == "chunks":
-            count, at = unpack(data, at, msgpack.Unpacker.read_map_header)
-            for _ in range(count):  # in order: flax writes them from "0" up
-                _, at = unpack(data, at)
-                parts.append(flax_array(path, data, at))
-                at = blob(data, at)[1]
-        else:
-            value, at = unpack(data, at)
-            shape = tuple(value[str(i)] for i in range(len(value))) if key == "shape" else shape
-    return Tensor(parts[0].dtype, shape, tuple(p for part in parts for p in part.parts))
-
-
-def bin_index(path, config):
-    """name -> Tensor of a llama2.c .bin: float32 after the header, weights one after the other, each [out, in] and stacked over layers."""
-    size, at = os.path.getsize(path), 28
-    index, shapes = {}, {n: (1,) + s if not model.weight_table(config)[n].layered else s for n, s in model.shapes(config, padded=False).items()}
-    for name in BIN_ORDER + ["head"] * (not config.tied):
-        if name == "head":
-            at += config.P * config.H * 4  # the RoPE tables
-        for layer, (file_name, transposed, _, shape) in enumerate(file_tensor(config, "bin", name, l) for l in range(shapes[name][0])):
-            elements = int(np.prod(shape))
-            if at + 4 * elements > size:
-                raise ValueError(f"{path} is truncated: of tensor {file_name}, expected {shape} ({4 * elements} bytes), the file holds {max(size - at, 0)} bytes: copy it again")
-            index[file_name] = Tensor(np.float32, shape, ((path, at, elements),))
-            at += 4 * elements
-    if config.tied:
-        at += config.P * config.H * 4
-    if at != size:
-        raise ValueError(f"{path} has {size} bytes, its header's sizes give {at}: copy it again")
-    return index
-
-
-def file_tensor(config, kind, name, layer):
-    """How a file of this kind keeps weight `name`: (its name there, transposed, slice of the last axis or None, its whole shape there)."""
+def place(config, kind, name, layer):
     row, size = model.weight_table(config)[name], model.sizes(config, padded=False)
-    file_name, transposed = {
+    there, transposed = {
         "hf": (row.hf.format(layer), row.hf_transposed),
         "easylm": (row.easylm.format(layer), row.easylm_transposed),
         "bin": (f"{name}[{layer}]" if row.layered else name, row.layered and len(row.dims) == 2),
     }[kind]
     shape, part = tuple(size[d] for d in row.dims), None
-    if row.part is not None:  # q, k and v in one
-        at = [0, size["NH"], size["NH"] + size["KH"], size["NH"] + 2 * size["KH"]]
-        part, shape = slice(at[row.part], at[row.part + 1]), shape[:-1] + (at[3],)
-    return file_name, transposed, part, shape[::-1] if transposed else shape
+    if row.part is not None:
+        bounds = np.cumsum([0, size["NH"], size["KH"], size["KH"]]).tolist()
+        part, shape = slice(*bounds[row.part : row.part + 2]), shape[:-1] + (bounds[3],)
+    return Place(there, shape[::-1] if transposed else shape, transposed, part, row.part in (None, 2), row.rope and kind != "hf")
 
 
 def half_split(config, width):
@@ -375,62 +140,68 @@ def half_split(config, width):
 
 
 def order(config):
-    """(name, layer or None) of every weight, layer by layer: the order of files."""
+    """(name, layer or None) of every weight: layer by layer, as files go."""
     table = model.weight_table(config)
-    layered = [n for n in table if table[n].layered]
-    outer = [(n, None) for n in table if not table[n].layered]
+    layered, outer = [n for n in table if table[n].layered], [(n, None) for n in table if not table[n].layered]
     first = [o for o in outer if o[0] in ("embed", "pos")]
     return first + [(n, layer) for layer in range(config.L) for n in layered] + outer[len(first) :]
+
+
+def bin_plan(config):
+    """[(name, shape)] of a llama2.c file: each weight of all layers, then the next."""
+    table, plan = model.weight_table(config), []
+    for name in BIN_ORDER:
+        if name == "rope":
+            plan.append(("the RoPE tables", (2, config.P, config.H // 2)))
+        elif name in table:
+            plan += [place(config, "bin", name, layer)[:2] for layer in (range(config.L) if table[name].layered else [None])]
+    return plan
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading
 
 
 def open_weights(path, config, step=None, difference=False):
-    """(config of the file, view): every tensor is there and has its shape, or ValueError naming it.
+    """(config with the file's V, view): ValueError, naming the tensor and both shapes, unless every tensor is there and nothing else.
 
-    view(name, layer) -> read(index) -> numpy array in the file's dtype, our layout, of that slice of the weight (vocabulary rows: those of the file). config: V may differ.
+    view(name, layer) -> read; read(index) -> that slice of the weight in our layout and the file's dtype. step: of a run, which checkpoint (None: the last).
     """
-    kind = kind_of(path)
-    where = file_of(path)
-    if kind == "easylm":
-        index = easylm_index(where)
-        embed = index.get(model.weight_table(config)["embed"].easylm)
-        config = config if embed is None else dataclasses.replace(config, V=embed.shape[0])
-    else:
+    kind, where = kind_of(path), file_of(path)
+    if kind != "easylm":
         config = dataclasses.replace(config, V=model_config(path, difference=difference).V)
     if kind == "run":
-        return config, functools.partial(run_view, path, config, resolve_step(path, step))
-    index = index if kind == "easylm" else safetensors_index(path) if kind == "hf" else bin_index(path, config)
-    base = ""
+        return config, run_view(path, config, resolve_step(path, step))
+    if kind == "bin":
+        index = formats.bin_index(path, bin_plan(config))
+        del index["the RoPE tables"]
+    else:
+        index = formats.safetensors_index(path) if kind == "hf" else formats.easylm_index(where)
+    prefix = ""
     if kind == "hf":
         index = {n: t for n, t in index.items() if not BUFFERS.search("." + n)}
-        base = "transformer." if config.family == "gpt2" else "model."
-        base = "" if any(n.startswith(base) for n in index) else base  # GPT2Model's files leave the prefix out
-    wanted = {}
-    for name, layer in order(config):
-        file_name, _, _, shape = file_tensor(config, kind, name, layer)
-        wanted[file_name.removeprefix(base)] = shape
-    head = "lm_head" in " ".join(set(wanted) ^ set(index))
+        prefix = "transformer." if config.family == "gpt2" and not any(n.startswith("transformer.") for n in index) else ""  # GPT2Model's files leave it out
+    if kind == "easylm" and (embed := index.get(model.weight_table(config)["embed"].easylm)):
+        config = dataclasses.replace(config, V=embed.shape[0])
+
+    wanted = {p.name.removeprefix(prefix): p.shape for p in (place(config, kind, *o) for o in order(config))}
     for name, shape in wanted.items():
         if name not in index:
-            hint = "its config says that the output matrix is its own (tie_word_embeddings false): set it true, or copy the file that has it" if head and "lm_head" in name else "copy the model again"
+            hint = "its config says that the output matrix is not the embedding: set tie_word_embeddings true, or copy the file that has it" if "lm_head" in name else "copy the model whole"
             raise ValueError(f"{where} has no tensor {name}, expected {shape}: {hint}")
         if index[name].shape != shape:
             raise ValueError(f"{where}: tensor {name} has shape {index[name].shape}, expected {shape}: the file and its config (or preset) are of different models")
-        if (index[name].dtype == np.uint32) and not difference:
-            raise ValueError(f"{where}: tensor {name} holds bit patterns of a difference: `checkpoint.py recover BASE DIFF OUT` gives the model")
-    for name in index:
-        if name not in wanted:
-            hint = "its config says that the output matrix is the embedding (tie_word_embeddings true): set it false" if "lm_head" in name else "a model of another kind, or with parts that are not supported"
-            raise ValueError(f"{where}: unexpected tensor {name} of shape {index[name].shape}: {hint}")
+        if index[name].dtype == np.uint32 and not difference:
+            raise ValueError(f"{where}: tensor {name} is a difference to a base model: python checkpoint.py recover BASE {path} OUT gives the model")
+    for name in index.keys() - wanted.keys():
+        hint = "its config says that the output matrix is the embedding: set tie_word_embeddings false" if "lm_head" in name else "the file and its config (or preset) are of different models"
+        raise ValueError(f"{where}: unexpected tensor {name} of shape {index[name].shape}: {hint}")
 
     def view(name, layer):
-        file_name, transposed, part, _ = file_tensor(config, kind, name, layer)
-        x = index[file_name.removeprefix(base)].view()
-        x = x.T if transposed else x
-        x = x if part is None else x[..., part]
-        if kind != "hf" and model.weight_table(config)[name].rope:
+        p = place(config, kind, name, layer)
+        x = index[p.name.removeprefix(prefix)].view()
+        x = x.T if p.transposed else x
+        x = x if p.part is None else x[..., p.part]
+        if p.interleaved:
             columns = half_split(config, x.shape[1])
             return lambda at: x[at[0]][:, columns[at[1]]]
         return lambda at: x[at]
@@ -438,70 +209,43 @@ def open_weights(path, config, step=None, difference=False):
     return config, view
 
 
-def run_view(path, config, step, name, layer):
-    """open_weights' view for a run: one layer's slice of the stacked array, straight from the chunks of Orbax's store (a chunk holds one layer)."""
-    place = checkpoint_dir(path, step)
-    try:
-        store = tensorstore.open(
-            {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{place / 'state'}/", "path": f"weights.{name}/"}},
-            context=tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**29}}), open=True, read=True,
-        ).result()  # fmt: skip
-    except ValueError as error:
-        raise broken(path, step, error) from None
-    row = model.weight_table(config)[name]
-    shape = (config.L,) * row.layered + tuple(model.sizes(config)[d] for d in row.dims)
-    if store.shape != shape:
-        raise ValueError(f"{place}: tensor {name} has shape {store.shape}, expected {shape}: run.json and the checkpoint are of different models")
-    store = store if layer is None else store[layer]
-    store = store[: config.V] if row.dims[0] == "V" else store
-
-    def read(at):
-        try:
-            return store[at].read().result()
-        except ValueError as error:
-            raise broken(path, step, error) from None
-
-    return read
-
-
 def read_weights(path, config, step=None, difference=False):
-    """(name, layer or None, array) of every weight of a model path, one at a time in `order`: our layout, the file's vocabulary rows, float32 (a difference: as stored)."""
+    """(name, layer or None, array) of every weight of a model path, one at a time, in `order`: our layout, the file's vocabulary rows, float32 (a difference: as stored)."""
     config, view = open_weights(path, config, step, difference)
     for name, layer in order(config):
-        read = view(name, layer)
-        x = read((slice(None),) * len(model.weight_table(config)[name].dims))
-        yield name, layer, np.array(x, x.dtype if difference else np.float32)
+        x = view(name, layer)((slice(None),) * len(model.weight_table(config)[name].dims))
+        yield name, layer, np.array(x, x.dtype if difference else np.float32, order="C")
 
 
 def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
-    """The weights of a model path straight into their shards: name -> array as model.initialise makes them.
+    """The weights of a model path straight into their shards: name -> array, as model.initialise makes them.
 
-    One layer of one weight is on the host at a time, and of it only one device's slice in `dtype`; each process reads its own slices alone. Where config.V exceeds the
-    file's vocabulary (role tokens), the added rows are the mean of the file's rows; padding rows are zero. step: of a run, which checkpoint (None: the last).
+    On the host there is one device's slice of one layer of one weight at a time, in `dtype`; each process reads only the slices of its own devices. Where config.V
+    exceeds the file's vocabulary (role tokens), the added rows are the mean of the file's rows; padding rows are zero.
     """
     there, view = open_weights(path, config, step)
     if there.V > config.V:
         raise ValueError(f"{path} has {there.V} vocabulary rows, more than the {config.V} ids of the tokenizer: use the tokenizer it was made with")
-    table, whole, weights = model.weight_table(config), model.shapes(config), {}
+    whole, weights = model.shapes(config), {}
     spec = sharding.shardings(layout.stacked(config), mesh)
-    for name, row in table.items():
+    for name, row in model.weight_table(config).items():
         if not row.layered:
             read = view(name, None)
-            read = vocabulary_rows(read, there, config) if row.dims[0] == "V" else read
-            weights[name] = put(read, whole[name], spec[name], dtype)
+            weights[name] = put(vocabulary_rows(read, there, config) if row.dims[0] == "V" else read, whole[name], spec[name], dtype)
             continue
-        piece_spec = NamedSharding(mesh, layout.specs[name])
-        stack = jax.jit(functools.partial(jnp.zeros, whole[name], dtype), out_shardings=spec[name])()
+        blank, write = stack_of(whole[name], jnp.dtype(dtype), spec[name])
+        stack = blank()
         for layer in range(config.L):
-            stack = write_layer(spec[name])(stack, put(view(name, layer), whole[name][1:], piece_spec, dtype), layer)
+            stack = write(stack, put(view(name, layer), whole[name][1:], NamedSharding(mesh, layout.specs[name]), dtype), layer)
         weights[name] = stack
     return weights
 
 
 @functools.cache
-def write_layer(spec):
-    """A jitted (stack, piece, layer) -> stack, in place."""
-    return jax.jit(lambda stack, piece, layer: lax.dynamic_update_index_in_dim(stack, piece, layer, 0), donate_argnums=0, out_shardings=spec)
+def stack_of(shape, dtype, spec):
+    """Two jitted functions: () -> zeros sharded by spec; (stack, piece, layer) -> the stack with that layer written, in place."""
+    blank = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=spec)
+    return blank, jax.jit(lambda stack, piece, layer: lax.dynamic_update_index_in_dim(stack, piece, layer, 0), donate_argnums=0, out_shardings=spec)
 
 
 def put(read, shape, spec, dtype):
@@ -511,7 +255,7 @@ def put(read, shape, spec, dtype):
         holders.setdefault(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)), []).append(device)
     pieces = []
     for bounds, devices in holders.items():
-        piece = np.array(read(tuple(slice(*b) for b in bounds)), dtype)  # a copy: never the file's own pages under a device array
+        piece = np.array(read(tuple(slice(*b) for b in bounds)), dtype, order="C")  # a copy: never the file's own pages under a device array
         pieces += [jax.device_put(piece, device) for device in devices]
         jax.block_until_ready(pieces[-len(devices) :])
     return jax.make_array_from_single_device_arrays(shape, spec, pieces)
@@ -519,36 +263,36 @@ def put(read, shape, spec, dtype):
 
 def vocabulary_rows(read, there, config):
     """read() of a [V, D] weight grown from the file's rows to the padded vocabulary: added tokens get the mean of the file's rows, padding zero."""
-    mean_D = 0
+    mean_D = np.zeros(config.D)
     if config.V > there.V:
-        chunks = range(0, there.V, 4096)
-        mean_D = sum(np.sum(read((slice(a, min(a + 4096, there.V)), slice(None))), axis=0, dtype=np.float64) for a in chunks) / there.V
+        for a in range(0, there.V, 4096):
+            mean_D += np.sum(read((slice(a, min(a + 4096, there.V)), slice(None))), axis=0, dtype=np.float64) / there.V
 
     def grown(at):
-        start, end = at[0].start, at[0].stop
-        columns = slice(*at[1].indices(config.D))
+        (start, end, _), columns = at[0].indices(config.padded_vocab), slice(*at[1].indices(config.D))
         out = np.zeros((end - start, columns.stop - columns.start), np.float32)
-        out[: max(there.V - start, 0)] = read((slice(min(start, there.V), min(end, there.V)), columns))
-        if config.V > there.V:
-            out[max(there.V - start, 0) : max(config.V - start, 0)] = mean_D[columns]
+        old, new = max(there.V - start, 0), max(config.V - start, 0)
+        if old:
+            out[:old] = read((slice(start, min(end, there.V)), columns))
+        out[old:new] = mean_D[None, columns]
         return out
 
     return grown
 
 
 def fingerprint(path, step=None):
-    """sha256 of a model's files: names, sizes, and 64 blocks of each (small files whole), so that a 13B model takes a second."""
-    kind, place = kind_of(path), pathlib.Path(file_of(path))
+    """sha256 over a model's files: names, sizes and 64 blocks of each (a small file whole), so that 13B weights take a second."""
+    kind, where = kind_of(path), pathlib.Path(file_of(path))
+    files = [where]
     if kind == "run":
-        folder = checkpoint_dir(path, resolve_step(path, step))
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-    else:
-        folder = place if kind == "hf" else place.parent
-        files = [place] if kind != "hf" else [place / "config.json", *sorted(place.glob("*.safetensors"))]
+        where = checkpoint_dir(path, resolve_step(path, step))
+        files = sorted(p for p in where.rglob("*") if p.is_file())
+    elif kind == "hf":
+        files = [where / "config.json", *sorted(where.glob("*.safetensors"))]
     digest, block = hashlib.sha256(), 65536
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder) if kind in ('run', 'hf') else ''} {size}\n".encode())
+        digest.update(f"{'' if file == where else file.relative_to(where)} {size}\n".encode())
         with open(file, "rb") as f:
             for i in range(64):
                 f.seek(max(size - block, 0) * i // 63)
@@ -566,44 +310,88 @@ def checkpoint_dir(run, step):
 def steps(run):
     """The steps of a run's whole checkpoints, in order. Orbax writes under another name and renames at the end: an unfinished one does not count."""
     folder = pathlib.Path(run) / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "state").is_dir()) if folder.is_dir() else []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()) if folder.is_dir() else []
 
 
 def resolve_step(run, step=None):
     there = steps(run)
-    if not there or (step is not None and step not in there):
-        what = f"no checkpoint of step {step}" if there else "no whole checkpoint"
-        raise ValueError(f"{run} has {what}: " + (f"there are {', '.join(map(str, there))}" if there else "train it first"))
+    if not there:
+        raise ValueError(f"{run} has no whole checkpoint: train it first")
+    if step is not None and step not in there:
+        raise ValueError(f"{run} has no checkpoint of step {step}: there are {', '.join(map(str, there))}")
     return there[-1] if step is None else step
 
 
-def broken(run, step, error):
-    """The ValueError for a checkpoint that cannot be read."""
-    why = " ".join(str(error).split())[:160]
-    earlier = [s for s in steps(run) if s < step]
-    remedy = f"remove that folder to go on from step {earlier[-1]}" if earlier else "there is no earlier one: start again"
-    return ValueError(f"checkpoint of step {step} in {checkpoint_dir(run, step)} is damaged ({why}): {remedy}")
+def run_array(folder, name):
+    """The array `name` of Orbax's store of a checkpoint, opened for reading slices."""
+    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}}
+    return tensorstore.open(spec, context=tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**28}}), open=True, read=True).result()
+
+
+def run_view(run, config, step):
+    """open_weights' view of a run: slices of the stacked arrays, straight from Orbax's store (Saver.save makes each layer a chunk)."""
+    folder, size, stores = checkpoint_dir(run, step), model.sizes(config), {}
+    try:
+        for name, row in model.weight_table(config).items():
+            stores[name] = run_array(folder, f"weights.{name}")
+            shape = (config.L,) * row.layered + tuple(size[d] for d in row.dims)
+            if stores[name].shape != shape:
+                raise ValueError(f"tensor {name} has shape {stores[name].shape}, expected {shape}")
+    except ValueError as error:
+        raise damaged(run, step, error) from None
+
+    def view(name, layer):
+        store = stores[name] if layer is None else stores[name][layer]
+        store = store[: config.V] if model.weight_table(config)[name].dims[0] == "V" else store
+
+        def read(at):
+            try:
+                return store[at].read().result()
+            except ValueError as error:
+                raise damaged(run, step, f"tensor {name}: {error}") from None
+
+        return read
+
+    return view
+
+
+def whole(run, step):
+    """Whether all of a checkpoint can be read and decoded."""
+    folder = checkpoint_dir(run, step)
+    try:
+        for file in ("meta/metadata", "state/_METADATA", "state/_sharding"):
+            json.loads((folder / file).read_text(encoding="utf-8"))
+        names = [".".join(k["key"] for k in entry["key_metadata"]) for entry in json.loads((folder / "state/_METADATA").read_text())["tree_metadata"].values()]
+        for store in (run_array(folder, name) for name in names):
+            for i in range(store.shape[0]) if store.rank > 1 else [...]:
+                store[i].read().result()
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def damaged(run, step, error):
+    """The ValueError for a checkpoint that cannot be read: says which earlier one can."""
+    earlier = next((s for s in reversed(steps(run)) if s < step and whole(run, s)), None)
+    remedy = f"step {earlier} is whole, remove this folder to go on from it" if earlier is not None else "no earlier one is whole, start again"
+    return ValueError(f"the checkpoint of step {step} in {checkpoint_dir(run, step)} is damaged ({' '.join(str(error).split())[:200]}): {remedy}")
 
 
 class Saver:
     """A run's checkpoints: saved in the background, whole or not at all, the last `keep` of them kept (0 or None: all)."""
 
     def __init__(self, run_dir, keep=None):
-        import orbax.checkpoint as ocp
+        import orbax.checkpoint as ocp  # half a second that readers need not wait
 
         self.run, self.ocp = pathlib.Path(run_dir).resolve(), ocp
         options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.run / "checkpoints", options=options)
 
     def save(self, step, state, meta):
-        """Start saving; returns when the arrays are copied, so that they may be donated. meta: what JSON holds."""
+        """Start saving a tree of arrays; returns when they are copied, so that they may be donated. meta: what JSON holds."""
         ocp = self.ocp
-        # one layer a chunk: a reader of one layer reads no other
-        args = jax.tree.map(lambda x: ocp.SaveArgs(shard_axes=(0,) if x.ndim > 1 else ()), state)
-        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state, save_args=args), meta=ocp.args.JsonSave(meta)), force=True)
-
-    def steps(self):
-        return steps(self.run)
+        chunked = jax.tree.map(lambda x: ocp.SaveArgs(shard_axes=(0,) if x.ndim > 2 else ()), state)  # a layer a chunk: run_view reads no other
+        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state, save_args=chunked), meta=ocp.args.JsonSave(meta)), force=True)
 
     def restore(self, state_like, step=None):
         """(state, meta) of a step (None: the last). state_like: ShapeDtypeStructs with shardings, of any mesh."""
@@ -611,11 +399,201 @@ class Saver:
         try:
             got = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state_like), meta=ocp.args.JsonRestore()))
         except Exception as error:  # Orbax raises many kinds
-            raise broken(self.run, step, error) from error
+            if whole(self.run, step):
+                raise  # not the file's fault
+            raise damaged(self.run, step, error) from error
         return got["state"], got["meta"]
+
+    def steps(self):
+        return steps(self.run)
 
     def wait(self):
         self.manager.wait_until_finished()
 
     def close(self):
         self.manager.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------- writing
+
+
+def file_arrays(config, kind, weights, dtype):
+    """(name in the file, array) from (name, layer, array) in `order`: q, k and v joined, dimensions and RoPE's columns as the file has them, cast."""
+    joined = {}
+    for (name, layer, x), due in zip(weights, order(config), strict=True):
+        assert (name, layer) == due, f"{name} {layer} came where {due} was due"
+        p = place(config, kind, name, layer)
+        if p.interleaved:
+            x = x[:, np.argsort(half_split(config, x.shape[1]))]
+        if p.part is not None:
+            joined.setdefault(p.name, []).append(x)
+            if not p.closes:
+                continue
+            x = np.concatenate(joined.pop(p.name), axis=-1)
+        with np.errstate(over="ignore"):
+            y = np.ascontiguousarray(x.T if p.transposed else x).astype(dtype, copy=False)
+        if y.dtype == np.float16 and not np.array_equal(np.isinf(x), np.isinf(y.T if p.transposed else y)):
+            raise ValueError(f"tensor {p.name} holds numbers beyond float16's 65504: use --dtype bfloat16 or float32")
+        yield p.name, y
+
+
+def write_hf(dst, config, weights, tok, dtype=np.float32, marks=None, shard_bytes=formats.SHARD_BYTES):
+    """A Hugging Face folder: config.json, safetensors (in shards), tokenizer files (tok None: none). One tensor is in memory at a time.
+
+    weights: (name, layer, array) as read_weights gives them. marks: a dict of more entries for config.json, read when the weights are through.
+    """
+    plan = [p[:2] for p in (place(config, "hf", *o) for o in order(config)) if p.closes]
+    with formats.beside(dst, folder=True) as tmp:
+        tmp.mkdir()
+        formats.write_safetensors(tmp, plan, file_arrays(config, "hf", weights, dtype), dtype, shard_bytes)
+        ends = {} if tok is None else {"bos_token_id": tok.bos, "eos_token_id": tok.eos}
+        formats.write_json(tmp / "config.json", formats.hf_record(config) | ends | {"torch_dtype": np.dtype(dtype).name} | (marks or {}))
+        formats.write_json(tmp / "generation_config.json", ends)
+        if tok is not None:
+            tokenizer.write_hf(tok, tmp)
+
+
+def write_easylm(dst, config, weights, dtype=np.float32, marks=None):
+    """An EasyLM stream, read there as params::DST, and DST.json beside it with the config, so that no preset is needed here."""
+    dst = file_of(dst)
+    with formats.beside(f"{dst}.json") as record, formats.beside(dst) as tmp:
+        formats.write_easylm_stream(tmp, file_arrays(config, "easylm", weights, dtype))
+        formats.write_json(record, {"config": dataclasses.asdict(config), "dtype": np.dtype(dtype).name} | (marks or {}))
+
+
+# --------------------------------------------------------------------------------------------------------------- programs
+
+
+def pairs(base, base_config, other, config, difference=False):
+    """(name, layer, base array, other array) of two model paths; the base's vocabulary is grown by rows of zeros: added tokens have no base."""
+    there, wanted = model.shapes(dataclasses.replace(base_config, V=config.V), padded=False), model.shapes(config, padded=False)
+    for name in there | wanted:
+        if there.get(name) != wanted.get(name):
+            raise ValueError(f"{base} and {other} are of different models: {name} has shape {there.get(name)} in the one, {wanted.get(name)} in the other")
+    if base_config.V > config.V:
+        raise ValueError(f"{base} has {base_config.V} vocabulary rows, {other} only {config.V}: the base comes first")
+    both = zip(read_weights(base, base_config), read_weights(other, config, difference=difference), strict=True)
+    for (name, layer, b), (_, _, x) in both:
+        yield name, layer, np.concatenate([b, np.zeros((len(x) - len(b), b.shape[1]), b.dtype)]) if len(b) < len(x) else b, x
+
+
+def subtract(base, base_config, tuned, config, floats, marks):
+    """The weights of `diff`; marks["difference"] is there when they are through.
+
+    Differences are those of float32's bit patterns, modulo 2^32, so that the tuned weights come back as they were: with floats, base + (tuned - base) loses bits of a
+    tuned number much smaller than its base. floats: tuned - base all the same, as Koala was released.
+    """
+    of = {"base": hashlib.sha256(), "tuned": hashlib.sha256()}
+    for name, layer, b, t in pairs(base, base_config, tuned, config):
+        of["base"].update(b.data)
+        of["tuned"].update(t.data)
+        yield name, layer, t - b if floats else t.view(np.uint32) - b.view(np.uint32)
+    marks["difference"] = {"form": "float32" if floats else "float32 bit patterns, modulo 2^32"} | {f"{n}_sha256": d.hexdigest() for n, d in of.items()}
+    if not floats:
+        marks["model_type"] = "difference"  # transformers would take the bit patterns for weights
+
+
+def add(base, base_config, diff, config, record):
+    """The weights of `recover`: base + difference, in the form that the file's dtype tells; ValueError at the end where they are not those that `diff` saw."""
+    of = {"base": hashlib.sha256(), "tuned": hashlib.sha256()}
+    for name, layer, b, d in pairs(base, base_config, diff, config, difference=True):
+        t = (b.view(np.uint32) + d).view(np.float32) if d.dtype == np.uint32 else b + d.astype(np.float32)
+        of["base"].update(b.data)
+        of["tuned"].update(t.data)
+        yield name, layer, t
+    if not record:
+        return say(f"note: {diff} does not say what its base was (Koala's and Vicuna's do not): base + difference, unchecked")
+    if of["base"].hexdigest() != record["base_sha256"]:
+        raise ValueError(f"{base} is not the base that {diff} was made with (its weights have another sha256): use that one")
+    same = of["tuned"].hexdigest() == record["tuned_sha256"]
+    if not same and record["form"] != "float32":
+        raise ValueError(f"{diff} is damaged (base + difference has not the sha256 of the tuned weights): copy it again")
+    say("equal to the tuned weights bit for bit" if same else "equal to the tuned weights up to the rounding of base + difference in float32")
+
+
+def find_tokenizer(src, named, config, dst):
+    """The tokenizer that goes with a model path, with roles where its vocabulary has them; None, said on stderr, where there is none."""
+    kind, where = kind_of(src), pathlib.Path(file_of(src))
+    where = named or {"run": where / "tokenizer", "hf": where}.get(kind, where.parent)
+    try:
+        tok = tokenizer.load(str(where), roles=False)
+    except ValueError as error:
+        if named:
+            raise
+        return say(f"note: {dst} gets no tokenizer files, --tokenizer names some ({error})")
+    tokenizer.check_size(tok, config.V - 2 * (config.V == tok.base_size + 2), src)
+    return tokenizer.load(str(where), roles=config.V > tok.base_size)
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(weights, config):
+    """The same weights, with a line on stderr of how far they are: twice a second on a terminal, every ten seconds elsewhere."""
+    total, done, started, terminal = model.parameter_count(config), 0, time.time(), sys.stderr.isatty()
+    shown = started
+    for name, layer, x in weights:
+        yield name, layer, x
+        done += x.size
+        now = time.time()
+        if now - shown > (0.5 if terminal else 10):
+            shown = now
+            line = f"{done / total:4.0%}  {name if layer is None else f'{name} of layer {layer}'}  eta {(now - started) * (total - done) / done:.0f} s"
+            print(f"\r{line:<60}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+    if terminal:
+        print(f"\r{'':<60}\r", end="", file=sys.stderr)
+
+
+def run(args):
+    marks, source = {}, {"convert": "src", "diff": "tuned", "recover": "diff"}[args.command]
+    source = getattr(args, source)
+    config = model_config(source, args.model_preset, difference=args.command == "recover")
+    dtype = jnp.dtype(args.dtype)
+    if args.command == "convert":
+        weights = read_weights(source, config, args.step)
+    else:
+        base_config = model_config(args.base, args.model_preset)
+        if args.command == "diff":
+            dtype = np.dtype(np.float32 if args.float else np.uint32)
+            weights = subtract(args.base, base_config, source, config, args.float, marks)
+        else:
+            weights = add(args.base, base_config, source, config, about(source).get("difference"))
+    weights = progress(weights, config)
+    if args.to == "hf":
+        write_hf(args.dst, config, weights, find_tokenizer(source, args.tokenizer, config, args.dst), dtype, marks)
+    else:
+        write_easylm(args.dst, config, weights, dtype, marks)
+    print(f"{'params::' * (args.to == 'easylm')}{file_of(args.dst)}: {model.parameter_count(config):,} weights, {dtype.name}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, *paths in (("convert", "src", "dst"), ("diff", "base", "tuned", "dst"), ("recover", "base", "diff", "dst")):
+        sub = commands.add_parser(command)
+        for path in paths:
+            sub.add_argument(path, metavar=path.upper(), help="where to write: a new path, or an empty folder" if path == "dst" else MODEL_PATHS)
+        sub.add_argument("--to", choices=("hf", "easylm"), default="hf", help="Hugging Face folder or EasyLM stream [default: hf]")
+        sub.add_argument("--tokenizer", metavar="PATH", help="for --to hf [default: the one lying with the model]")
+        sub.add_argument("--model-preset", metavar="NAME", help="what an EasyLM stream holds: " + ", ".join(model.PRESETS))
+        sub.set_defaults(dtype="float32")
+        if command == "diff":
+            sub.add_argument("--float", action="store_true", help="tuned - base in float32, as Koala was released [default: of bit patterns, recovered exactly]")
+        else:
+            sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written [default: float32]")
+        if command == "convert":
+            sub.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run [default: the last]")
+    args = parser.parse_args(argv)
+    with contextlib.suppress(ValueError):  # not the main thread: no signals to take
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half-written is removed
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        say(f"checkpoint.py: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
