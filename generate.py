@@ -10,7 +10,7 @@ A sample depends on (seed, the prompt's index, the sample's number, the position
 model and is untrusted: whoever prints it strips terminal escapes. Left out: beam search, repetition penalties, speculative decoding, several processes.
 """
 import functools
-import os
+import re
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import model
-from sharding import DATA
+import sharding
+from sharding import DATA, TENSOR
 
 READ = 512  # tokens of waiting prompts read in one go (a longer prompt alone)
 CHUNK = 32  # tokens a slot between two looks of the host, at most
@@ -275,6 +276,47 @@ class Decoder:
                 token["ids"][rank, to], token["position"][rank, to], token["tree"][rank, to] = part, length + np.arange(len(part)), tree
                 at += len(part)
         return self.fill(weights, cache, token, prefix, np.int32(length), copies)
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+def bytes_needed(config, data, tensor, dtype, batch, length):
+    """(bytes of weights, bytes of cache) on one device of a mesh data x tensor: replicas of the weights over data, heads over tensor."""
+    layout = model.make_layout(config, data, tensor, fsdp=False)
+    size = np.dtype(dtype).itemsize
+    split = lambda spec: tensor if TENSOR in sharding.axes_of(spec) else 1
+    weights = sum(int(np.prod(s)) // split(layout.specs[n]) for n, s in model.shapes(config).items())
+    heads = model.cache_heads(config, layout) // (tensor if layout.attention else 1)
+    return weights * size, 2 * config.L * -(-batch // data) * heads * length * config.H * size
+
+
+def device_room(mesh):
+    """Bytes that a device may hold: its own memory's limit, or its share of this host's free memory; None where neither is known."""
+    device = mesh.devices.flat[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return int(re.search(r"MemAvailable:\s+(\d+) kB", file.read())[1]) * 1024 // mesh.devices.size
+    except (OSError, TypeError):
+        return None
+
+
+def check_fit(config, data, tensor, dtype, batch, length, room):
+    """ValueError, one line, where weights and cache do not fit `room` bytes a device; it names the mesh, batch or dtype that would."""
+    need = lambda d, t, dtype=dtype, batch=batch: sum(bytes_needed(config, d, t, dtype, batch, length))
+    if room is None or need(data, tensor) <= 0.9 * room:  # a tenth for activations
+        return
+    GB = lambda n: f"{n / 1e9:.1f} GB"
+    devices = data * tensor
+    meshes = [f"--mesh {devices // t}x{t} ({GB(need(devices // t, t))})" for t in range(tensor + 1, devices + 1) if devices % t == 0 and need(devices // t, t) <= 0.9 * room]
+    smaller = [f"--batch {b} ({GB(need(data, tensor, batch=b))})" for b in (batch >> k for k in range(1, batch.bit_length())) if need(data, tensor, batch=b) <= 0.9 * room]
+    half = [f"--dtype bfloat16 ({GB(need(data, tensor, 'bfloat16'))})"] if np.dtype(dtype).itemsize == 4 and need(data, tensor, jnp.bfloat16) <= 0.9 * room else []
+    fits = next((t for t in (2**k for k in range(1, 12)) if need(1, t) <= 0.9 * room), None)
+    remedies = meshes[:1] + smaller[:1] + half or [f"more devices (1x{fits} would do)" if fits else "a smaller model: no number of such devices holds this one"]
+    weights, cache = bytes_needed(config, data, tensor, dtype, batch, length)
+    raise ValueError(f"--mesh {data}x{tensor} puts {GB(weights)} of weights and {GB(cache)} of cache (--batch {batch}) on each device, which has {GB(room)}: use {' or '.join(remedies)}")
 
 
 def common(a, b):
