@@ -113,7 +113,8 @@ def parser():
     group.add_argument("--moment-dtype", choices=["float32", "bfloat16"], help="of the first moment; the second stays float32" + shown("moment_dtype"))
     group.add_argument("--grad-dtype", choices=["float32", "bfloat16"], help="gradients are reduced and kept in it" + shown("grad_dtype"))
     group.add_argument("--remat", choices=["full", "dots", "none"], help="what the backward pass recomputes: all but each layer's input; all but matmuls; nothing" + shown("remat"))
-    group.add_argument("--attention", choices=["auto", "reference"], help="the attention kernel" + shown("attention"))
+    group.add_argument("--attention", choices=["auto", "reference", "blockwise", "cudnn"],
+                       help="the attention kernel; blockwise is ours and never forms a T x T matrix; auto takes the best that fits" + shown("attention"))
     group.add_argument("--deterministic", action="store_true", help="GPU: bit-exact resume, slower kernels (CPU and TPU are deterministic anyway)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="several processes: where process 0 listens; `auto` on TPU pods and SLURM")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")

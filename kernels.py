@@ -91,6 +91,98 @@ def attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     p_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", p_BKGTS, v_BSKH).reshape(B, T, N, H)
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, block=128):
+    """Causal `attention` without a [T, S] matrix: one block of queries at a time against the keys up to its end, so blocks above the diagonal are not computed.
+
+    segment_BT int32 or None (one document a row). The backward pass keeps the output and the log of the softmax's sum, and computes each strip of probabilities
+    again. A kv head and the G query heads it serves are one product, and one turn of a loop: the strips of one are all that is in memory, and in the CPU's cache.
+    Any T: the last block is shorter. Softmax in float32.
+    """
+    return _blockwise_forward(q_BTNH, k_BTKH, v_BTKH, segment_BT, block)[0]
+
+
+def _by_kv_head(x_BTNH, K):
+    """[B, T, N, H] -> [B * K, T, G, H]."""
+    B, T, N, H = x_BTNH.shape
+    return x_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B * K, T, N // K, H)
+
+
+def _by_token(x_ZTGH, B):
+    """[B * K, T, G, H] -> [B, T, N, H]."""
+    Z, T, G, H = x_ZTGH.shape
+    return x_ZTGH.reshape(B, Z // B, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, Z // B * G, H)
+
+
+def _strips(T, block):
+    """(start, end) of the blocks of queries; each sees the keys up to its own end."""
+    return [(start, min(start + block, T)) for start in range(0, T, block)]
+
+
+def _strip_scores(q_XGH, k_SH, start, segment_T):
+    """Masked scores [X * G, S] f32 of the queries from `start` (X of them) against keys 0..S, S the end of the block."""
+    X, G, H = q_XGH.shape
+    S = k_SH.shape[0]
+    scores_QS = jnp.einsum("qh,sh->qs", q_XGH.reshape(X * G, H), k_SH, preferred_element_type=jnp.float32) * H**-0.5
+    visible_XS = (start + jnp.arange(X))[:, None] >= jnp.arange(S)[None, :]
+    if segment_T is not None:
+        visible_XS = visible_XS & (segment_T[start : start + X, None] == segment_T[None, :S])
+    return jnp.where(visible_XS[:, None, :], scores_QS.reshape(X, G, S), -jnp.inf).reshape(X * G, S)
+
+
+def _each_head(segment_BT, K):
+    return () if segment_BT is None else (jnp.repeat(segment_BT, K, axis=0),)
+
+
+def _blockwise_forward(q_BTNH, k_BTKH, v_BTKH, segment_BT, block):
+    B, T, _, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+
+    def one(inputs):
+        q_TGH, k_TH, v_TH, *segment = inputs
+        outs, sums = [], []
+        for start, end in _strips(T, block):
+            scores_QS = _strip_scores(q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None)
+            top_Q1 = jnp.max(scores_QS, axis=1, keepdims=True)
+            p_QS = jnp.exp(scores_QS - top_Q1)
+            z_Q1 = jnp.sum(p_QS, axis=1, keepdims=True)
+            out_QH = jnp.einsum("qs,sh->qh", p_QS.astype(v_TH.dtype), v_TH[:end], preferred_element_type=jnp.float32) / z_Q1
+            outs.append(out_QH.astype(v_TH.dtype))
+            sums.append(top_Q1 + jnp.log(z_Q1))
+        return jnp.concatenate(outs).reshape(q_TGH.shape), jnp.concatenate(sums).reshape(q_TGH.shape[:2])
+
+    heads = (_by_kv_head(q_BTNH, K), _by_kv_head(k_BTKH, K)[:, :, 0], _by_kv_head(v_BTKH, K)[:, :, 0])
+    out_ZTGH, sum_ZTG = lax.map(one, heads + _each_head(segment_BT, K))
+    out_BTNH = _by_token(out_ZTGH, B)
+    return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, segment_BT, out_BTNH, sum_ZTG)
+
+
+def _blockwise_backward(block, kept, g_BTNH):
+    q_BTNH, k_BTKH, v_BTKH, segment_BT, out_BTNH, sum_ZTG = kept
+    B, T, _, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+
+    def one(inputs):
+        q_TGH, k_TH, v_TH, g_TGH, out_TGH, sum_TG, *segment = inputs
+        # the sum over s of p * dp equals out . dout: no strip is needed for it
+        dot_TG = jnp.sum(g_TGH.astype(jnp.float32) * out_TGH.astype(jnp.float32), axis=-1)
+        dq, dk_TH, dv_TH = [], jnp.zeros((T, H), jnp.float32), jnp.zeros((T, H), jnp.float32)
+        for start, end in _strips(T, block):
+            q_QH, g_QH = q_TGH[start:end].reshape(-1, H), g_TGH[start:end].reshape(-1, H)
+            p_QS = jnp.exp(_strip_scores(q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None) - sum_TG[start:end].reshape(-1, 1))
+            dv_TH = dv_TH.at[:end].add(jnp.einsum("qs,qh->sh", p_QS.astype(g_QH.dtype), g_QH, preferred_element_type=jnp.float32))
+            dp_QS = jnp.einsum("qh,sh->qs", g_QH, v_TH[:end], preferred_element_type=jnp.float32)
+            ds_QS = (p_QS * (dp_QS - dot_TG[start:end].reshape(-1, 1)) * H**-0.5).astype(q_QH.dtype)
+            dq.append(jnp.einsum("qs,sh->qh", ds_QS, k_TH[:end]))
+            dk_TH = dk_TH.at[:end].add(jnp.einsum("qs,qh->sh", ds_QS, q_QH, preferred_element_type=jnp.float32))
+        return jnp.concatenate(dq).reshape(q_TGH.shape), dk_TH[:, None].astype(k_TH.dtype), dv_TH[:, None].astype(v_TH.dtype)
+
+    heads = (_by_kv_head(q_BTNH, K), _by_kv_head(k_BTKH, K)[:, :, 0], _by_kv_head(v_BTKH, K)[:, :, 0], _by_kv_head(g_BTNH, K), _by_kv_head(out_BTNH, K), sum_ZTG)
+    return *(_by_token(d, B) for d in lax.map(one, heads + _each_head(segment_BT, K))), None
+
+
+blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
+
 
 # ----------------------------------------------------------------------------------------------------------- activations
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import kernels
@@ -325,12 +326,13 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     region = regions(layout.attention and layout.tensor > 1, sequence)
     h_BTD = region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared))
     wk, wv = w["wk"], w["wv"]
+    joined = lambda *parts: checkpoint_name(jnp.concatenate(parts, axis=-1), "weights")  # one matmul; the optimizer sees each weight
     if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
         head = lax.axis_index(TENSOR) * config.K // layout.tensor
         wk, wv = (lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv))
-    qkv_BTX = h_BTD @ jnp.concatenate([w["wq"], wk, wv], axis=1)  # one matmul; the optimizer sees three weights
+    qkv_BTX = h_BTD @ joined(w["wq"], wk, wv)
     if config.family == "gpt2":
-        qkv_BTX = qkv_BTX + jnp.concatenate([w["bq"], w["bk"], w["bv"]])[None, None]
+        qkv_BTX = qkv_BTX + joined(w["bq"], w["bk"], w["bv"])[None, None]
     NH, KH = w["wq"].shape[1], wk.shape[1]
     q, k, v = jnp.split(qkv_BTX, [NH, NH + KH], axis=2)
     heads = lambda z: z.reshape(z.shape[:2] + (-1, H))
@@ -347,7 +349,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     region = regions(layout.mlp and layout.tensor > 1, sequence)
     h_BTD = region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared))
     if config.family == "llama":
-        gate_BTF, up_BTF = jnp.split(h_BTD @ jnp.concatenate([w["w1"], w["w3"]], axis=1), 2, axis=2)
+        gate_BTF, up_BTF = jnp.split(h_BTD @ joined(w["w1"], w["w3"]), 2, axis=2)
         y_BTD = region.leave(kernels.swiglu(gate_BTF, up_BTF) @ w["w2"])
     else:
         y_BTD = region.leave(kernels.gelu_tanh(h_BTD @ w["w1"] + w["b1"][None, None]) @ w["w2"]) + region.shared(w["b2"])[None, None]
@@ -594,6 +596,53 @@ class Compute(NamedTuple):
     dtype: object = jnp.float32  # activations and gathered weights
     grad_dtype: object = jnp.float32  # gradients are reduced and kept in it
     loss_chunk: int = 1024  # tokens whose logits exist at once
+    attention: str = "reference"  # reference, blockwise, cudnn
+    remat: str = "full"  # what the backward pass computes again in a layer: full (all but its input), dots (all but matmuls), none
+
+
+def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, packed, kernel):
+    """Attention of whole rows by one of the kernels; packed: the rows hold several segments."""
+    if kernel == "cudnn" and not packed:  # cuDNN's flash attention takes 16-bit types and no segments
+        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+    if kernel == "reference":
+        return kernels.attention(q_BTNH, k_BTKH, v_BTKH, kernels.causal_mask(segment_BT))
+    return kernels.blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
+
+
+def pick_attention(asked, platform, dtype):
+    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there."""
+    if asked == "auto":
+        return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "blockwise"
+    if asked == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
+        raise ValueError(f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto")
+    return asked
+
+
+def layer_vjp(layer, x_BTD, w, remat):
+    """jax.vjp of a layer that keeps every value (none) or matmul results (dots). Whatever is made of weights alone is left out: it is there again in the backward pass."""
+    policies = jax.checkpoint_policies
+    policy = {"dots": policies.dots_saveable, "none": policies.save_anything_except_these_names("weights")}[remat]
+    return jax.vjp(jax.checkpoint(layer, policy=policy), x_BTD, w)
+
+
+def layer_forward(layer, x_BTD, w, remat):
+    """(layer(x), what its backward pass keeps: never a gathered weight, which would make every device hold the whole model)."""
+    if remat == "full":
+        return layer(x_BTD, w), x_BTD
+    y_BTD, vjp = layer_vjp(layer, x_BTD, w, remat)
+    weights = {id(leaf) for leaf in jax.tree.leaves(w)}
+    return y_BTD, [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in weights]
+
+
+def layer_backward(layer, kept, w, dy_BTD, remat):
+    """(gradient of x, gradients of the weights) from what layer_forward kept and the weights gathered again."""
+    if remat == "full":
+        return jax.vjp(layer, kept, w)[1](dy_BTD)
+    # the vjp is a tree whose leaves are the kept values: take its structure from a layer that is traced and never run, and put the kept values in
+    _, vjp = layer_vjp(layer, jnp.zeros_like(dy_BTD), w, remat)
+    leaves, tree = jax.tree.flatten(vjp)
+    weights, kept = {id(leaf) for leaf in jax.tree.leaves(w)}, iter(kept)
+    return jax.tree.unflatten(tree, [leaf if id(leaf) in weights else next(kept) for leaf in leaves])(dy_BTD)
 
 
 def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True):
@@ -607,8 +656,7 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
     position_BT = positions_of(segment_BT)
     sequence = sequence_parallel(layout, token_BT.shape[1])
     rope = rope_of(position_BT, config)
-    mask = kernels.causal_mask(segment_BT)
-    attend = lambda q, k, v: (kernels.attention(q, k, v, mask), None)
+    attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
     layers, outer = split_layers(weights, config)
     whole = functools.partial(gather, layout=layout, dtype=compute.dtype)
     scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype) for n, g in grads.items()}
@@ -634,17 +682,16 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
         return last(x_BTD, whole({n: outer[n] for n in last_names})), None
 
     x_BTD, first_vjp = jax.vjp(first, first_w)
-    x_BTD, input_LBTD = lax.scan(lambda x, shards: (layer(x, whole(shards)), x), x_BTD, layers)
+    x_BTD, kept_L = lax.scan(lambda x, shards: layer_forward(layer, x, whole(shards), compute.remat), x_BTD, layers)
     loss, last_vjp = jax.vjp(last, x_BTD, whole({n: outer[n] for n in last_names}))
     dx_BTD, dlast = last_vjp(jnp.ones_like(loss))
 
     def backward(dx_BTD, item):
-        x_BTD, shards = item
-        _, vjp = jax.vjp(layer, x_BTD, whole(shards))
-        dx_BTD, dw = vjp(dx_BTD)
+        kept, shards = item
+        dx_BTD, dw = layer_backward(layer, kept, whole(shards), dx_BTD, compute.remat)
         return dx_BTD, scatter(dw)
 
-    dx_BTD, dlayers = lax.scan(backward, dx_BTD, (input_LBTD, layers), reverse=True)
+    dx_BTD, dlayers = lax.scan(backward, dx_BTD, (kept_L, layers), reverse=True)
     (dfirst,) = first_vjp(dx_BTD)
     if config.tied:
         dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + dlast.pop("embed").astype(compute.grad_dtype)

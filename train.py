@@ -451,7 +451,9 @@ def run(args):
     if main_process:
         cut_metrics(out / "metrics.jsonl", first)
 
-    compute = model.Compute(dtype=jnp.dtype(args.dtype), grad_dtype=jnp.dtype(args.grad_dtype))
+    kernel = model.pick_attention(args.attention, mesh.devices.flat[0].platform, args.dtype)
+    say(f"attention: {kernel}")
+    compute = model.Compute(dtype=jnp.dtype(args.dtype), grad_dtype=jnp.dtype(args.grad_dtype), attention=kernel, remat=args.remat)
     opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
     schedule = functools.partial(learning_rate, lr=args.lr, warmup=warmup, steps=steps, schedule=args.schedule)
     step = make_step(config, mesh, layout, compute, opt, schedule, args.loss_mean)
