@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import kernels
@@ -326,7 +325,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     region = regions(layout.attention and layout.tensor > 1, sequence)
     h_BTD = region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared))
     wk, wv = w["wk"], w["wv"]
-    joined = lambda *parts: checkpoint_name(jnp.concatenate(parts, axis=-1), "weights")  # one matmul; the optimizer sees each weight
+    joined = lambda *parts: jnp.concatenate(parts, axis=-1)  # one matmul; the optimizer sees each weight
     if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
         head = lax.axis_index(TENSOR) * config.K // layout.tensor
         wk, wv = (lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv))
@@ -620,8 +619,8 @@ def pick_attention(asked, platform, dtype):
 
 def layer_vjp(layer, x_BTD, w, remat):
     """jax.vjp of a layer that keeps every value (none) or matmul results (dots). Whatever is made of weights alone is left out: it is there again in the backward pass."""
-    policies = jax.checkpoint_policies
-    policy = {"dots": policies.dots_saveable, "none": policies.save_anything_except_these_names("weights")}[remat]
+    joins = lambda primitive, *_, **__: primitive.name != "concatenate"  # block() joins weights that are multiplied together
+    policy = {"dots": jax.checkpoint_policies.dots_saveable, "none": joins}[remat]
     return jax.vjp(jax.checkpoint(layer, policy=policy), x_BTD, w)
 
 
