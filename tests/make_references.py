@@ -1,11 +1,13 @@
-"""Small random models of Hugging Face's `transformers` and their logits, stored for tests/test_model.py: the default tests then need no torch.
+"""Small random models of Hugging Face's `transformers` and their logits, stored for tests/test_model.py without torch.
 
-    python tests/make_references.py          (needs requirements-compare.txt; rewrites tests/references/model_*.npz and prints the versions used)
+    python tests/make_references.py   (needs requirements-compare.txt; rewrites tests/references/model_*.npz)
 
-One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields), `versions`, `tokens` [2, T], `logits` [2, T, V], and every weight under its name in
-Hugging Face's files. The weights are drawn far larger than an initialisation's, biases and norms too: with small ones attention is flat and a wrong RoPE stays within the tolerance.
-What it leaves out: tokenizers, trained weights, gradients.
+One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields), `versions`, `tokens`
+[2, T], `logits` [2, T, V], and every weight under its name in Hugging Face's files. The weights are drawn far larger
+than an initialisation's, biases and norms too: with small ones attention is flat and a wrong RoPE stays within the
+tolerance. What it leaves out: tokenizers, trained weights, gradients.
 """
+
 import json
 import pathlib
 import sys
@@ -14,10 +16,15 @@ import numpy as np
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "references"
 
-# Sizes are odd and unequal on purpose; heads times head size is not D for LLaMA, so that no two axes can be exchanged unseen. `original` of the Llama-3.1 case puts one of the four
-# wavelengths (6, 167, 4443, 118,000 tokens) among the kept, one among the blended and two among the stretched.
-LLAMA = dict(family="llama", V=37, D=12, L=2, N=3, K=3, H=8, F=20, P=64, eps=1e-5, theta=10000.0, rope_scaling=None, tied=False)
-GPT2 = dict(family="gpt2", V=37, D=15, L=2, N=3, K=3, H=5, F=60, P=24, eps=1e-5, theta=10000.0, rope_scaling=None, tied=True)
+# Sizes are odd and unequal on purpose; heads times head size is not D for LLaMA, so that no two axes can be exchanged
+# unseen. `original` of the Llama-3.1 case puts one of the four wavelengths (6, 167, 4443, 118,000 tokens) among the
+# kept, one among the blended and two among the stretched.
+LLAMA = dict(
+    family="llama", V=37, D=12, L=2, N=3, K=3, H=8, F=20, P=64, eps=1e-5, theta=10000.0, rope_scaling=None, tied=False
+)
+GPT2 = dict(
+    family="gpt2", V=37, D=15, L=2, N=3, K=3, H=5, F=60, P=24, eps=1e-5, theta=10000.0, rope_scaling=None, tied=True
+)
 CASES = {
     "llama_mha": LLAMA,
     "llama_gqa": LLAMA | dict(N=4, K=2),
@@ -35,17 +42,28 @@ def hugging_face(fields):
     import transformers
 
     c = fields
-    common = dict(vocab_size=c["V"], tie_word_embeddings=c["tied"], attn_implementation="eager", bos_token_id=0, eos_token_id=0)
+    common = dict(
+        vocab_size=c["V"], tie_word_embeddings=c["tied"], attn_implementation="eager", bos_token_id=0, eos_token_id=0
+    )
     if c["family"] == "gpt2":
-        config = transformers.GPT2Config(n_embd=c["D"], n_layer=c["L"], n_head=c["N"], n_positions=c["P"], layer_norm_epsilon=c["eps"], **common)
+        config = transformers.GPT2Config(
+            n_embd=c["D"], n_layer=c["L"], n_head=c["N"], n_positions=c["P"], layer_norm_epsilon=c["eps"], **common
+        )
         return transformers.GPT2LMHeadModel(config).float().eval()
     rope = {"rope_type": "default", "rope_theta": c["theta"]}
     if c["rope_scaling"] is not None:
         factor, low, high, original = c["rope_scaling"]
-        rope |= dict(rope_type="llama3", factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position_embeddings=original)
+        rope |= dict(
+            rope_type="llama3",
+            factor=factor,
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_position_embeddings=original,
+        )
     config = transformers.LlamaConfig(
-        hidden_size=c["D"], num_hidden_layers=c["L"], num_attention_heads=c["N"], num_key_value_heads=c["K"], head_dim=c["H"], intermediate_size=c["F"],
-        max_position_embeddings=c["P"], rms_norm_eps=c["eps"], rope_parameters=rope, **common,
+        hidden_size=c["D"], num_hidden_layers=c["L"], num_attention_heads=c["N"], num_key_value_heads=c["K"],
+        head_dim=c["H"], intermediate_size=c["F"], max_position_embeddings=c["P"], rms_norm_eps=c["eps"],
+        rope_parameters=rope, **common,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config).float().eval()
 
@@ -62,7 +80,8 @@ def make(fields, seed):
             if weight.ndim == 1:
                 weight.copy_(0.3 * noise + ("bias" not in name))
             else:
-                weight.copy_(noise * (1.0 if "embed" in name or "wte" in name or "wpe" in name else 1.5 * min(weight.shape) ** -0.5))
+                embedding = any(part in name for part in ("embed", "wte", "wpe"))
+                weight.copy_(noise * (1.0 if embedding else 1.5 * min(weight.shape) ** -0.5))
         tokens = torch.randint(fields["V"], (2, T), generator=generator)
         logits = model(tokens, use_cache=False).logits
     weights = {name: weight.detach().numpy().copy() for name, weight in model.named_parameters()}
@@ -80,8 +99,10 @@ def main():
     for seed, (case, fields) in enumerate(CASES.items()):
         weights, tokens, logits = make(fields, seed)
         path = FOLDER / f"model_{case}.npz"
-        np.savez_compressed(path, config=np.array(json.dumps(fields)), versions=np.array(versions), tokens=tokens, logits=logits, **weights)
-        print(f"{path.name:<24} {path.stat().st_size / 1000:6.1f} kB   {sum(w.size for w in weights.values()):,} weights   logits' std {logits.std():.2f}")
+        texts = dict(config=np.array(json.dumps(fields)), versions=np.array(versions))
+        np.savez_compressed(path, **texts, tokens=tokens, logits=logits, **weights)
+        size, count = path.stat().st_size / 1000, sum(w.size for w in weights.values())
+        print(f"{path.name:<24} {size:6.1f} kB   {count:,} weights   logits' std {logits.std():.2f}")
     return 0
 
 

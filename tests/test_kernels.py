@@ -2,10 +2,12 @@
 
     python -m pytest tests/test_kernels.py
 
-TOLERANCE: the kernels compute in float32 (rounding 6e-8 an operation, some tens of operations deep), the loops in float64, where central differences with a step of 1e-5 are good to
-1e-9: 5e-6 of the largest element holds for values and gradients alike, and a wrong formula misses it by orders of magnitude. Sizes are odd and unequal: B 2, T 5, D 12, 6 heads, 3 or 1
-kv heads of 4.
+TOLERANCE: the kernels compute in float32 (rounding 6e-8 an operation, some tens of operations deep), the loops in
+float64, where central differences with a step of 1e-5 are good to 1e-9: 5e-6 of the largest element holds for values
+and gradients alike, and a wrong formula misses it by orders of magnitude. Sizes are odd and unequal: B 2, T 5, D 12,
+6 heads, 3 or 1 kv heads of 4.
 """
+
 import functools
 import itertools
 import math
@@ -31,7 +33,9 @@ def normal(*shape, seed=0):
 def assert_near(ours, reference, tolerance=TOLERANCE):
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference)
     assert ours.shape == reference.shape
-    assert np.abs(ours - reference).max() <= tolerance * np.abs(reference).max(), np.abs(ours - reference).max() / np.abs(reference).max()
+    assert np.abs(ours - reference).max() <= tolerance * np.abs(reference).max(), (
+        np.abs(ours - reference).max() / np.abs(reference).max()
+    )
 
 
 def differences(f, arrays, which):
@@ -48,7 +52,8 @@ def differences(f, arrays, which):
 
 
 def check(kernel, loop, *arrays):
-    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result."""
+    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result.
+    """
     expected = np.asarray(loop(*arrays))
     weighting = normal(*expected.shape, seed=99)
 
@@ -62,7 +67,7 @@ def check(kernel, loop, *arrays):
         assert_near(gradient, differences(lambda *a: np.sum(loop(*a) * weighting), list(arrays), which))
 
 
-# ------------------------------------------------------------------------------------------------------------- the loops
+# ------------------------------------------------------------------------------------------------------------ the loops
 
 
 def rms_norm_loop(x, scale, eps):
@@ -85,7 +90,8 @@ def layer_norm_loop(x, scale, bias, eps):
 
 
 def frequency_loop(H, theta, scaling):
-    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release."""
+    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release.
+    """
     frequencies = []
     for i in range(H // 2):
         frequency = theta ** (-2 * i / H)
@@ -146,7 +152,12 @@ def cross_entropy_loop(logits, target, weight):
 
 
 def test_rms_norm_equals_the_loop_in_value_and_gradients():
-    check(lambda x, s: kernels.rms_norm(x, s, 0.1), lambda x, s: rms_norm_loop(x, s, 0.1), normal(B, T, D), 1 + normal(D, seed=1))
+    check(
+        lambda x, s: kernels.rms_norm(x, s, 0.1),
+        lambda x, s: rms_norm_loop(x, s, 0.1),
+        normal(B, T, D),
+        1 + normal(D, seed=1),
+    )
 
 
 def test_layer_norm_equals_the_loop_in_value_and_gradients():
@@ -156,9 +167,14 @@ def test_layer_norm_equals_the_loop_in_value_and_gradients():
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
-    """Over 3,000 channels a bfloat16 sum would stall; and after an offset of 100 a bfloat16 difference from the mean keeps a digit. Allowed: the one rounding of the result."""
+    """Over 3,000 channels a bfloat16 sum would stall; and after an offset of 100 a bfloat16 difference from the mean
+    keeps a digit. Allowed: the one rounding of the result.
+    """
     x = jnp.asarray(offset + normal(1, 2, 3000), jnp.bfloat16)
-    scale, bias = jnp.asarray(1 + 0.1 * normal(3000, seed=1), jnp.bfloat16), jnp.asarray(normal(3000, seed=2), jnp.bfloat16)
+    scale, bias = (
+        jnp.asarray(1 + 0.1 * normal(3000, seed=1), jnp.bfloat16),
+        jnp.asarray(normal(3000, seed=2), jnp.bfloat16),
+    )
     x64, scale64, bias64 = (np.asarray(a, np.float64) for a in (x, scale, bias))
     for ours, reference in [
         (kernels.rms_norm(x, scale, 1e-5), rms_norm_loop(x64, scale64, 1e-5)),
@@ -184,8 +200,12 @@ def test_rope_turns_each_pair_as_a_complex_number_does(kernel, pair):
 def test_permuting_the_channels_turns_one_rope_into_the_other():
     x = jnp.asarray(normal(B, T, 3, 8), jnp.float32)
     table = kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0)
-    to_half = [2 * i for i in range(4)] + [2 * i + 1 for i in range(4)]  # interleaved (0 1)(2 3)... -> the firsts of all pairs, then the seconds
-    np.testing.assert_array_equal(kernels.rope_interleaved(x, *table)[..., to_half], kernels.rope_half(x[..., to_half], *table))
+    to_half = [2 * i for i in range(4)] + [
+        2 * i + 1 for i in range(4)
+    ]  # interleaved (0 1)(2 3)... -> the firsts of all pairs, then the seconds
+    np.testing.assert_array_equal(
+        kernels.rope_interleaved(x, *table)[..., to_half], kernels.rope_half(x[..., to_half], *table)
+    )
     assert not np.allclose(kernels.rope_interleaved(x, *table), kernels.rope_half(x, *table), atol=0.1)
 
 
@@ -201,14 +221,20 @@ def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, sc
 
 
 def test_llama_3_1_scaling_keeps_blends_and_stretches():
-    """The case of the stored references: of four wavelengths one is kept, one blended and two stretched by the whole factor (each read off the angle at position 1)."""
-    angle = lambda scaling: np.arctan2(*reversed([np.asarray(a, np.float64)[0, 0] for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)]))
+    """The case of the stored references: of four wavelengths one is kept, one blended and two stretched by the whole
+    factor (each read off the angle at position 1).
+    """
+    angle = lambda scaling: np.arctan2(
+        *reversed(
+            [np.asarray(a, np.float64)[0, 0] for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)]
+        )
+    )
     ratio = angle((8.0, 1.0, 4.0, 256)) / angle(None)
     np.testing.assert_allclose(ratio[[0, 2, 3]], [1, 1 / 8, 1 / 8], rtol=1e-5)
     assert 1 / 8 < ratio[1] < 1
 
 
-# ------------------------------------------------------------------------------------------------------------- attention
+# ------------------------------------------------------------------------------------------------------------ attention
 
 ONE_SEGMENT = np.ones((B, T), int)
 SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])  # the second row ends in padding (segment 0)
@@ -235,7 +261,9 @@ def test_a_later_key_has_a_gradient_of_exactly_zero():
     dk, dv = attention_gradients(ONE_SEGMENT)
     for query, key in np.ndindex(T, T):
         assert np.any(dv[query, key] != 0) == (key <= query)
-        assert np.any(dk[query, key] != 0) == (key <= query and query > 0)  # the first query sees one key: softmax of one has no gradient by k
+        assert np.any(dk[query, key] != 0) == (
+            key <= query and query > 0
+        )  # the first query sees one key: softmax of one has no gradient by k
 
 
 def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
@@ -246,8 +274,13 @@ def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
 
 
 def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
-    """Scores of about 60: bfloat16 would move them by 0.2, and the result by a fifth. Allowed: the rounding of the probabilities and that of the result."""
-    q, k, v = (jnp.asarray(scale * normal(B, T, heads, 64, seed=heads), jnp.bfloat16) for heads, scale in ((6, 8), (3, 8), (1, 1)))
+    """Scores of about 60: bfloat16 would move them by 0.2, and the result by a fifth. Allowed: the rounding of the
+    probabilities and that of the result.
+    """
+    q, k, v = (
+        jnp.asarray(scale * normal(B, T, heads, 64, seed=heads), jnp.bfloat16)
+        for heads, scale in ((6, 8), (3, 8), (1, 1))
+    )
     v = jnp.repeat(v, 3, axis=2)
     ours = kernels.attention(q, k, v, kernels.causal_mask(jnp.asarray(ONE_SEGMENT)))
     reference = attention_loop(*(np.asarray(a, np.float64) for a in (q, k, v)), ONE_SEGMENT)
@@ -255,15 +288,24 @@ def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
     assert np.abs(np.asarray(ours, np.float64) - reference).max() <= 2 * BF16 * np.abs(np.asarray(v, np.float64)).max()
 
 
-# ------------------------------------------------------------------------------------------------------------- activations
+# ---------------------------------------------------------------------------------------------------------- activations
 
 
 def test_swiglu_equals_the_loop_in_value_and_gradients():
-    check(kernels.swiglu, np.vectorize(lambda g, u: g / (1 + math.exp(-g)) * u), 2 * normal(B, T, D), normal(B, T, D, seed=1))
+    check(
+        kernels.swiglu,
+        np.vectorize(lambda g, u: g / (1 + math.exp(-g)) * u),
+        2 * normal(B, T, D),
+        normal(B, T, D, seed=1),
+    )
 
 
 def test_gelu_is_the_tanh_one_in_value_and_gradient():
-    check(kernels.gelu_tanh, np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))), 2 * normal(B, T, D))
+    check(
+        kernels.gelu_tanh,
+        np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+        2 * normal(B, T, D),
+    )
 
 
 def test_activations_of_bfloat16_are_rounded_once():
@@ -299,14 +341,18 @@ def test_lookup_of_bfloat16_sums_its_gradient_in_float32():
     np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[0, 0], [1000, 1000], [0, 0]])
 
 
-# ------------------------------------------------------------------------------------------------------------- cross-entropy
+# -------------------------------------------------------------------------------------------------------- cross-entropy
 
 TARGET = np.random.RandomState(3).randint(0, V, (B, T))
 WEIGHT = np.array([[0.2, 0, 1, 0.5, 0], [0, 0.3, 0.3, 0, 2]])
 
 
 def test_cross_entropy_equals_the_loop_in_value_and_gradient():
-    check(lambda x: kernels.cross_entropy(x, jnp.asarray(TARGET), jnp.asarray(WEIGHT)), lambda x: cross_entropy_loop(x, TARGET, WEIGHT), 3 * normal(B, T, V))
+    check(
+        lambda x: kernels.cross_entropy(x, jnp.asarray(TARGET), jnp.asarray(WEIGHT)),
+        lambda x: cross_entropy_loop(x, TARGET, WEIGHT),
+        3 * normal(B, T, V),
+    )
 
 
 def test_cross_entropy_of_bfloat16_logits_is_taken_in_float32():
@@ -322,7 +368,10 @@ def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
     assert_near(loss, cross_entropy_loop(np.array([[1.0, 2, 3]]), np.array([2]), np.array([1.0])))
 
 
-HIDDEN, HEAD = normal(B * T, D), normal(16, D, seed=1)  # 16 rows, of which the first `vocab` are the vocabulary and the others padding, outside the softmax
+HIDDEN, HEAD = (
+    normal(B * T, D),
+    normal(16, D, seed=1),
+)  # 16 rows, of which the first `vocab` are the vocabulary and the others padding, outside the softmax
 FLAT_WEIGHT = jnp.asarray(WEIGHT.reshape(-1), jnp.float32)
 
 
@@ -352,33 +401,47 @@ def assert_head(loss, gradients, vocab, factor):
 @pytest.mark.parametrize("chunk", [1, 3, 10, 1024])  # of 10 tokens
 def test_head_cross_entropy_equals_the_loop_whatever_the_chunk(chunk):
     f = lambda x, head: 0.7 * head_kernel(x, head, V, None, chunk)
-    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(
+        jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    )
     assert_head(loss, gradients, V, 0.7)
-    np.testing.assert_array_equal(jax.jit(f)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)), loss)  # without gradients: another path
+    np.testing.assert_array_equal(
+        jax.jit(f)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)), loss
+    )  # without gradients: another path
 
 
 def test_head_cross_entropy_with_every_weight_zero_is_zero_with_zero_gradients():
     f = lambda x, head: head_kernel(x, head, V, None, 4, jnp.zeros(10))
-    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(
+        jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    )
     assert loss == 0 and all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
 @pytest.mark.parametrize("vocab", [13, 7])  # of 16 rows, 4 a rank: with 7 two ranks hold nothing but padding
 def test_head_cross_entropy_over_four_ranks_equals_the_plain_one_in_value_and_gradients(vocab):
     def local(x, head):
-        return jax.value_and_grad(lambda x, head: 0.7 * head_kernel(sharding.copy_in(x), head, vocab, sharding.TENSOR, 3), argnums=(0, 1))(x, head)
+        return jax.value_and_grad(
+            lambda x, head: 0.7 * head_kernel(sharding.copy_in(x), head, vocab, sharding.TENSOR, 3), argnums=(0, 1)
+        )(x, head)
 
     rows = P(sharding.TENSOR)
-    sharded = jax.shard_map(local, mesh=sharding.make_mesh(1, 4), in_specs=(P(), rows), out_specs=(P(), (P(), rows)), check_vma=False)
+    sharded = jax.shard_map(
+        local, mesh=sharding.make_mesh(1, 4), in_specs=(P(), rows), out_specs=(P(), (P(), rows)), check_vma=False
+    )
     loss, gradients = jax.jit(sharded)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
     assert_head(loss, gradients, vocab, 0.7)
 
 
 def test_head_cross_entropy_of_bfloat16_has_logits_and_loss_in_float32_and_its_gradients_near():
-    """Logits of about 50. The loss has no rounding of its own (products of two bfloat16 are exact in float32); the logits' gradient is rounded once on the way to each product."""
+    """Logits of about 50. The loss has no rounding of its own (products of two bfloat16 are exact in float32); the
+    logits' gradient is rounded once on the way to each product.
+    """
     x, head = jnp.asarray(4 * normal(10, 100), jnp.bfloat16), jnp.asarray(normal(16, 100, seed=1), jnp.bfloat16)
     x64, head64 = np.asarray(x, np.float64), np.asarray(head, np.float64)
-    loss, gradients = jax.jit(jax.value_and_grad(lambda x, head: head_kernel(x, head, V, None, 4), argnums=(0, 1)))(x, head)
+    loss, gradients = jax.jit(jax.value_and_grad(lambda x, head: head_kernel(x, head, V, None, 4), argnums=(0, 1)))(
+        x, head
+    )
     assert loss.dtype == jnp.float32
     logits = x64 @ head64[:V].T
     assert_near(loss, cross_entropy_loop(logits, head_target(V), WEIGHT.reshape(-1)))

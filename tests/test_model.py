@@ -1,0 +1,389 @@
+"""The model against Hugging Face's logits, its gradients against autodiff of the plain loss, its counts published.
+
+    python -m pytest tests/test_model.py                     (stored references: tests/make_references.py made them)
+    python -m pytest tests/test_model.py --live --data DIR   (also transformers itself, and stories260K's greedy text)
+
+Everything here runs on one device; what a mesh changes is tests/test_sharding.py's.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import kernels
+import make_references
+import model
+import sharding
+
+REFERENCES = pathlib.Path(__file__).parent / "references"
+CASES = list(make_references.CASES)
+
+
+def config_of(fields):
+    scaling = fields["rope_scaling"]
+    return model.Config(**fields | {"rope_scaling": scaling and tuple(scaling)})
+
+
+def from_hugging_face(arrays, config):
+    """Our weights from arrays under Hugging Face's names, by the table's fields `hf`, `part` and `hf_transposed`; the
+    vocabulary padded with zero rows.
+    """
+
+    def read(row, layer):
+        array = arrays[row.hf.format(layer)]
+        if row.part is not None:
+            array = np.split(array, 3, axis=-1)[row.part]
+        return array.T if row.hf_transposed else array
+
+    weights = {}
+    for name, row in model.weight_table(config).items():
+        weight = np.stack([read(row, layer) for layer in range(config.L)]) if row.layered else read(row, None)
+        if row.dims[0] == "V":
+            weight = np.pad(weight, ((0, config.padded_vocab - config.V), (0, 0)))
+        assert weight.shape == model.shapes(config)[name]
+        weights[name] = weight
+    return weights
+
+
+@functools.cache
+def reference(case):
+    """(config, weights, tokens, logits) of a stored case."""
+    with np.load(REFERENCES / f"model_{case}.npz", allow_pickle=False) as file:
+        config = config_of(json.loads(str(file["config"])))
+        return config, from_hugging_face(file, config), file["tokens"], file["logits"]
+
+
+@functools.cache
+def one_device(config):
+    return sharding.make_mesh(1, 1), model.make_layout(config, 1, 1)
+
+
+@functools.cache
+def logits_function(config, dtype=jnp.float32):
+    return model.make_logits(config, *one_device(config), dtype)
+
+
+# Compiling is most of this file's time: without XLA's fusion emitters the steps below compile five times as fast.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+X = 13  # tokens a row; 2 rows, so 24 predictions: the chunk of 7 does not divide them
+
+
+@functools.cache
+def step(config, compute=model.Compute(loss_chunk=7), gradients=True):
+    """A jitted (weights, token_BX, segment_BX, weight_BT) -> (loss, gradients) on one device."""
+    mesh, layout = one_device(config)
+
+    def local(weights, token_BX, segment_BX, weight_BT):
+        return model.loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients)
+
+    specs = layout.stacked(config)
+    out = (P(), specs if gradients else P())
+    sharded = jax.shard_map(local, mesh=mesh, in_specs=(specs, P(), P(), P()), out_specs=out, check_vma=False)
+    return jax.jit(sharded, compiler_options=QUICK)
+
+
+def batch(config, seed=0):
+    """Random tokens [2, X], one segment a row, and weights [2, X - 1] of which a third are zero."""
+    random = np.random.RandomState(seed)
+    token = random.randint(0, config.V, (2, X)).astype(np.int32)
+    weight = (random.rand(2, X - 1) * (random.rand(2, X - 1) > 1 / 3)).astype(np.float32)
+    return token, np.ones_like(token), weight / weight.sum()
+
+
+def distance(ours, reference):
+    """Relative Frobenius norm of the difference."""
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+
+
+def assert_same_gradients(ours, reference, tolerance):
+    """Every weight's; GPT-2's key biases are exempt: they shift all of a query's scores alike, so their gradient is
+    zero in exact arithmetic and rounding here.
+    """
+    assert ours.keys() == reference.keys()
+    for name in ours.keys() - {"bk"}:
+        assert distance(ours[name], reference[name]) <= tolerance, (name, distance(ours[name], reference[name]))
+
+
+# --------------------------------------------------------------------------------------------------------- Hugging Face
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_hugging_faces_stored_ones(case):
+    """To 2e-4 of logits as large as 10: both compute in float32 and sum in different orders. Measured: below 1e-5."""
+    config, weights, tokens, logits = reference(case)
+    np.testing.assert_allclose(logits_function(config)(weights, tokens), logits, rtol=0, atol=2e-4)
+
+
+def test_the_stored_references_are_small_and_cover_every_variant():
+    assert sum(path.stat().st_size for path in REFERENCES.glob("model_*.npz")) < 300_000
+    configs = [reference(case)[0] for case in CASES]
+    assert {(c.family, c.tied) for c in configs} == {("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True)}
+    assert (
+        any(c.K < c.N for c in configs)
+        and any(c.theta == 500000 and c.rope_scaling is None for c in configs)
+        and any(c.rope_scaling for c in configs)
+    )
+    for case, config in zip(CASES, configs):
+        assert config == config_of(make_references.CASES[case]), (
+            f"{case} was stored with another config: run tests/make_references.py"
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_hugging_faces_live_ones(case, live):
+    """A model with other random weights than the stored one, made and run by the installed transformers."""
+    config = config_of(make_references.CASES[case])
+    arrays, tokens, logits = make_references.make(make_references.CASES[case], seed=100 + CASES.index(case))
+    np.testing.assert_allclose(
+        logits_function(config)(from_hugging_face(arrays, config), tokens), logits, rtol=0, atol=2e-4
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- real weights
+
+
+def read_llama2c(path):
+    """(config, weights) of a llama2.c file whose output matrix is the embedding: [out, in] matrices, RoPE on
+    neighbouring pairs.
+    """
+    raw = path.read_bytes()
+    D, F, L, N, K, V, P = (int(n) for n in np.frombuffer(raw, "<i4", 7))
+    config = dataclasses.replace(model.llama(V, D, L, N, F, P, 1e-5, K=K), tied=True)
+    flat, at, weights = np.frombuffer(raw, "<f4", offset=28), 0, {}
+    table, shape = model.weight_table(config), model.shapes(config, padded=False)
+    for name in ("embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm"):
+        matrix = table[name].layered and len(table[name].dims) == 2
+        size = shape[name][:-2] + shape[name][:-3:-1] if matrix else shape[name]
+        weight = flat[at : at + np.prod(size)].reshape(size)
+        at += weight.size
+        if table[name].rope:  # rows (head, pair, member) -> (head, member, pair)
+            weight = weight.reshape(L, -1, config.H // 2, 2, D).swapaxes(2, 3).reshape(size)
+        weights[name] = np.swapaxes(weight, 1, 2) if matrix else weight
+    assert V == config.padded_vocab
+    return config, weights
+
+
+def test_greedy_text_of_stories260k_is_what_llama2c_writes(data_dir):
+    """One forward pass over the expected text: where each token of it is the likeliest after those before, greedy
+    decoding writes it, by induction. 256 steps, as it was made.
+    """
+    import sentencepiece
+
+    folder = data_dir / "models" / "stories260K"
+    config, weights = read_llama2c(folder / "stories260K.bin")
+    text = (folder / "greedy_expected.txt").read_text().rstrip("\n")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tok512.model"))
+    row = np.array([[1] + pieces.encode(text)])  # 1 begins a text
+    assert row.shape == (1, 257) and pieces.decode(row[0, 1:].tolist()) == text
+    np.testing.assert_array_equal(jnp.argmax(logits_function(config)(weights, row[:, :-1]), axis=-1), row[:, 1:])
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+
+STEP_CASES = ["llama_gqa", "llama_tied", "gpt2_tied", "gpt2_untied"]
+
+
+@pytest.mark.parametrize("case", STEP_CASES)
+def test_loss_and_every_gradient_equal_autodiff_of_the_plain_cross_entropy_of_the_logits(case):
+    """The gradient written by hand over the stack, with the chunked loss, against jax.grad of the whole logits. 1e-5 is
+    float32's rounding over these sums.
+    """
+    config, weights, _, _ = reference(case)
+    token, segment, weight = batch(config)
+    plain = lambda weights: kernels.cross_entropy(
+        logits_function(config)(weights, token[:, :-1]), jnp.asarray(token[:, 1:]), weight
+    )
+    expected, gradients = jax.jit(jax.value_and_grad(plain), compiler_options=QUICK)(weights)
+    loss, ours = step(config)(weights, token, segment, weight)
+    assert abs(loss - expected) <= 1e-6 * abs(expected)
+    assert_same_gradients(ours, gradients, 1e-5)
+    for name, gradient in ours.items():
+        assert name == "bk" or np.linalg.norm(gradient) > 1e-4, (
+            f"{name}'s gradient is so small that the comparison says nothing"
+        )
+        if model.weight_table(config)[name].dims[0] == "V":
+            assert np.all(np.asarray(gradient)[config.V :] == 0), f"the padding rows of {name} must get no gradient"
+
+
+def test_the_loss_without_gradients_is_the_same_loss():
+    config, weights, _, _ = reference("llama_gqa")
+    loss, nothing = step(config, gradients=False)(weights, *batch(config))
+    assert nothing is None
+    assert abs(loss - step(config)(weights, *batch(config))[0]) <= 1e-6 * loss
+
+
+@pytest.mark.parametrize("case", ["llama_gqa", "gpt2_tied"])
+def test_two_documents_packed_in_one_row_give_what_they_give_in_rows_of_their_own(case):
+    config, weights, _, _ = reference(case)
+    token = np.random.RandomState(1).randint(0, config.V, (2, X)).astype(np.int32)
+    weight = np.random.RandomState(2).rand(2, X - 1).astype(np.float32)
+    lengths = 5, 7  # tokens; the last predicts nothing, and neither does padding
+
+    apart, packed = ([np.zeros_like(token), np.zeros_like(token), np.zeros_like(weight)] for _ in range(2))
+    start = 0
+    for row, n in enumerate(lengths):
+        for (to_token, to_segment, to_weight), to_row, at in [(apart, row, 0), (packed, 0, start)]:
+            to_token[to_row, at : at + n], to_segment[to_row, at : at + n] = token[row, :n], row + 1
+            to_weight[to_row, at : at + n - 1] = weight[row, : n - 1]
+        start += n
+    expected, gradients = step(config)(weights, *apart)
+    loss, ours = step(config)(weights, *packed)
+    assert abs(loss - expected) <= 1e-6 * abs(expected)
+    assert_same_gradients(ours, gradients, 1e-5)
+    whole = step(config)(weights, packed[0], np.ones_like(token), packed[2])[0]
+    assert abs(whole - expected) > 1e-3 * abs(expected), "without segments the second document would see the first"
+
+
+@pytest.mark.parametrize("case", ["llama_gqa", "gpt2_untied"])
+def test_a_prediction_has_a_gradient_of_exactly_zero_by_every_later_token(case):
+    config, weights, _, _ = reference(case)
+    token = np.arange(2 * X, dtype=np.int32).reshape(
+        2, X
+    )  # all different: a token's row of the embedding is that token's alone
+    weight = np.zeros((2, X - 1), np.float32)
+    weight[1, 4] = 1  # the prediction made at position 4 of the second row
+    gradients = step(config)(weights, token, np.ones_like(token), weight)[1]
+    moved = np.any(np.asarray(gradients["embed"]) != 0, axis=1)
+    assert set(np.flatnonzero(moved)) == set(token[1, :5])
+    if config.family == "gpt2":
+        assert set(np.flatnonzero(np.any(np.asarray(gradients["pos"]) != 0, axis=1))) == set(range(5))
+
+
+def test_a_document_has_a_gradient_of_exactly_zero_by_the_others_of_its_row():
+    config, weights, _, _ = reference("llama_gqa")
+    token = np.arange(2 * X, dtype=np.int32).reshape(2, X)
+    segment = np.repeat([[1] * 4 + [2] * 6 + [3] * 3], 2, axis=0).astype(np.int32)
+    weight = np.zeros((2, X - 1), np.float32)
+    weight[0, 8] = 1
+    gradients = step(config)(weights, token, segment, weight)[1]
+    assert set(np.flatnonzero(np.any(np.asarray(gradients["embed"]) != 0, axis=1))) == set(token[0, 4:9])
+
+
+def test_positions_restart_at_each_document():
+    segment = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [4, 3, 3, 3, 3, 3, 9]])
+    np.testing.assert_array_equal(model.positions_of(segment), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]])
+
+
+@pytest.mark.parametrize("case", ["llama_gqa", "gpt2_tied"])
+def test_bfloat16_compute_stays_close_to_float32(case):
+    """bfloat16 rounds at 2^-8 and two layers make of it 0.3 to 1.3 % in the gradients here (plain autodiff as much):
+    2.5 % are allowed. Weights and results stay float32. The matrices are brought down to the size of trained ones: at
+    the references' own, attention is so sharp that any rounding is magnified."""
+    config, weights, _, _ = reference(case)
+    table = model.weight_table(config)
+    weights = {n: w * np.float32(0.3) if table[n].init in ("matrix", "residual") else w for n, w in weights.items()}
+    expected, gradients = step(config)(weights, *batch(config))
+    loss, ours = step(config, model.Compute(dtype=jnp.bfloat16, loss_chunk=7))(weights, *batch(config))
+    assert loss.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in ours.values())
+    assert 0 < abs(loss - expected) <= 1e-3 * expected
+    assert_same_gradients(ours, gradients, 2.5e-2)
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+@pytest.mark.parametrize(
+    "preset, published",
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-xl", 1_557_611_200),
+        ("llama-7b", 6_738_415_616),
+        ("llama-13b", 13_015_864_320),
+        ("llama-65b", 65_285_660_672),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(preset, published):
+    assert model.parameter_count(model.PRESETS[preset]) == published
+
+
+def test_a_weight_without_a_row_raises_and_so_does_a_missing_one():
+    config, weights, _, _ = reference("llama_gqa")
+    with pytest.raises(KeyError, match="stray"):
+        model.split_layers(weights | {"stray": weights["embed"]}, config)
+    with pytest.raises(ValueError, match="stray"):
+        step(config)(weights | {"stray": weights["embed"]}, *batch(config))
+    with pytest.raises(ValueError, match="final_norm"):
+        step(config)({name: w for name, w in weights.items() if name != "final_norm"}, *batch(config))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-gpt2"])
+def test_initialisation_follows_the_table(preset):
+    """Standard deviations to 3 %: there are 128 * 128 draws or more a weight. tiny's vocabulary is cut to 500, so that
+    there are padding rows.
+    """
+    config = dataclasses.replace(model.PRESETS[preset], V=500)
+    weights = {n: np.asarray(w) for n, w in model.initialise(config, *one_device(config), seed=0).items()}
+    assert {n: w.shape for n, w in weights.items()} == model.shapes(config)
+    for name, row in model.weight_table(config).items():
+        weight = weights[name]
+        assert weight.dtype == np.float32
+        if row.dims[0] == "V":
+            assert np.all(weight[500:] == 0) and np.all(np.any(weight[:500] != 0, axis=1))
+            weight = weight[:500]
+        if row.init in ("ones", "zeros"):
+            assert np.all(weight == (row.init == "ones"))
+        else:
+            fan_in = {"wo": 128, "w2": config.F}.get(name, 128)
+            std = {"embedding": 0.02, "matrix": fan_in**-0.5, "residual": fan_in**-0.5 / (2 * config.L) ** 0.5}[
+                row.init
+            ]
+            assert abs(weight.std() / std - 1) < 0.03, name
+    assert {n for n, row in model.weight_table(config).items() if row.init == "residual"} == {"wo", "w2"}
+
+
+def test_every_matrix_and_embedding_decays_and_no_norm_or_bias_does():
+    for preset in ("tiny", "tiny-gpt2"):
+        for name, row in model.weight_table(model.PRESETS[preset]).items():
+            assert row.decay == (len(row.dims) == 2), name
+
+
+def test_model_flops_equal_a_count_by_hand():
+    """gpt2, a token of a 1,024-token row: 12 layers of 12 D^2 = 7,077,888 and the output matrix 50257 * 768 =
+    38,597,376 are 123,532,032 multiply-adds; attention 2 products of T * D, half of them behind the mask: 12 * 1024 *
+    768 = 9,437,184. Two FLOPs each, times 3 with the backward pass. A grouped LLaMA, term by term, below."""
+    assert model.model_flops(model.PRESETS["gpt2"], 1, 1024) == 6 * (123_532_032 + 9_437_184)
+    D, NH, KH, F, V, L, T = 4096, 4096, 1024, 14336, 128256, 32, 2048
+    forward = L * (2 * D * NH + 2 * 2 * D * KH + 2 * NH * D + 3 * 2 * D * F + 2 * 2 * NH * T / 2) + 2 * V * D
+    assert model.model_flops(model.PRESETS["llama-3-8b"], 10, T) == 10 * 3 * forward
+
+
+def test_the_vocabulary_is_padded_to_a_multiple_of_128():
+    padded = lambda V: dataclasses.replace(model.PRESETS["tiny"], V=V).padded_vocab
+    assert [padded(V) for V in (1, 128, 129, 32000, 50257)] == [128, 128, 256, 32000, 50304]
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_what_a_user_can_get_wrong_is_one_line_with_the_rule(capsys):
+    for change, message in [
+        (dict(family="bert"), "model family 'bert' is not one of llama, gpt2"),
+        (dict(N=6, K=4), "6 heads do not divide by 4 key/value heads"),
+        (dict(H=15), "head size 15 is odd"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(model.PRESETS["tiny"], **change)
+    assert model.main(["llama-8b"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("model.py: --model llama-8b is not a preset: use one of gpt2, ") and error.count("\n") == 1
+
+
+def test_the_program_prints_the_weight_table(capsys):
+    assert model.main(["llama-7b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 13 and lines[-1] == "6,738,415,616 weights"
+    assert any(
+        line.split() == "wq (32, 4096, 4096) L x D x NH matrix model.layers.{}.self_attn.q_proj.weight".split()
+        for line in lines
+    )
