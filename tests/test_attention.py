@@ -46,6 +46,40 @@ def test_a_later_key_gets_no_gradient_from_an_earlier_query():
     assert not np.any(dk[:, 11:]) and not np.any(dv[:, 11:]) and np.all(np.any(dv[:, :11], axis=(2, 3)))
 
 
+def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
+    q, k, v, _ = inputs(2, 20, 2, 2, 6)
+    segment = jnp.asarray(np.repeat([[1, 2], [1, 2]], [11, 9], axis=1), jnp.int32)
+    dk, dv = jax.grad(lambda k, v: jnp.sum(kernels.blockwise_attention(q, k, v, segment, 8)[:, 12]), (0, 1))(k, v)
+    for d in (dk, dv):
+        seen = np.abs(np.asarray(d)).max(axis=(0, 2, 3)) > 0
+        assert seen.tolist() == [11 <= s <= 12 for s in range(20)]
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v, g = inputs(2, 37, 3, 3, 6)
+    out, vjp = jax.vjp(lambda q, k, v: kernels.blockwise_attention(q, k, v, None, 8), 1e4 * q, k, v)
+    assert all(np.isfinite(x).all() for x in (out, *vjp(g)))
+
+
+def test_blocks_above_the_diagonal_are_not_computed():
+    """FLOPs of the traced products: 2 of them forward, 5 backward (the scores again), each over the blocks up to the diagonal."""
+    T, block, N, K, H = 64, 8, 4, 2, 6
+    q, k, v, g = inputs(2, T, N, K, H)
+    flops = 0
+
+    def walk(jaxpr, times):
+        nonlocal flops
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                (contract, _), _ = eqn.params["dimension_numbers"]
+                flops += times * 2 * eqn.outvars[0].aval.size * np.prod([eqn.invars[0].aval.shape[d] for d in contract])
+            for inner in jax.core.jaxprs_in_params(eqn.params):
+                walk(inner, times * eqn.params.get("length", 1))
+
+    walk(jax.make_jaxpr(jax.grad(lambda q, k, v: jnp.sum(kernels.blockwise_attention(q, k, v, None, block) * g), (0, 1, 2)))(q, k, v).jaxpr, 1)
+    assert flops == 7 * 2 * 2 * N * T * T * H * (T + block) / (2 * T)
+
+
 def test_no_matrix_of_queries_by_keys_is_ever_in_memory():
     q, k, v, g = inputs(1, 1024, 4, 4, 8)
     mask = kernels.causal_mask(jnp.ones((1, 1024), jnp.int32))
