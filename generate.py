@@ -59,9 +59,10 @@ def filtered(scores_BV, top_k, top_p):
     """Scores with all but the top_k best (0: all) and, of these, the fewest that hold top_p of the probability, at -inf. Hugging Face's order: temperature, k, p."""
     V = scores_BV.shape[1]
     sorted_BV = -jnp.sort(-scores_BV, axis=1)
-    kept_1V = (jnp.arange(V) < jnp.where(top_k > 0, top_k, V))[None]
+    at_1V = jnp.arange(V)[None]
+    kept_1V = at_1V < jnp.where(top_k > 0, top_k, V)
     p_BV = jax.nn.softmax(jnp.where(kept_1V, sorted_BV, -jnp.inf), axis=1)
-    kept_BV = kept_1V & ((jnp.cumsum(p_BV, axis=1) - p_BV < top_p) | (top_p >= 1))  # the mass before a token is under top_p: the first one always stays
+    kept_BV = kept_1V & ((jnp.cumsum(p_BV, axis=1) - p_BV < top_p) | (top_p >= 1) | (at_1V == 0))  # the mass before a token is under top_p; the first one stays
     worst_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=1, keepdims=True)
     return jnp.where(scores_BV >= worst_B1, scores_BV, -jnp.inf)
 
@@ -196,7 +197,8 @@ class Decoder:
             S = min(bucket(waiting[0][0], 64), self.prefix_room - 256)
             few = 2 * batch  # a cache of another length is worth it for this many samples
             end = next((k for k, w in enumerate(waiting) if 2 * w[0] <= S and k >= few and len(waiting) - k >= few), len(waiting))
-            run = [(prompts[-i], names[-i], s) for _, i, s in waiting[:end]]
+            longest_first = sorted(waiting[:end], key=lambda w: -room(prompts[-w[1]]))  # those that may take most steps, so that none of them is left over at the end
+            run = [(prompts[-i], names[-i], s) for _, i, s in longest_first]
             waiting = waiting[end:]
             B = min(batch, -(-len(run) // self.data) * self.data)
             how = dict(greedy=temperature == 0, filters=temperature > 0 and (top_k > 0 or top_p < 1))
