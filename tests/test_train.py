@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -403,6 +404,48 @@ def test_another_run_in_the_same_folder_is_refused(straight, change, message, ca
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and "use the same value, or another --out" in error
     assert (straight[0] / "run.json").read_bytes() == before
+
+
+def test_a_tokenizer_that_does_not_match_the_weights_is_refused_with_both_sizes(straight, tmp_path, capsys):
+    shutil.copytree(straight[0], tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    size = record["config"]["V"] - 2
+    record["config"]["V"] = 999
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert train.main(["--init", str(tmp_path / "run"), "--data", "samples/dialogues.jsonl", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"has {size} tokens (+ 2 roles) but the weights of {tmp_path / 'run'} have 999: use the tokenizer" in error
+
+
+def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_path, home):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"The lighthouse number {n} stands on a rock of its own, far from the others. " * 3}) + "\n" for n in range(60)))
+    arguments = ["--data", ROOT / "samples" / "dialogues.jsonl", "--init", straight[0], "--block", 32, "--batch", 8, "--dtype", "float32", "--warmup", 0, "--lr", 0.001,
+                 "--eval-fraction", 0, "--steps", 4, "--mesh", "2x1", "--save-every", 0]  # fmt: skip
+    finish(*arguments, "--out", tmp_path / "alone", home=home)
+    finish(*arguments, "--mix", text, "--mix-fraction", 0.25, "--out", tmp_path / "mixed", home=home)
+    alone, mixed = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "mixed")
+    assert alone[0]["loss"] < metrics_of(straight[0])[0]["loss"] - 1, "the weights came along"
+    share = lambda lines: sum(m["loss_share"] for m in lines)
+    assert share(mixed) > share(alone) + 0.1, "all tokens of the text carry loss"
+
+
+@pytest.mark.parametrize("remat", ["dots", "none"])
+def test_no_gathered_weight_is_kept_for_the_backward_pass(remat, monkeypatch):
+    config = model.llama(300, 24, 2, 6, 40, 64, 1e-5)
+    layout, kept = model.make_layout(config, 1, 1), []
+    forward = model.layer_forward
+    monkeypatch.setattr(model, "layer_forward", lambda *a: (out := forward(*a), kept.extend(x.shape for x in out[1]))[0])
+    specs = layout.stacked(config)
+
+    def local(weights, token, weight):
+        return model.loss_and_gradients(weights, token, None, weight, config, layout, model.Compute(remat=remat))
+
+    f = jax.shard_map(local, mesh=sharding.make_mesh(1, 1), in_specs=(specs, P(), P()), out_specs=(P(), specs), check_vma=False)
+    f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    jax.eval_shape(f, {n: f32(*s) for n, s in model.shapes(config).items()}, jax.ShapeDtypeStruct((2, 12), jnp.int32), f32(2, 11))
+    assert (2, 11, 24) in kept, kept
+    assert not any(shape in ((24, 72), (24, 24), (24, 80), (24, 40), (40, 24)) for shape in kept), kept
 
 
 def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path, home):
