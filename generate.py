@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+import cached
 import model
 import sharding
 from sharding import DATA, TENSOR
@@ -89,7 +90,7 @@ def pick(logits_BV, state, knobs, greedy, filters):
 
 
 class Decoder:
-    """The compiled programs that decode one model on one mesh; `specs` (and the weights) from model.for_decoding.
+    """The compiled programs that decode one model on one mesh; `specs` (and the weights) from cached.for_decoding.
 
     Each program is compiled once a shape: reading a prompt for 128, 512, ... tokens a row, a step of all slots for each length of the cache.
     """
@@ -98,9 +99,9 @@ class Decoder:
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
         self.data = layout.data
         self.prefix_room = -(-config.P // 256) * 256 + 256  # the last piece of a prefix may reach past the end
-        self.empty, self.extend = model.make_prefix(config, mesh, layout, specs, dtype)
+        self.empty, self.extend = cached.make_prefix(config, mesh, layout, specs, dtype)
         self.kept = None  # (weights, ids, arrays) of the last prefix: the next may begin with it
-        rows, flat = [(model.cache_spec(layout),) * 2] * config.L, [(model.cache_spec(layout, False),) * 2] * config.L
+        rows, flat = [(cached.cache_spec(layout),) * 2] * config.L, [(cached.cache_spec(layout, False),) * 2] * config.L
         self.cache_spec = rows
         smap = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         self.fill = jax.jit(smap(self._fill, in_specs=(specs, rows, P(DATA), flat, P(), P(DATA)), out_specs=rows), donate_argnums=1)
@@ -116,8 +117,8 @@ class Decoder:
         """Read one row of prompts behind the prefix and copy their keys and values to slots. token: ids, position, tree [1, T]; copies: slot, start [1, B], count [1]."""
         T, S = token["ids"].shape[1], cache[0][0].shape[2]
         W = min(T, S)
-        seen = model.visible(token["tree"], jnp.ones_like(token["tree"]))
-        _, new = model.read(weights, token["ids"], token["position"], seen, prefix, length, self.config, self.layout, self.dtype)
+        seen = cached.visible(token["tree"], jnp.ones_like(token["tree"]))
+        _, new = cached.read(weights, token["ids"], token["position"], seen, prefix, length, self.config, self.layout, self.dtype)
         new = [tuple(jnp.pad(a[0], ((0, 0), (0, W), (0, 0))) for a in kv) for kv in new]
 
         def copy(m, cache):
@@ -141,7 +142,7 @@ class Decoder:
 
         def step(carry):
             i, _, cache, state, out, gap = carry
-            x_B1D, cache = model.read_next(weights, state["token"], state["position"], cache, self.config, self.layout, self.dtype)
+            x_B1D, cache = cached.read_next(weights, state["token"], state["position"], cache, self.config, self.layout, self.dtype)
             logits_BV = model.whole_logits(x_B1D, outer, self.config, self.layout, self.dtype)[:, 0]
             new, step_gap = pick(logits_BV, state, knobs, greedy, filters)
             live = state["live"]
@@ -206,7 +207,7 @@ class Decoder:
 
     def _run(self, weights, waiting, room, prefix, length, S, B, knobs, how, stop_strings, tok, watch):
         """generate's samples that share one cache of B slots and S positions."""
-        heads, per_rank = model.cache_heads(self.config, self.layout), B // self.data
+        heads, per_rank = cached.cache_heads(self.config, self.layout), B // self.data
         spec = jax.tree.map(lambda s: jax.NamedSharding(self.mesh, s), self.cache_spec, is_leaf=lambda s: isinstance(s, P))
         zeros = lambda: jnp.zeros((B, heads, S, self.config.H), self.dtype)
         cache = jax.jit(lambda: [(zeros(), zeros()) for _ in range(self.config.L)], out_shardings=spec)()
@@ -289,7 +290,7 @@ def bytes_needed(config, data, tensor, dtype, batch, length):
     size = np.dtype(dtype).itemsize
     split = lambda spec: tensor if TENSOR in sharding.axes_of(spec) else 1
     weights = sum(int(np.prod(s)) // split(layout.specs[n]) for n, s in model.shapes(config).items())
-    heads = model.cache_heads(config, layout) // (tensor if layout.attention else 1)
+    heads = cached.cache_heads(config, layout) // (tensor if layout.attention else 1)
     return weights * size, 2 * config.L * -(-batch // data) * heads * length * config.H * size
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+import cached
 import model
 from blocks import best_fit
 from generate import bucket, common
@@ -100,8 +101,8 @@ class Scorer:
         self.config, self.layout, self.dtype, self.data = config, layout, dtype, layout.data
         specs = layout.stacked(config)
         self.room = -(-config.P // 256) * 256
-        self.empty, self.extend = model.make_prefix(config, mesh, layout, specs, dtype)
-        spec = (P(None, *model.cache_spec(layout, False)),) * 2
+        self.empty, self.extend = cached.make_prefix(config, mesh, layout, specs, dtype)
+        spec = (P(None, *cached.cache_spec(layout, False)),) * 2
         row, out = P(DATA), P(DATA)
         smap = jax.shard_map(self._score, mesh=mesh, in_specs=(specs, row, row, spec, P()), out_specs=out, check_vma=False)
         self.compiled = jax.jit(smap)
@@ -109,7 +110,7 @@ class Scorer:
 
     def _score(self, weights, rows, asked, prefix, length):
         """rows: ids, position, tree, branch [R, T]; asked: at [R * T] (flat places), want [R * T, C], count [1] -> (logp [R * T, C] f32, best id, gap), the first `count` of them."""
-        x_BTD, _ = model.read(weights, rows["ids"], rows["position"], model.visible(rows["tree"], rows["branch"]), prefix, length, self.config, self.layout, self.dtype)
+        x_BTD, _ = cached.read(weights, rows["ids"], rows["position"], cached.visible(rows["tree"], rows["branch"]), prefix, length, self.config, self.layout, self.dtype)
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
         _, outer = model.split_layers(weights, self.config)
         M, C = asked["want"].shape

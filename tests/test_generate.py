@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import cached
 import checkpoint
 import generate
 import make_references
@@ -35,7 +36,7 @@ def make(name, data, tensor):
     config = CONFIGS[name]
     mesh, layout = sharding.make_mesh(data, tensor), model.make_layout(config, data, tensor, fsdp=False)
     weights = {n: w * (3 if w.ndim == 3 else 1) for n, w in model.initialise(config, mesh, layout, 0).items()}
-    apart, specs = model.for_decoding(dict(weights), config, mesh, layout)
+    apart, specs = cached.for_decoding(dict(weights), config, mesh, layout)
     return config, mesh, layout, weights, apart, generate.Decoder(config, mesh, layout, specs)
 
 
@@ -66,15 +67,15 @@ def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward
     config, mesh, layout, weights, apart, decoder = made(name, data, tensor)
     token = np.random.RandomState(1).randint(0, 300, (2, 30)).astype(np.int32)
     full = np.asarray(model.make_logits(config, mesh, layout)(weights, token))
-    specs = model.for_decoding(dict(weights), config, mesh, layout)[1]
+    specs = cached.for_decoding(dict(weights), config, mesh, layout)[1]
 
     def local(weights, token_B, position_B, cache):
-        x, cache = model.read_next(weights, token_B, position_B, cache, config, layout, jnp.float32)
+        x, cache = cached.read_next(weights, token_B, position_B, cache, config, layout, jnp.float32)
         return model.whole_logits(x, {n: w for n, w in weights.items() if n != "layers"}, config, layout, jnp.float32), cache
 
     rows = P("data")
     step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs, rows, rows, decoder.cache_spec), out_specs=(rows, decoder.cache_spec), check_vma=False))
-    cache = [(np.zeros((2, model.cache_heads(config, layout), 32, config.H), np.float32),) * 2] * config.L
+    cache = [(np.zeros((2, cached.cache_heads(config, layout), 32, config.H), np.float32),) * 2] * config.L
     for t in range(25):
         at = np.array([t, max(t - 5, 0)], np.int32)  # the second row stays at its first token for five steps: it is written again, and nothing else
         logits, cache = step(apart, token[[0, 1], at], at, cache)
@@ -91,15 +92,15 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
     ids = trunk + branches[0] + branches[1] + other
     tree, branch = [1] * 12 + [2] * 6, [0] * 4 + [1] * 5 + [2] * 3 + [1] * 6
     position = [70 + p for p in [0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 0, 1, 2, 3, 4, 5]]
-    empty, extend = model.make_prefix(config, mesh, layout, layout.stacked(config))
+    empty, extend = cached.make_prefix(config, mesh, layout, layout.stacked(config))
     arrays = extend(weights, np.array(prefix[:40] + [0] * 10, np.int32), empty(512), np.int32(0))
     arrays = extend(weights, np.array(prefix[40:] + [0] * 20, np.int32), arrays, np.int32(40))
 
     def local(weights, row, arrays):
-        x, _ = model.read(weights, row[:, 0], row[:, 1], model.visible(row[:, 2], row[:, 3]), arrays, jnp.int32(70), config, layout, jnp.float32)
+        x, _ = cached.read(weights, row[:, 0], row[:, 1], cached.visible(row[:, 2], row[:, 3]), arrays, jnp.int32(70), config, layout, jnp.float32)
         return model.whole_logits(x, model.split_layers(weights, config)[1], config, layout, jnp.float32)
 
-    spec = (P(None, *model.cache_spec(layout, False)),) * 2
+    spec = (P(None, *cached.cache_spec(layout, False)),) * 2
     row = np.tile(np.array([ids, position, tree, branch], np.int32), (data, 1, 1))
     got = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(layout.stacked(config), P("data"), spec), out_specs=P("data"), check_vma=False))(weights, row, arrays)
     full = model.make_logits(config, mesh, layout)
@@ -314,7 +315,7 @@ def test_greedy_ids_equal_transformers_generate(case, batch, live):
     theirs.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()}, strict=False)
     config = test_model.config_of(fields)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
-    weights, specs = model.for_decoding({n: jnp.asarray(w) for n, w in test_model.from_hugging_face(arrays, config).items()}, config, mesh, layout)
+    weights, specs = cached.for_decoding({n: jnp.asarray(w) for n, w in test_model.from_hugging_face(arrays, config).items()}, config, mesh, layout)
     prompts = [np.random.RandomState(i).randint(1, config.V, size).tolist() for i, size in enumerate((3, 12, 1, 7, 20, 5, 2, 9))]
     outputs = sorted(generate.Decoder(config, mesh, layout, specs).generate(weights, prompts, max_new=24, batch=batch))
     longest = max(map(len, prompts))
@@ -334,7 +335,7 @@ def test_stories260k_writes_its_known_text(data_dir):
     path = str(data_dir / "models/stories260K/stories260K.bin")
     config, tok = checkpoint.model_config(path), tokenizer.load(str(data_dir / "models/stories260K"), roles=False)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
-    weights, specs = model.for_decoding(checkpoint.load(path, config, mesh, layout), config, mesh, layout)
+    weights, specs = cached.for_decoding(checkpoint.load(path, config, mesh, layout), config, mesh, layout)
     (out,) = generate.Decoder(config, mesh, layout, specs).generate(weights, [[tok.bos]], max_new=256, stop={tok.bos, tok.eos}, tok=tok)
     expected = (data_dir / "models/stories260K/greedy_expected.txt").read_text(encoding="utf-8").strip()
     assert expected.startswith(out.text.strip()[:200]) and out.text.strip() == expected[: len(out.text.strip())] and len(out.text.strip()) >= len(expected) - 2
