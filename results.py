@@ -277,7 +277,7 @@ def page(result, items, curve=""):
 
 def curve_svg(points, label, width=720, height=320):
     """Score with its interval against step as an SVG. points: [{"step", "tokens", "score", "interval": [low, high]}] in order."""
-    left, right, top, bottom = 64, 16, 16, 48
+    left, right, top, bottom = 64, 48, 28, 48
     steps = [p["step"] for p in points]
     bounds = [b for p in points for b in ((p["interval"] or [p["score"]] * 2) + [p["score"]])]
     low, high = min(bounds), max(bounds)
@@ -285,7 +285,7 @@ def curve_svg(points, label, width=720, height=320):
     low -= (high - low) * 0.05
     x = lambda s: left + (width - left - right) * ((s - steps[0]) / (steps[-1] - steps[0]) if steps[-1] > steps[0] else 0.5)
     y = lambda v: height - bottom - (height - top - bottom) * (v - low) / (high - low)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">']
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">']
     for k in range(5):
         v = low + (high - low) * k / 4
         parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>')
@@ -300,5 +300,5 @@ def curve_svg(points, label, width=720, height=320):
     line = " ".join(f"{x(p['step']):.1f},{y(p['score']):.1f}" for p in points)
     parts.append(f'<polyline fill="none" stroke="#2563a8" stroke-width="2" points="{line}"/>')
     parts += [f'<circle cx="{x(p["step"]):.1f}" cy="{y(p["score"]):.1f}" r="4" fill="#2563a8"/>' for p in points]
-    parts.append(f'<text x="{left}" y="12">{html.escape(label)} against step</text></svg>')
+    parts.append(f'<text x="{left}" y="16" font-weight="600">{html.escape(label)} against step</text></svg>')
     return "".join(parts)
