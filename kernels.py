@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 def rms_norm(x_BTD, scale_D, eps):
@@ -153,7 +154,7 @@ def _blockwise_forward(q_BTNH, k_BTKH, v_BTKH, segment_BT, block):
 
     heads = (_by_kv_head(q_BTNH, K), _by_kv_head(k_BTKH, K)[:, :, 0], _by_kv_head(v_BTKH, K)[:, :, 0])
     out_ZTGH, sum_ZTG = lax.map(one, heads + _each_head(segment_BT, K))
-    out_BTNH = _by_token(out_ZTGH, B)
+    out_BTNH, sum_ZTG = checkpoint_name(_by_token(out_ZTGH, B), "attention"), checkpoint_name(sum_ZTG, "attention")  # model.KEPT
     return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, segment_BT, out_BTNH, sum_ZTG)
 
 
@@ -182,6 +183,25 @@ def _blockwise_backward(block, kept, g_BTNH):
 
 
 blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT):
+    """Causal attention by the Pallas kernel that ships with jax for TPUs; inside shard_map. T and H must divide by 128; segment_BT int32 or None."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # not needed elsewhere, and slow to import
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, N, H = q_BTNH.shape[1:]
+    size = next(s for s in (512, 256, 128) if T % s == 0)
+    names = "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv block_kv_dkv_compute block_q_dq block_kv_dq"
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((T, T))] * N), head_shards=1, q_seq_shards=1, block_sizes=splash.BlockSizes(**dict.fromkeys(names.split(), size)),
+        residual_checkpoint_name="attention",
+    )  # fmt: skip
+    heads_first = lambda x: x.swapaxes(1, 2)
+    q, k, v = heads_first(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)), heads_first(k_BTKH), heads_first(v_BTKH)
+    if segment_BT is None:
+        return heads_first(jax.vmap(kernel)(q, k, v))
+    return heads_first(jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(q=s, kv=s)))(q, k, v, segment_BT))
 
 
 # ----------------------------------------------------------------------------------------------------------- activations

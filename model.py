@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 import kernels
@@ -323,7 +324,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     """
     H = config.H
     region = regions(layout.attention and layout.tensor > 1, sequence)
-    h_BTD = region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared))
+    h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared)), "normed")
     wk, wv = w["wk"], w["wv"]
     joined = lambda *parts: jnp.concatenate(parts, axis=-1)  # one matmul; the optimizer sees each weight
     if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
@@ -333,25 +334,26 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     if config.family == "gpt2":
         qkv_BTX = qkv_BTX + joined(w["bq"], w["bk"], w["bv"])[None, None]
     NH, KH = w["wq"].shape[1], wk.shape[1]
-    q, k, v = jnp.split(qkv_BTX, [NH, NH + KH], axis=2)
+    q, k, v = jnp.split(checkpoint_name(qkv_BTX, "product"), [NH, NH + KH], axis=2)
     heads = lambda z: z.reshape(z.shape[:2] + (-1, H))
     q_BTNH, k_BTKH, v_BTKH = heads(q), heads(k), heads(v)
     if rope is not None:
         q_BTNH, k_BTKH = kernels.rope_half(q_BTNH, *rope), kernels.rope_half(k_BTKH, *rope)
-    out_BTNH, kept = attend(q_BTNH, k_BTKH, v_BTKH)
+    out_BTNH, kept = attend(checkpoint_name(q_BTNH, "turned"), checkpoint_name(k_BTKH, "turned"), v_BTKH)
     # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by leave()
     y_BTD = region.leave(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)) @ w["wo"])
     if config.family == "gpt2":
         y_BTD = y_BTD + region.shared(w["bo"])[None, None]
-    x_BTD = x_BTD + y_BTD
+    x_BTD = checkpoint_name(x_BTD + y_BTD, "product")
 
     region = regions(layout.mlp and layout.tensor > 1, sequence)
-    h_BTD = region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared))
+    h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)), "normed")
     if config.family == "llama":
-        gate_BTF, up_BTF = jnp.split(h_BTD @ joined(w["w1"], w["w3"]), 2, axis=2)
-        y_BTD = region.leave(kernels.swiglu(gate_BTF, up_BTF) @ w["w2"])
+        gate_BTF, up_BTF = jnp.split(checkpoint_name(h_BTD @ joined(w["w1"], w["w3"]), "product"), 2, axis=2)
+        y_BTD = region.leave(checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
     else:
-        y_BTD = region.leave(kernels.gelu_tanh(h_BTD @ w["w1"] + w["b1"][None, None]) @ w["w2"]) + region.shared(w["b2"])[None, None]
+        h_BTF = checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "product")
+        y_BTD = region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"]) + region.shared(w["b2"])[None, None]
     return x_BTD + y_BTD, kept
 
 
@@ -416,176 +418,6 @@ def make_logits(config, mesh, layout, dtype=jnp.float32):
     return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs, P(DATA)), out_specs=P(DATA), check_vma=False))
 
 
-# ---------------------------------------------------------------------------------- forward with cached keys and values
-
-
-def cache_heads(config, layout):
-    """Kv heads of a cache, all ranks together: where there are fewer than ranks, each rank keeps the one that its queries read."""
-    return layout.tensor if layout.attention and not layout.kv else config.K
-
-
-def cache_spec(layout, rows=True):
-    """Spec of one layer's cached keys or values [B, K, S, H] (rows False: [K, S, H], the same on every data rank)."""
-    heads = TENSOR if layout.attention and layout.tensor > 1 else None
-    return P(DATA, heads) if rows else P(heads)
-
-
-TOGETHER = {"wqkv": ("wq", "wk", "wv"), "bqkv": ("bq", "bk", "bv"), "w13": ("w1", "w3")}  # what `block` multiplies at once
-
-
-def for_decoding(weights, config, mesh, layout):
-    """The weights as decoding wants them, where reading them is all the time: {"layers": a dict a layer, and the others}; `weights` is emptied on the way.
-
-    A scan copies each layer out of the stack, and `block` lays q, k, v (gate, up) side by side: both would cost as much as the multiplication for one token. So the layers
-    are apart and these matrices joined, once; each rank joins what it holds. Returns (weights, their specs).
-    """
-    stacked, table = layout.stacked(config), weight_table(config)
-    groups = {n: tuple(m for m in parts if m in table) for n, parts in TOGETHER.items()}
-    groups = {n: parts for n, parts in groups.items() if len(parts) > 1}
-    groups |= {n: (n,) for n in table if table[n].layered and not any(n in parts for parts in groups.values())}
-    layers, specs = [{} for _ in range(config.L)], {}
-    for name, parts in groups.items():
-        spec = max((stacked[n] for n in parts), key=lambda s: len(sharding.axes_of(s)))  # split where one of them is: the ranks' arrays differ then
-        spec = P(*spec[1:])
-
-        def apart(*w, spec=spec):
-            cut = lambda *w: [jnp.concatenate([m[i] for m in w], axis=-1) for i in range(config.L)]
-            return jax.shard_map(cut, mesh=mesh, in_specs=tuple(stacked[n] for n in parts), out_specs=spec, check_vma=False)(*w)
-
-        for layer, w in zip(layers, jax.jit(apart)(*(weights.pop(n) for n in parts)), strict=True):
-            layer[name] = w
-        specs[name] = spec
-    outer = {n: weights.pop(n) for n in list(weights)}
-    return outer | {"layers": layers}, {n: stacked[n] for n in outer} | {"layers": [specs] * config.L}
-
-
-def over_layers(body, x_BTD, weights, each, config, layout, dtype):
-    """x, kept = body(x, one layer's weights, one layer's item of `each`) through the layers; -> (x, what was kept).
-
-    Stacked weights are scanned, `each` and what is kept have a leading layer axis; weights of `for_decoding` are unrolled, and these two are lists.
-    """
-    if "layers" not in weights:
-        layers, _ = split_layers(weights, config)
-        return lax.scan(lambda x, item: body(x, gather(item[0], layout, dtype), item[1]), x_BTD, (layers, each))
-    t, H, kept = layout.tensor, config.H, []
-    NH, KH = config.N * H // (t if layout.attention else 1), config.K * H // (t if layout.kv else 1)
-    for w, item in zip(weights["layers"], each, strict=True):
-        w = dict(w)
-        for name in [n for n in TOGETHER if n in w]:
-            joined = w.pop(name)
-            ends = [joined.shape[-1] // 2] if name == "w13" else [NH, NH + KH]
-            w |= dict(zip(TOGETHER[name], jnp.split(joined, ends, axis=-1), strict=True))  # `block` joins them again: XLA sees that it is the same array
-        x_BTD, y = body(x_BTD, w, item)
-        kept.append(y)
-    return x_BTD, kept
-
-
-def visible(tree_BT, branch_BT):
-    """[B, T, T] bool: a token sees those before it in its tree, of the trunk (branch 0) and of its own branch. Trees are texts that share their beginning; rows hold several."""
-    at = jnp.arange(tree_BT.shape[1])
-    same = lambda a: a[:, :, None] == a[:, None, :]
-    return (at[None, :, None] >= at[None, None, :]) & same(tree_BT) & (same(branch_BT) | (branch_BT[:, None, :] == 0))
-
-
-def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256):
-    """kernels.attention over a row's own visible keys and the first `length` of a prefix (k_KSH, v_KSH) that all rows see: [B, T, N, H].
-
-    The prefix goes by blocks with a running softmax in float32, as many blocks as `length` fills: one program for every length.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    kp_KSH, vp_KSH = prefix
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)  # [B, K, T, G, X] -> K, all queries of that head, X
-    scores_BKTGS = jnp.einsum("btkgh,bskh->bktgs", q_BTKGH, k_BTKH, preferred_element_type=jnp.float32)
-    scores_BKTGS = jnp.where(visible_BTT[:, None, :, None], scores_BKTGS, -jnp.inf)
-    top_BKTG1 = jnp.max(scores_BKTGS, axis=-1, keepdims=True)
-    e_BKTGS = jnp.exp(scores_BKTGS - top_BKTG1)
-    out_BKTGH = jnp.einsum("bktgs,bskh->bktgh", e_BKTGS.astype(v_BTKH.dtype), v_BTKH, preferred_element_type=jnp.float32)
-    q_KMH = flat(jnp.swapaxes(q_BTKGH, 1, 2))
-
-    def more(i, state):
-        top_KM1, sum_KM1, out_KMH = state
-        k, v = (lax.dynamic_slice_in_dim(a, i * block, block, axis=1) for a in (kp_KSH, vp_KSH))
-        scores_KMS = jnp.einsum("kmh,ksh->kms", q_KMH, k, preferred_element_type=jnp.float32)
-        scores_KMS = jnp.where((i * block + jnp.arange(block) < length)[None, None], scores_KMS, -jnp.inf)
-        new_KM1 = jnp.maximum(top_KM1, jnp.max(scores_KMS, axis=-1, keepdims=True))
-        e_KMS, shrink_KM1 = jnp.exp(scores_KMS - new_KM1), jnp.exp(top_KM1 - new_KM1)
-        out_KMH = out_KMH * shrink_KM1 + jnp.einsum("kms,ksh->kmh", e_KMS.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return new_KM1, sum_KM1 * shrink_KM1 + jnp.sum(e_KMS, axis=-1, keepdims=True), out_KMH
-
-    start = flat(top_BKTG1), flat(jnp.sum(e_BKTGS, axis=-1, keepdims=True)), flat(out_BKTGH)
-    _, sum_KM1, out_KMH = lax.fori_loop(0, (length + block - 1) // block, more, start)
-    out_KBTGH = (out_KMH / sum_KM1).reshape(K, B, T, N // K, H)
-    return jnp.moveaxis(out_KBTGH, 0, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
-
-
-def read(weights, token_BT, position_BT, visible_BTT, prefix, length, config, layout, dtype):
-    """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], each layer's keys and values of the new tokens [B, K, T, H]).
-
-    position_BT: place in the text, prefix included. prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` hold (0: no prefix).
-    """
-    _, outer = split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
-    outer = gather(outer, layout, dtype)
-    rope = rope_of(position_BT, config)
-    x_BTD = embed(token_BT, position_BT, outer, config, layout, False)
-
-    def body(x_BTD, w, before):
-        def attend(q, k, v):
-            return attend_after(q, k, v, visible_BTT, before, length), (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
-
-        return block(x_BTD, w, rope, attend, config, layout, False)
-
-    x_BTD, kept = over_layers(body, x_BTD, weights, prefix, config, layout, dtype)
-    return final_hidden(x_BTD, outer, config, layout, False), kept
-
-
-def read_next(weights, token_B, position_B, cache, config, layout, dtype):
-    """One token more in every row -> (final hidden [B, 1, D], cache). weights: of for_decoding. cache: a (k, v) [B, K, S, H] a layer; a row sees its positions up to this one."""
-    outer = gather({n: w for n, w in weights.items() if n != "layers"}, layout, dtype)
-    position_B1 = position_B[:, None]
-    rope = rope_of(position_B1, config)
-    x_B1D = embed(token_B[:, None], position_B1, outer, config, layout, False)
-    row_B = jnp.arange(token_B.shape[0])
-
-    def body(x_B1D, w, kv):
-        def attend(q_B1NH, k_B1KH, v_B1KH):
-            k_BKSH, v_BKSH = (old.at[row_B, :, position_B].set(new[:, 0], mode="drop") for old, new in zip(kv, (k_B1KH, v_B1KH), strict=True))
-            B, K, S, H = k_BKSH.shape
-            scores_BKGS = jnp.einsum("bkgh,bksh->bkgs", q_B1NH.reshape(B, K, -1, H), k_BKSH, preferred_element_type=jnp.float32) * H**-0.5
-            scores_BKGS = jnp.where((jnp.arange(S)[None] <= position_B1)[:, None, None], scores_BKGS, -jnp.inf)
-            p_BKGS = jax.nn.softmax(scores_BKGS, axis=-1).astype(v_BKSH.dtype)
-            return jnp.einsum("bkgs,bksh->bkgh", p_BKGS, v_BKSH).reshape(q_B1NH.shape), (k_BKSH, v_BKSH)
-
-        return block(x_B1D, w, rope, attend, config, layout, False)
-
-    x_B1D, cache = over_layers(body, x_B1D, weights, cache, config, layout, dtype)
-    return final_hidden(x_B1D, outer, config, layout, False), cache
-
-
-def make_prefix(config, mesh, layout, specs, dtype=jnp.float32):
-    """(empty(S) -> each layer's keys and values of a prefix of up to S tokens; jitted extend(weights, token_T, prefix, length) -> prefix with T more tokens, in place).
-
-    specs: of the weights, stacked or for_decoding's. The last tokens may be padding: whoever reads the prefix says how long it is.
-    """
-    unrolled = "layers" in specs
-    spec = [(cache_spec(layout, False),) * 2] * config.L if unrolled else (P(None, *cache_spec(layout, False)),) * 2
-
-    def empty(S):
-        shape = (cache_heads(config, layout), S, config.H)
-        make = lambda: jax.tree.map(lambda _: jnp.zeros(shape if unrolled else (config.L, *shape), dtype), spec, is_leaf=lambda s: isinstance(s, P))
-        return jax.jit(make, out_shardings=sharding.shardings(spec, mesh))()
-
-    def local(weights, token_T, prefix, length):
-        one_1T = jnp.ones_like(token_T)[None]
-        position_1T = length + jnp.arange(token_T.shape[0], dtype=jnp.int32)[None]
-        _, new = read(weights, token_T[None], position_1T, visible(one_1T, one_1T), prefix, length, config, layout, dtype)
-        put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.squeeze(-4).astype(old.dtype), length, axis=old.ndim - 2)
-        return jax.tree.map(put, prefix, new)
-
-    return empty, jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs, P(), spec, P()), out_specs=spec, check_vma=False), donate_argnums=2)
-
-
 # ------------------------------------------------------------------------------------------------------------------ loss
 
 
@@ -595,77 +427,88 @@ class Compute(NamedTuple):
     dtype: object = jnp.float32  # activations and gathered weights
     grad_dtype: object = jnp.float32  # gradients are reduced and kept in it
     loss_chunk: int = 1024  # tokens whose logits exist at once
-    attention: str = "reference"  # reference, blockwise, cudnn
-    remat: str = "full"  # what the backward pass computes again in a layer: full (all but its input), dots (all but matmuls), none
+    attention: str = "reference"  # reference, blockwise, cudnn, pallas
+    remat: str = "full"  # what the backward pass computes again in a layer: see KEPT
+    prefetch: bool = False  # the next layer's weights are gathered while this layer computes: one layer's weights more in memory
+
+
+# remat -> names (given in `block` and in the attention kernels) of what is kept of a layer besides its input
+KEPT = {"full": (), "dots": ("product", "attention"), "none": ("product", "attention", "normed", "turned")}
 
 
 def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, packed, kernel):
     """Attention of whole rows by one of the kernels; packed: the rows hold several segments."""
     if kernel == "cudnn" and not packed:  # cuDNN's flash attention takes 16-bit types and no segments
         return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+    if kernel == "pallas":
+        return kernels.splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
     if kernel == "reference":
         return kernels.attention(q_BTNH, k_BTKH, v_BTKH, kernels.causal_mask(segment_BT))
     return kernels.blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
 
 
-def pick_attention(asked, platform, dtype):
-    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there."""
+def pick_attention(asked, platform, dtype, T=None, H=None):
+    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there. T, H: where known, what the kernel must fit."""
+    fits = (T is None or T % 128 == 0) and (H is None or H % 128 == 0)
     if asked == "auto":
+        if platform == "tpu" and T is not None and fits:
+            return "pallas"
         return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "blockwise"
     if asked == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
         raise ValueError(f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto")
+    if asked == "pallas" and (platform != "tpu" or not fits):
+        raise ValueError(f"--attention pallas needs a TPU, a block and a head size that divide by 128, here is {platform}, {T} and {H}: use --attention auto")
     return asked
 
 
-def layer_vjp(layer, x_BTD, w, remat):
-    """jax.vjp of a layer that keeps every value (none) or matmul results (dots). Whatever is made of weights alone is left out: it is there again in the backward pass."""
-    joins = lambda primitive, *_, **__: primitive.name != "concatenate"  # block() joins weights that are multiplied together
-    policy = {"dots": jax.checkpoint_policies.dots_saveable, "none": joins}[remat]
-    return jax.vjp(jax.checkpoint(layer, policy=policy), x_BTD, w)
+def layer_forward(layer, x_BTD, w, shared, remat):
+    """(y, what the backward pass keeps of layer(x, w, *shared), how to put the vjp together again).
 
-
-def layer_forward(layer, x_BTD, w, remat):
-    """(layer(x), what its backward pass keeps: never a gathered weight, which would make every device hold the whole model)."""
+    Never kept: a gathered weight, which would make every device hold the whole model, and `shared`, which all layers have (RoPE, segments): both are there again.
+    """
     if remat == "full":
-        return layer(x_BTD, w), x_BTD
-    y_BTD, vjp = layer_vjp(layer, x_BTD, w, remat)
-    weights = {id(leaf) for leaf in jax.tree.leaves(w)}
-    return y_BTD, [leaf for leaf in jax.tree.leaves(vjp) if id(leaf) not in weights]
-
-
-def layer_backward(layer, kept, w, dy_BTD, remat):
-    """(gradient of x, gradients of the weights) from what layer_forward kept and the weights gathered again."""
-    if remat == "full":
-        return jax.vjp(layer, kept, w)[1](dy_BTD)
-    # the vjp is a tree whose leaves are the kept values: take its structure from a layer that is traced and never run, and put the kept values in
-    _, vjp = layer_vjp(layer, jnp.zeros_like(dy_BTD), w, remat)
+        return layer(x_BTD, w, *shared), [x_BTD], None
+    policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+    y_BTD, vjp = jax.vjp(lambda x, w: jax.checkpoint(layer, policy=policy)(x, w, *shared), x_BTD, w)
     leaves, tree = jax.tree.flatten(vjp)
-    weights, kept = {id(leaf) for leaf in jax.tree.leaves(w)}, iter(kept)
-    return jax.tree.unflatten(tree, [leaf if id(leaf) in weights else next(kept) for leaf in leaves])(dy_BTD)
+    there = jax.tree.leaves((w, shared))
+    slots = [next((i for i, value in enumerate(there) if value is leaf), None) for leaf in leaves]
+    return y_BTD, [leaf for leaf, slot in zip(leaves, slots, strict=True) if slot is None], (tree, slots)
 
 
-def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True):
+def layer_backward(layer, kept, again, w, shared, dy_BTD):
+    """(gradient of x, gradients of the weights) from what layer_forward kept and said, and the weights gathered again."""
+    if again is None:
+        return jax.vjp(lambda x, w: layer(x, w, *shared), kept[0], w)[1](dy_BTD)
+    tree, slots = again
+    there, kept = jax.tree.leaves((w, shared)), iter(kept)
+    return jax.tree.unflatten(tree, [next(kept) if slot is None else there[slot] for slot in slots])(dy_BTD)
+
+
+def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True, into=None):
     """Weighted next-token loss of this data rank's rows, in nats, and the gradient of the sum over all ranks, in shards.
 
     token_BX int32 [B, T + 1]; segment_BX the same or None (one document a row); weight_BT f32 [B, T]: weight of predicting token_BX[:, 1:] (0 off the mask; the caller
-    divides by the number of loss tokens of the global batch). Returns (loss f32: this data rank's part; name -> gradient shard or None).
+    divides by the number of loss tokens of the global batch). into: gradients of earlier micro-batches, to which these are added in place, layer by layer: there is one
+    buffer. Returns (loss f32: this data rank's part; name -> gradient shard or None).
     """
     token_BT, target_BT = token_BX[:, :-1], token_BX[:, 1:]
     segment_BT = jnp.ones_like(token_BT) if segment_BX is None else segment_BX[:, :-1]
     position_BT = positions_of(segment_BT)
     sequence = sequence_parallel(layout, token_BT.shape[1])
-    rope = rope_of(position_BT, config)
-    attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
+    shared = (rope_of(position_BT, config), segment_BT)
     layers, outer = split_layers(weights, config)
     whole = functools.partial(gather, layout=layout, dtype=compute.dtype)
     scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype) for n, g in grads.items()}
     first_names = [n for n in ("embed", "pos") if n in outer]
     last_names = [n for n in outer if n not in first_names] + ["embed"] * config.tied
+    final = config.L - 1
 
     def first(w):
         return embed(token_BT, position_BT, w, config, layout, sequence)
 
-    def layer(x_BTD, w):
+    def layer(x_BTD, w, rope, segment_BT):
+        attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
         return block(x_BTD, w, rope, attend, config, layout, sequence)[0]
 
     def last(x_BTD, w):
@@ -675,26 +518,79 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
         flat = lambda a: a.reshape((-1,) + a.shape[2:])
         return kernels.head_cross_entropy(flat(x_BTD), head_VD, flat(target_BT), flat(weight_BT), config.V, axis, compute.loss_chunk)
 
+    def fetch(i, x_BTD):
+        """Layer i's weights, gathered. Where they are cast, a shard depends on the scan's carry: XLA would otherwise cast the whole stack outside the loop and keep it."""
+        shards = {n: lax.dynamic_index_in_dim(w, i, keepdims=False) for n, w in layers.items()}
+        if compute.dtype != jnp.float32:
+            nudge = jnp.where(jnp.abs(x_BTD[0, 0, 0].astype(jnp.float32)) > 3e38, 1e-30, 0.0)  # 0, and no NaN from a NaN, but XLA cannot know
+            shards = {n: w + nudge for n, w in shards.items()}
+        return whole(shards)
+
     first_w = whole({n: outer[n] for n in first_names})
     if not gradients:
-        x_BTD, _ = lax.scan(lambda x, shards: (layer(x, whole(shards)), None), first(first_w), layers)
+        x_BTD, _ = lax.scan(lambda x, i: (layer(x, fetch(i, x), *shared), None), first(first_w), jnp.arange(config.L))
         return last(x_BTD, whole({n: outer[n] for n in last_names})), None
 
+    again = None
+
+    def forward(x_BTD, w):
+        nonlocal again  # the same for every layer
+        x_BTD, kept, again = layer_forward(layer, x_BTD, w, shared, compute.remat)
+        return x_BTD, kept
+
     x_BTD, first_vjp = jax.vjp(first, first_w)
-    x_BTD, kept_L = lax.scan(lambda x, shards: layer_forward(layer, x, whole(shards), compute.remat), x_BTD, layers)
+    if compute.prefetch:  # carried: the weights of the layer to come. The last layer's stay for its backward pass, so L gathers forward and L backward, none in vain
+
+        def ahead(carry, i):
+            x_BTD, w = carry
+            w_next = fetch(i + 1, x_BTD)
+            x_BTD, kept = forward(x_BTD, w)
+            return (x_BTD, w_next), kept
+
+        (x_BTD, w), kept_L = lax.scan(ahead, (x_BTD, fetch(0, x_BTD)), jnp.arange(final))
+        x_BTD, kept = forward(x_BTD, w)
+    else:
+        x_BTD, kept_L = lax.scan(lambda x, i: forward(x, fetch(i, x)), x_BTD, jnp.arange(config.L))
     loss, last_vjp = jax.vjp(last, x_BTD, whole({n: outer[n] for n in last_names}))
     dx_BTD, dlast = last_vjp(jnp.ones_like(loss))
+    tied = dlast.pop("embed") if config.tied else None
+    dlast = scatter(dlast)
 
-    def backward(dx_BTD, item):
-        kept, shards = item
-        dx_BTD, dw = layer_backward(layer, kept, whole(shards), dx_BTD, compute.remat)
-        return dx_BTD, scatter(dw)
+    def add(sums, i, dw):
+        """Layer i's gradients into the stack. Without the barrier the TPU compiler fuses the sum into the reduce-scatter, and crashes on v5p."""
+        part = scatter(dw)
+        if into is not None:
+            part = lax.optimization_barrier(part)
+            part = {n: lax.dynamic_index_in_dim(sums[n], i, keepdims=False) + g for n, g in part.items()}
+        return {n: lax.dynamic_update_index_in_dim(sums[n], g, i, 0) for n, g in part.items()}
 
-    dx_BTD, dlayers = lax.scan(backward, dx_BTD, (kept_L, layers), reverse=True)
+    sums = {n: jnp.zeros(w.shape, compute.grad_dtype) if into is None else into[n] for n, w in layers.items()}
+    if compute.prefetch:
+
+        def back(carry, item):
+            dx_BTD, w, sums = carry
+            kept, i = item
+            w_next = fetch(jnp.maximum(i - 1, 0), dx_BTD)
+            dx_BTD, dw = layer_backward(layer, kept, again, w, shared, dx_BTD)
+            return (dx_BTD, w_next, add(sums, i, dw)), None
+
+        w_next = fetch(max(final - 1, 0), dx_BTD)
+        dx_BTD, dw = layer_backward(layer, kept, again, w, shared, dx_BTD)
+        (dx_BTD, _, sums), _ = lax.scan(back, (dx_BTD, w_next, add(sums, final, dw)), (kept_L, jnp.arange(final)), reverse=True)
+    else:
+
+        def back(carry, item):
+            dx_BTD, sums = carry
+            kept, i = item
+            dx_BTD, dw = layer_backward(layer, kept, again, fetch(i, dx_BTD), shared, dx_BTD)
+            return (dx_BTD, add(sums, i, dw)), None
+
+        (dx_BTD, sums), _ = lax.scan(back, (dx_BTD, sums), (kept_L, jnp.arange(config.L)), reverse=True)
     (dfirst,) = first_vjp(dx_BTD)
     if config.tied:
-        dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + dlast.pop("embed").astype(compute.grad_dtype)
-    return loss, dlayers | scatter(dfirst) | scatter(dlast)
+        dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + tied.astype(compute.grad_dtype)
+    ends = scatter(dfirst) | dlast
+    return loss, sums | (ends if into is None else {n: into[n] + g for n, g in ends.items()})
 
 
 def model_flops(config, tokens, T):

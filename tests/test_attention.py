@@ -113,3 +113,62 @@ def test_the_step_is_the_same_with_every_kernel_and_rematerialisation(attention,
     np.testing.assert_allclose(got, want, rtol=1e-6)
     worst = max((float(jnp.linalg.norm(dgot[n] - g) / jnp.linalg.norm(g)), n) for n, g in dwant.items())
     assert worst[0] < 1e-5, worst
+
+
+def every_way(config, T=17):
+    """A function (compute, accumulate) -> (loss, gradients) of a small batch of packed rows on a 2x2 mesh."""
+    mesh, layout = sharding.make_mesh(2, 2), model.make_layout(config, 2, 2)
+    weights = model.initialise(config, mesh, layout, 0)
+    rng = np.random.default_rng(0)
+    token = rng.integers(0, 300, (4, T)).astype(np.int32)
+    segment = np.sort(rng.integers(0, 3, (4, T)), axis=1).astype(np.int32)
+    weight = rng.random((4, T - 1)).astype(np.float32)
+    specs, P = layout.stacked(config), jax.sharding.PartitionSpec
+
+    def run(compute, accumulate=1):
+        def local(weights, token, segment, weight):
+            loss, gradients = 0.0, None
+            for part in range(accumulate):
+                rows = slice(part * len(token) // accumulate, (part + 1) * len(token) // accumulate)
+                one, gradients = model.loss_and_gradients(weights, token[rows], segment[rows], weight[rows], config, layout, compute, into=gradients)
+                loss += one
+            return jax.lax.psum(loss, "data"), gradients
+
+        in_specs = (specs, P("data"), P("data"), P("data"))
+        return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(P(), specs), check_vma=False))(weights, token, segment, weight)
+
+    return run
+
+
+@pytest.mark.parametrize("L", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, L):
+    """GPT-2's key biases are exempt: their gradient is zero in exact arithmetic."""
+    config = model.llama(300, 24, L, 6, 36, 64, 1e-5, K=2) if family == "llama" else model.gpt2(300, 24, L, 6, P=64)
+    run = every_way(config)
+    want, dwant = run(model.Compute(loss_chunk=10))
+    for compute, accumulate in [
+        (model.Compute(loss_chunk=10, prefetch=True), 1), (model.Compute(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
+        (model.Compute(loss_chunk=10, remat="none"), 2),
+    ]:  # fmt: skip
+        got, dgot = run(compute, accumulate)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        worst = max((float(jnp.linalg.norm(dgot[n] - g) / jnp.linalg.norm(g)), n) for n, g in dwant.items() if n != "bk")
+        assert worst[0] < 1e-5, (worst, compute, accumulate)
+
+
+@pytest.mark.parametrize("remat, names", [("full", 0), ("dots", 6), ("none", 11)])
+def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, names):
+    """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also both normed inputs, q and k turned, the activation."""
+    config = model.llama(300, 24, 1, 6, 36, 64, 1e-5)
+    layout = model.make_layout(config, 1, 1)
+    weights = {n: jnp.ones(s[1:]) for n, s in model.shapes(config).items() if model.weight_table(config)[n].layered}
+    segment = jnp.ones((2, 16), jnp.int32)
+    shared = (model.rope_of(model.positions_of(segment), config), segment)
+
+    def layer(x, w, rope, segment):
+        return model.block(x, w, rope, lambda q, k, v: (kernels.blockwise_attention(q, k, v, segment, 8), None), config, layout, False)[0]
+
+    _, kept, _ = jax.eval_shape(lambda x: model.layer_forward(layer, x, weights, shared, remat)[:2] + (None,), jnp.ones((2, 16, 24)))
+    assert len(kept) == max(names, 1), [k.shape for k in kept]
+    assert not {k.shape for k in kept} & ({w.shape for w in weights.values()} | {s.shape for s in jax.tree.leaves(shared)})
