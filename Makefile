@@ -5,7 +5,7 @@ train: .venv/installed
 	.venv/bin/python train.py --mesh 8x1
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest tests
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
