@@ -280,7 +280,7 @@ MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 
 
 def random_weights(config):
-    """Larger than an initialisation makes them, norms and biases too, so that every gradient counts; padding rows zero."""
+    """Larger than an initialisation's, norms and biases too, so that every gradient counts; padding rows zero."""
     weights, table = {}, model.weight_table(config)
     for seed, (name, shape) in enumerate(model.shapes(config).items()):
         noise = normal(*shape, seed=seed)
