@@ -140,7 +140,7 @@ def loglik_task(args, m):
             i = order[k]
             greedy = bool((best == np.array(requests[i].want)[:, 0]).all())
             text = rows[i]["text"]
-            yield {"id": str(i), "prompt": rows[i]["prefix"], "output": text, "loglik": float(logp.sum(dtype=np.float64)), "tokens": len(best), "bytes": len(text.encode()), "greedy": greedy, "gap": float(gap.min())}
+            yield {"id": str(i), "prompt": rows[i]["prefix"], "gold": text, "loglik": float(logp.sum(dtype=np.float64)), "tokens": len(best), "bytes": len(text.encode()), "greedy": greedy, "gap": float(gap.min())}
 
     def summarise(items):
         nats, tokens = [-i["loglik"] / i["tokens"] for i in items], [i["tokens"] for i in items]
@@ -163,7 +163,7 @@ def perplexity_task(args, m):
         train, validation = data.open_dataset([args.input], m.tok)
         rows = validation or train
         settings["split"] = "validation" if validation else "train"
-        for i in range(len(rows)):
+        for i in limited(range(len(rows)), args, settings, "rows"):
             row = {n: x[0] for n, x in rows.rows([i]).items()}
             segment = row.get("segment", np.ones_like(row["tokens"]))
             for s in np.unique(segment[segment > 0]):
@@ -198,12 +198,12 @@ def perplexity_task(args, m):
 
     def compute(todo, folder):
         for k, logp, _, _ in m.score([requests[index[t]] for t in todo]):
-            yield {"id": todo[k], "tokens": len(logp), "nats": -float(logp.sum(dtype=np.float64)), "output": m.tok.decode(np.array(requests[index[todo[k]]].want)[:, 0].tolist())}
+            yield {"id": todo[k], "tokens": len(logp), "nats": -float(logp.sum(dtype=np.float64)), "gold": m.tok.decode(np.array(requests[index[todo[k]]].want)[:, 0].tolist())}
 
     def summarise(items):
         tokens, nats = [i["tokens"] for i in items], sum(i["nats"] for i in items)
         low, high = scores.bootstrap([i["nats"] / i["tokens"] for i in items], tokens, seed=args.seed)
-        found = {"score": math.exp(nats / sum(tokens)), "unit": "perplexity a " + ("token" if size else "loss token"), "n": len(items), "interval": (math.exp(low), math.exp(high)),
+        found = {"score": math.exp(nats / sum(tokens)), "unit": "a token" if size else "a loss token", "n": len(items), "interval": (math.exp(low), math.exp(high)),
                  "tokens": sum(tokens), "nats": nats, "nats_per_token": nats / sum(tokens)}  # fmt: skip
         return found | ({"bytes": size, "nats_per_byte": nats / size, "bits_per_byte": nats / size / math.log(2)} if size else {})
 
