@@ -96,7 +96,11 @@ def model_config(path, preset=None, difference=False):
     if kind == "bin":
         return formats.bin_config(path)
     if kind == "hf":
-        return formats.hf_config(record, pathlib.Path(path) / "config.json")
+        config = formats.hf_config(record, pathlib.Path(path) / "config.json")
+        wrong = [k for k in "VDLNKHFP" if type(getattr(config, k)) is not int or getattr(config, k) < 1]
+        if wrong:
+            raise ValueError(f"{path}: config.json gives {getattr(config, wrong[0])!r} for one of its sizes: copy it again from where the model came from")
+        return config
     if record:
         return config_from(record.get("config"), path)
     if not preset:
@@ -162,15 +166,16 @@ def bin_plan(config):
 
 
 def open_weights(path, config, step=None, difference=False):
-    """(config with the file's V, view): ValueError, naming the tensor and both shapes, unless every tensor is there and nothing else.
+    """(config with the file's V, view, checksums): ValueError, naming the tensor and both shapes, unless every tensor is there and nothing else.
 
-    view(name, layer) -> read; read(index) -> that slice of the weight in our layout and the file's dtype. step: of a run, which checkpoint (None: the last).
+    view(name, layer) -> read; read(index) -> that slice of the weight in our layout and the file's dtype. checksums: of a run, name -> bits_sum of the whole array; else
+    empty. step: of a run, which checkpoint (None: the last).
     """
     kind, where = kind_of(path), file_of(path)
     if kind != "easylm":
         config = dataclasses.replace(config, V=model_config(path, difference=difference).V)
     if kind == "run":
-        return config, run_view(path, config, resolve_step(path, step))
+        return config, *run_view(path, config, resolve_step(path, step))
     if kind == "bin":
         index = formats.bin_index(path, bin_plan(config))
         del index["the RoPE tables"]
@@ -206,15 +211,20 @@ def open_weights(path, config, step=None, difference=False):
             return lambda at: x[at[0]][:, columns[at[1]]]
         return lambda at: x[at]
 
-    return config, view
+    return config, view, {}
 
 
 def read_weights(path, config, step=None, difference=False):
     """(name, layer or None, array) of every weight of a model path, one at a time, in `order`: our layout, the file's vocabulary rows, float32 (a difference: as stored)."""
-    config, view = open_weights(path, config, step, difference)
+    config, view, sums = open_weights(path, config, step, difference)
     for name, layer in order(config):
         x = view(name, layer)((slice(None),) * len(model.weight_table(config)[name].dims))
-        yield name, layer, np.array(x, x.dtype if difference else np.float32, order="C")
+        x = np.array(x, x.dtype if difference else np.float32, order="C")
+        if sums:
+            sums[name] = (sums[name] - bits_sum(x)) % 2**32
+            if sums[name] and layer in (None, config.L - 1):
+                raise damaged(path, resolve_step(path, step), f"tensor {name} has not the checksum it was saved with")
+        yield name, layer, x
 
 
 def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
@@ -223,7 +233,7 @@ def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
     On the host there is one device's slice of one layer of one weight at a time, in `dtype`; each process reads only the slices of its own devices. Where config.V
     exceeds the file's vocabulary (role tokens), the added rows are the mean of the file's rows; padding rows are zero.
     """
-    there, view = open_weights(path, config, step)
+    there, view, sums = open_weights(path, config, step)
     if there.V > config.V:
         raise ValueError(f"{path} has {there.V} vocabulary rows, more than the {config.V} ids of the tokenizer: use the tokenizer it was made with")
     whole, weights = model.shapes(config), {}
@@ -238,6 +248,10 @@ def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
         for layer in range(config.L):
             stack = write(stack, put(view(name, layer), whole[name][1:], NamedSharding(mesh, layout.specs[name]), dtype), layer)
         weights[name] = stack
+    if sums and there.V == config.V and dtype == jnp.float32:
+        wrong = [name for name, want in jax.device_get(bits_sums(weights)).items() if sums[name] != want]
+        if wrong:
+            raise damaged(path, resolve_step(path, step), f"tensor {wrong[0]} has not the checksum it was saved with")
     return weights
 
 
@@ -328,17 +342,28 @@ def run_array(folder, name):
     return tensorstore.open(spec, context=tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**28}}), open=True, read=True).result()
 
 
-def run_view(run, config, step):
-    """open_weights' view of a run: slices of the stacked arrays, straight from Orbax's store (Saver.save makes each layer a chunk)."""
-    folder, size, stores = checkpoint_dir(run, step), model.sizes(config), {}
+def run_record(run, step):
+    """What Saver.save wrote beside the arrays of a checkpoint: {"meta": ..., "sums": {array: bits_sum}}."""
     try:
-        for name, row in model.weight_table(config).items():
+        record = json.loads((checkpoint_dir(run, step) / "meta" / "metadata").read_text(encoding="utf-8"))
+        return {"meta": record["meta"], "sums": dict(record["sums"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise damaged(run, step, f"meta: {error}") from None
+
+
+def run_view(run, config, step):
+    """open_weights' (view, checksums) of a run: slices of the stacked arrays, straight from Orbax's store (Saver.save makes each layer a chunk)."""
+    folder, whole, stores = checkpoint_dir(run, step), model.shapes(config), {}
+    sums = {name.removeprefix("weights."): n for name, n in run_record(run, step)["sums"].items() if name.startswith("weights.")}
+    if sums.keys() != whole.keys():
+        raise ValueError(f"{folder}: it holds the weights {', '.join(sums)}, expected {', '.join(whole)}: run.json and the checkpoint are of different models")
+    for name in whole:
+        try:
             stores[name] = run_array(folder, f"weights.{name}")
-            shape = (config.L,) * row.layered + tuple(size[d] for d in row.dims)
-            if stores[name].shape != shape:
-                raise ValueError(f"tensor {name} has shape {stores[name].shape}, expected {shape}")
-    except ValueError as error:
-        raise damaged(run, step, error) from None
+        except ValueError as error:
+            raise damaged(run, step, f"tensor {name}: {error}") from None
+        if stores[name].shape != whole[name]:
+            raise ValueError(f"{folder}: tensor {name} has shape {stores[name].shape}, expected {whole[name]}: run.json and the checkpoint are of different models")
 
     def view(name, layer):
         store = stores[name] if layer is None else stores[name][layer]
@@ -352,21 +377,31 @@ def run_view(run, config, step):
 
         return read
 
-    return view
+    return view, sums
+
+
+def bits_sum(x):
+    """Sum modulo 2^32 of the bit patterns of a numpy array, as an int: the same whatever the mesh, and one flipped bit changes it."""
+    return int(np.sum(np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}"), dtype=np.uint32))
+
+
+@jax.jit
+def bits_sums(tree):
+    """bits_sum of every array of a tree of sharded arrays, uint32, where they are."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}
+    return jax.tree.map(lambda x: jnp.sum(lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize]), dtype=jnp.uint32), tree)
 
 
 def whole(run, step):
-    """Whether all of a checkpoint can be read and decoded."""
-    folder = checkpoint_dir(run, step)
+    """Whether all of a checkpoint can be read and is what was saved."""
     try:
-        for file in ("meta/metadata", "state/_METADATA", "state/_sharding"):
-            json.loads((folder / file).read_text(encoding="utf-8"))
-        names = [".".join(k["key"] for k in entry["key_metadata"]) for entry in json.loads((folder / "state/_METADATA").read_text())["tree_metadata"].values()]
-        for store in (run_array(folder, name) for name in names):
-            for i in range(store.shape[0]) if store.rank > 1 else [...]:
-                store[i].read().result()
+        for name, want in run_record(run, step)["sums"].items():
+            store = run_array(checkpoint_dir(run, step), name)
+            slices = range(store.shape[0]) if store.rank > 1 else [...]
+            if sum(bits_sum(store[i].read().result()) for i in slices) % 2**32 != want:
+                return False
         return True
-    except (OSError, ValueError, KeyError):
+    except ValueError:
         return False
 
 
@@ -375,6 +410,11 @@ def damaged(run, step, error):
     earlier = next((s for s in reversed(steps(run)) if s < step and whole(run, s)), None)
     remedy = f"step {earlier} is whole, remove this folder to go on from it" if earlier is not None else "no earlier one is whole, start again"
     return ValueError(f"the checkpoint of step {step} in {checkpoint_dir(run, step)} is damaged ({' '.join(str(error).split())[:200]}): {remedy}")
+
+
+def named(tree):
+    """[(name, leaf)] of a tree of dicts, named as Orbax names its arrays."""
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 class Saver:
@@ -388,21 +428,37 @@ class Saver:
         self.manager = ocp.CheckpointManager(self.run / "checkpoints", options=options)
 
     def save(self, step, state, meta):
-        """Start saving a tree of arrays; returns when they are copied, so that they may be donated. meta: what JSON holds."""
+        """Start saving a tree of dicts of arrays; returns when they are copied, so that they may be donated. meta: what JSON holds."""
         ocp = self.ocp
         chunked = jax.tree.map(lambda x: ocp.SaveArgs(shard_axes=(0,) if x.ndim > 2 else ()), state)  # a layer a chunk: run_view reads no other
-        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state, save_args=chunked), meta=ocp.args.JsonSave(meta)), force=True)
+        record = {"meta": meta, "sums": {name: int(n) for name, n in named(jax.device_get(bits_sums(state)))}}
+        self.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state, save_args=chunked), meta=ocp.args.JsonSave(record)), force=True)
 
     def restore(self, state_like, step=None):
-        """(state, meta) of a step (None: the last). state_like: ShapeDtypeStructs with shardings, of any mesh."""
-        ocp, step = self.ocp, resolve_step(self.run, step)
-        try:
-            got = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state_like), meta=ocp.args.JsonRestore()))
-        except Exception as error:  # Orbax raises many kinds
-            if whole(self.run, step):
-                raise  # not the file's fault
-            raise damaged(self.run, step, error) from error
-        return got["state"], got["meta"]
+        """(state, meta) of a step (None: the last), checked against the checksums it was saved with. state_like: ShapeDtypeStructs with shardings, of any mesh.
+
+        Read as the weights of other models are, slice by slice: Orbax's own restore floods stderr where a file is damaged, and lets a flipped bit pass.
+        """
+        step = resolve_step(self.run, step)
+        folder, record, leaves = checkpoint_dir(self.run, step), run_record(self.run, step), []
+        wanted = dict(named(state_like))
+        other = next(iter(wanted.keys() ^ record["sums"].keys()), None)
+        for name, x in wanted.items() if other is None else ():
+            try:
+                store = run_array(folder, name)
+                if (store.shape, store.dtype.numpy_dtype) != (x.shape, x.dtype):
+                    other = f"{name} ({store.dtype.name} {store.shape}, expected {x.dtype.name} {x.shape})"
+                    break
+                leaves.append(put(lambda at, store=store: store[at].read().result(), x.shape, x.sharding, x.dtype))
+            except ValueError as error:
+                raise damaged(self.run, step, f"{name}: {error}") from None
+        if other is not None:
+            raise ValueError(f"{folder} holds another state than this run's, {other} differs: use the flags it was made with")
+        state = jax.tree.unflatten(jax.tree.structure(state_like), leaves)
+        for name, n in named(jax.device_get(bits_sums(state))):
+            if n != record["sums"][name]:
+                raise damaged(self.run, step, f"{name} has not the checksum it was saved with")
+        return state, record["meta"]
 
     def steps(self):
         return steps(self.run)

@@ -149,11 +149,11 @@ def safetensors_index(folder):
     places = read_json(listing).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(f, str) and f == os.path.basename(f) for f in places.values()):
         raise ValueError(f"{listing} has no weight_map of file names in this folder: copy it again")
-    index = {}
-    for file in sorted(set(places.values())):
-        listed = [n for n, f in places.items() if f == file]
+    index, by_file = {}, {file: [n for n, f in places.items() if f == file] for file in sorted(set(places.values()))}
+    for file, listed in by_file.items():
         if not (folder / file).exists():
-            raise ValueError(f"{folder} lacks {file}, which holds {len(listed)} tensors, {listed[0]} the first: copy it too")
+            raise ValueError(f"{folder} lacks {file}, which should hold tensor {listed[0]}{' and others' * (len(listed) > 1)}: copy it too")
+    for file, listed in by_file.items():
         found = safetensors_header(folder / file)
         for name in set(found) ^ set(listed):
             raise ValueError(f"{folder}: {listing.name} and {file} disagree on whether tensor {name} lies there: copy both again")

@@ -335,7 +335,8 @@ def test_configs_of_both_transformers_generations_are_understood():
         (LLAMA, {"mlp_bias": True}, "mlp_bias"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
-        (LLAMA, {"hidden_size": None}, "wrong type"),
+        (LLAMA, {"hidden_size": None}, "None for one of its sizes"),
+        (LLAMA, {"num_hidden_layers": 0}, "0 for one of its sizes"),
         (LLAMA, {"num_attention_heads": "4"}, "wrong type"),
         (LLAMA, {"num_key_value_heads": 3}, "do not divide"),
         (GPT2, {"activation_function": "relu"}, "activation_function 'relu'"),
@@ -464,7 +465,7 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path):
     listing = path / "model.safetensors.index.json"
     whole = json.loads(listing.read_text())
     for change, says in (
-        ({"model.norm.weight": "model-00009-of-00003.safetensors"}, "lacks model-00009-of-00003.safetensors, which holds 1 tensors, model.norm.weight"),
+        ({"model.norm.weight": "model-00009-of-00003.safetensors"}, "lacks model-00009-of-00003.safetensors, which should hold tensor model.norm.weight: copy it too"),
         ({"model.norm.weight": "../../m.safetensors"}, "no weight_map of file names in this folder"),
         ({"ghost.weight": "model-00001-of-00003.safetensors"}, "disagree on whether tensor ghost.weight"),
     ):
@@ -804,53 +805,90 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_whole_one(tmp_path):
     assert not (folder / "2").exists() and list(folder.glob("2*tmp*")), "the kill came too late to test anything"
     assert checkpoint.steps(tmp_path) == [1]
     saver = checkpoint.Saver(tmp_path, 3)
-    assert saver.steps() == [1] and not list(folder.glob("*tmp*"))
+    assert saver.steps() == [1]
     got, meta = saver.restore({"weights": {f"w{i}": jax.ShapeDtypeStruct((4, 500, 1000), jnp.float32, sharding=NamedSharding(mesh_of(1, 1), P())) for i in range(12)}})
     assert meta == {"step": 1} and all(bool((got["weights"][f"w{i}"] == i + 1).all()) for i in range(12))
+    saver.save(2, got, {"step": 2})  # where the torn one lies
     saver.close()
+    assert saver.steps() == [1, 2] and not list(folder.glob("*tmp*"))
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "manifest", "metadata"])
-def test_a_damaged_checkpoint_is_refused_with_its_step_and_the_last_whole_one(harm, tmp_path):
-    config = LLAMA
-    state = state_on(4, 2, config)
-    saver = checkpoint.Saver(tmp_path, 5)
+HARMS = {
+    "cut": lambda place: [os.truncate(p, p.stat().st_size // 20) for p in place.rglob("ocdbt.process_0/d/*")],  # the parts written first are those in use
+    "gone": lambda place: shutil.rmtree(place / "state" / "ocdbt.process_0" / "d"),
+    "tree": lambda place: [os.truncate(p, p.stat().st_size - 1) for p in place.glob("state/d/*")],
+    "manifest": lambda place: os.truncate(place / "state" / "manifest.ocdbt", 20),
+    "meta": lambda place: os.truncate(place / "meta" / "metadata", 10),
+    "bits": lambda place: [p.write_bytes(bytes(b ^ (i % 97 == 50) for i, b in enumerate(p.read_bytes()))) for p in place.rglob("ocdbt.process_0/d/*")],
+}
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+    """A run with checkpoints of steps 1, 2 and 3, the last two of which may be harmed in a copy."""
+    path, state = tmp_path_factory.mktemp("run"), state_on(4, 2, LLAMA)
+    saver = checkpoint.Saver(path, 5)
     for s in (1, 2, 3):
         saver.save(s, state, {"step": s})
-    saver.wait()
-    (tmp_path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
-    mesh, layout = mesh_of(2, 2), model.make_layout(config, 2, 2)
-    want = on_host(checkpoint.load(str(tmp_path), config, mesh, layout))
-    assert equal(want, {n: np.asarray(x) for n, x in state["weights"].items()})
-    for s in (3, 2):
-        place = tmp_path / "checkpoints" / str(s) / "state"
-        if harm == "cut":
-            largest = max(place.rglob("d/*"), key=lambda p: p.stat().st_size)
-            os.truncate(largest, largest.stat().st_size // 2)
-        elif harm == "gone":
-            shutil.rmtree(place / "ocdbt.process_0" / "d")
-        elif harm == "manifest":
-            os.truncate(place / "manifest.ocdbt", 20)
-        else:
-            os.truncate(place / "_METADATA", 100)
-        says = f"checkpoint of step {s} in {place.parent} is damaged.*step 1 is whole" if s == 2 else f"step 3 in {place.parent} is damaged.*step 2 is whole"
-        with pytest.raises(ValueError, match=says) as caught:
-            saver.restore(like(state), s)
-        assert "\n" not in str(caught.value)
-        if harm != "metadata":  # reading a run's weights does without it
-            with pytest.raises(ValueError, match=says):
-                checkpoint.load(str(tmp_path), config, mesh, layout, step=s)
+    saver.close()
+    (path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(LLAMA)}))
+    return path, state
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_checkpoint_is_refused_with_its_step_and_the_last_whole_one(harm, three_checkpoints, tmp_path, capfd):
+    source, state = three_checkpoints
+    run = tmp_path / "run"
+    shutil.copytree(source, run)
+    mesh, layout = mesh_of(4, 2), model.make_layout(LLAMA, 4, 2)
+    saver = checkpoint.Saver(run, 5)
+    for s, earlier in ((3, 2), (2, 1)):
+        HARMS[harm](run / "checkpoints" / str(s))
+        capfd.readouterr()
+        readers = [lambda: saver.restore(like(state), s), lambda: checkpoint.load(str(run), LLAMA, mesh, layout, step=s), lambda: collect(run, LLAMA, step=s)]
+        for read in readers:
+            with pytest.raises(ValueError) as caught:
+                read()
+            line = str(caught.value)
+            assert line.startswith(f"the checkpoint of step {s} in {run / 'checkpoints' / str(s)} is damaged (") and f"step {earlier} is whole" in line and "\n" not in line, line
+        assert capfd.readouterr().err == ""  # nothing beside the line
+    got, meta = saver.restore(like(state), 1)
+    assert equal(got, state) and meta == {"step": 1}
+    HARMS[harm](run / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="no earlier one is whole, start again"):
+        saver.restore(like(state), 1)
     saver.close()
 
 
-def test_another_state_than_was_saved_is_not_called_damage(tmp_path):
-    state = state_on(1, 1, LLAMA)
-    saver = checkpoint.Saver(tmp_path, 5)
-    saver.save(1, {n: state[n] for n in ("weights", "step")}, {})
-    saver.wait()
-    with pytest.raises(Exception) as caught:
-        saver.restore(like(state))
-    assert "damaged" not in str(caught.value)
+def test_a_single_flipped_bit_anywhere_in_use_is_found(three_checkpoints, tmp_path):
+    source, state = three_checkpoints
+    run = tmp_path / "run"
+    shutil.copytree(source, run)
+    saver, rng, found = checkpoint.Saver(run, 5), np.random.default_rng(0), 0
+    file = max(run.glob("checkpoints/3/state/d/*"), key=lambda p: p.stat().st_size)
+    files = [file, *run.glob("checkpoints/3/state/ocdbt.process_0/d/*")]
+    for file in files:
+        content = file.read_bytes()
+        for at in rng.integers(0, len(content), 6):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+            try:
+                assert equal(saver.restore(like(state), 3)[0], state)  # a byte that no array uses
+            except ValueError as error:
+                found += "step 3" in str(error) and "step 2 is whole" in str(error)
+        file.write_bytes(content)
+    assert found > 3
+    saver.close()
+
+
+def test_another_state_than_was_saved_is_not_called_damage(three_checkpoints):
+    path, state = three_checkpoints
+    saver = checkpoint.Saver(path, 5)
+    for other, says in (
+        ({n: x for n, x in state.items() if n != "v"}, "v."), (state | {"extra": state["v"]}, "extra."), (state | {"m": state["v"]}, "bfloat16 (3, 24), expected float32 (3, 24)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as caught:
+            saver.restore(like(other))
+        assert says in str(caught.value) and "another state than this run's" in str(caught.value)
     saver.close()
 
 
