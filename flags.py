@@ -113,12 +113,16 @@ def parser():
     group.add_argument("--moment-dtype", choices=["float32", "bfloat16"], help="of the first moment; the second stays float32" + shown("moment_dtype"))
     group.add_argument("--grad-dtype", choices=["float32", "bfloat16"], help="gradients are reduced and kept in it" + shown("grad_dtype"))
     group.add_argument("--remat", choices=["full", "dots", "none"], help="what the backward pass recomputes: all but each layer's input; all but matmuls; nothing" + shown("remat"))
-    group.add_argument("--attention", choices=["auto", "reference", "blockwise", "cudnn"],
+    group.add_argument("--attention", choices=["auto", "reference", "blockwise", "cudnn", "pallas"],
                        help="the attention kernel; blockwise is ours and never forms a T x T matrix; auto takes the best that fits" + shown("attention"))
     group.add_argument("--deterministic", action="store_true", help="GPU: bit-exact resume, slower kernels (CPU and TPU are deterministic anyway)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="several processes: where process 0 listens; `auto` on TPU pods and SLURM")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
     group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    group = p.add_argument_group("plan")
+    group.add_argument("--plan", metavar="TOPOLOGY", nargs="?", const="hand",
+                       help="train nothing: print what a step costs (memory, FLOPs, bytes, time at least) with the paper's values where unset, for --model or --init on "
+                            "--mesh [8x1]; given a TPU topology such as v5p:2x2x2, also compile for it and print XLA's own figures (needs libtpu, no TPU)")
     group = p.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="run directory: run.json, metrics.jsonl, checkpoints/, tokenizer/ [default: a new one under out/]")
     group.add_argument("--save-every", type=int, metavar="S", help="steps between checkpoints; 0: only at the end" + shown("save_every"))
@@ -131,7 +135,7 @@ def parser():
 
 def resolve(args):
     """Fill unset flags from DEFAULTS in place; returns flag -> where its value came from."""
-    quickstart = args.data is None and args.init is None
+    quickstart = args.data is None and args.init is None and args.plan is None
     source = {}
     for name, (quick, paper) in DEFAULTS.items():
         if getattr(args, name) is not None:
@@ -145,7 +149,7 @@ def resolve(args):
             source[name] = "packed directory"
     if args.steps is not None and source["steps"] == "given" and source["epochs"] != "given":
         args.epochs = None  # --steps wins
-    if not quickstart:
+    if not quickstart and args.plan is None:
         if args.data is None:
             raise ValueError("--init without --data: name what to train on, e.g. --data mix.jsonl.gz")
         if args.init is None and args.model is None:

@@ -367,9 +367,23 @@ def resolve_model(args, say):
     return config, tok
 
 
+def planned(args):
+    """--plan: what a step would cost, nothing trained."""
+    config = checkpoint.model_config(args.init, args.model) if args.init else model.preset(args.model or "llama-7b")
+    opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
+
+    def lower(mesh, layout, compute, batch):
+        step = make_step(config, mesh, layout, compute, opt, functools.partial(learning_rate, lr=args.lr, warmup=args.warmup, steps=1, schedule="constant"), args.loss_mean)
+        return step.lower(state_like(config, mesh, layout, jnp.dtype(args.moment_dtype)), batch)
+
+    return plan.show(args, config, lower)
+
+
 def run(args):
     started = time.time()
     source = flags.resolve(args)
+    if args.plan is not None:
+        return planned(args)
     if args.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla"
