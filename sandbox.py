@@ -24,7 +24,6 @@ import platform
 import queue
 import resource
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -199,6 +198,7 @@ class Worker:
     """A process inside the isolation that runs one program after the other. OSError where the level cannot be entered."""
 
     def __init__(self, level):
+        assert level in LEVELS, level
         self.folder = tempfile.mkdtemp(prefix="mynah-sandbox-")
         self.rest = b""
         # -I would also ignore PYTHONHASHSEED, and the order of sets must not differ between workers; the environment is
@@ -267,23 +267,28 @@ class Worker:
 
 
 def _remove(folder):
-    """Remove a folder that a program filled: locked folders are opened, and depth is flattened, since recursion has an end."""
-    shutil.rmtree(folder, ignore_errors=True)
-    moved = 0
-    while os.path.isdir(folder):
-        for entry in list(os.scandir(folder)):
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-                continue
-            os.chmod(entry.path, 0o700)
-            for inner in list(os.scandir(entry.path)):
-                if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, 0o700)  # moving a folder writes its ".."
-                os.rename(inner.path, os.path.join(folder, f"\n{moved}"))
-                moved += 1
-            os.rmdir(entry.path)
-        if not os.listdir(folder):
-            os.rmdir(folder)
+    """Remove a folder that a program filled, however deep (no recursion, no long path) and whatever its permissions."""
+    os.chmod(folder, 0o700)
+    here, names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), []
+    while True:
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.name, 0o700, dir_fd=here)
+                    there = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+                    names.append(entry.name)
+                    break
+                os.unlink(entry.name, dir_fd=here)
+            else:
+                there = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+                if names:
+                    os.rmdir(names.pop(), dir_fd=there)
+                else:
+                    os.close(there)
+                    os.close(here)
+                    return os.rmdir(folder)
+        os.close(here)
+        here = there
 
 
 # ---- system calls ----------------------------------------------------------------------------------------------------
@@ -577,8 +582,8 @@ def _work(level, folder):
             request, rest = json.loads(rest), b""
             try:
                 verdict = _supervise(isolation, requests, folder, **request)
-            except OSError as error:
-                verdict = {"error": str(error)}
+            except Exception as error:  # stderr goes nowhere: the caller hears of it
+                verdict = {"error": f"{type(error).__name__}: {error}"}
             if verdict is None:
                 return
             reply(verdict)
@@ -612,8 +617,7 @@ def _supervise(isolation, requests, folder, program, timeout, memory):
     ready = select.select([told_r, requests], [], [], timeout)[0]
     told = os.read(told_r, 4096) if told_r in ready else b""
     seconds = time.monotonic() - start
-    _end(child, isolation)
-    _, status = os.waitpid(child, 0)
+    status = _end(child)
     for fd in (told_r, nonce_w):
         os.close(fd)
     if not inside:
@@ -636,32 +640,49 @@ def _supervise(isolation, requests, folder, program, timeout, memory):
     return {"passed": False, "reason": reason, "seconds": seconds}
 
 
-def _end(child, isolation):
-    """Kill the program with all it has started."""
-    os.kill(child, signal.SIGKILL)  # in namespaces its whole process namespace goes with it; in landlock it is alone
-    if isolation.level == "limits":
+def _end(child):
+    """Kill the program with all it has started -> its wait status.
+
+    In namespaces its whole process namespace goes with it, in landlock it is alone, in limits what it started becomes
+    the worker's child when its parent dies (PR_SET_CHILD_SUBREAPER).
+    """
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    while True:
         try:
-            os.killpg(child, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return status
+        # Something still runs. Killed one by one, a fork bomb would grow again as fast: all that are seen are stopped
+        # first, and what is stopped counts towards RLIMIT_NPROC, so that in a few rounds nothing is left to fork.
+        stopped = set()
+        while new := _descendants() - stopped:
+            _signal(new, signal.SIGSTOP)
+            stopped |= new
+        _signal(stopped, signal.SIGKILL)
+
+
+def _signal(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # its parent has let it go meanwhile
             pass
-        # What left its session is the worker's child once its parent is dead (PR_SET_CHILD_SUBREAPER).
-        while LINUX and (left := [pid for pid in _children() if pid != child]):
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            for pid in left:
-                os.waitpid(pid, 0)
 
 
-def _children():
-    """Ids of this process's children, the dead included."""
-    found = []
+def _descendants():
+    """Ids of this process's children and theirs, the dead ones not yet waited for included."""
+    parents = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
-                    found.append(int(name))
+                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             pass
+    found, parent = set(), {os.getpid()}
+    while parent := {pid for pid, up in parents.items() if up in parent} - found:
+        found |= parent
     return found
 
 
@@ -712,6 +733,7 @@ def _give_up(isolation, temp, memory, timeout, keep):
     for path, fd in hidden.items():  # a private home is in the way: an open folder can still be read through
         sys.path = [f"/proc/self/fd/{fd}" + p[len(path):] if p == path or p.startswith(path + "/") else p for p in sys.path]
     if LINUX:
+        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the uid, whose change forgets it
         _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("capset", struct.pack("II", 0x20080522, 0), bytes(24))  # no capability is left, whoever we are
     if isolation.landlock:

