@@ -168,8 +168,8 @@ def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.
     tokens = batch * T
     lines = [
         f"{model.parameter_count(config):,} weights ({config.family}: L {config.L}, D {config.D}, heads {config.N}/{config.K}, F {config.F}, V {config.V})",
-        f"step: {batch} rows of {T} = {tokens:,} tokens in {accumulate} micro-batch{'es' * (accumulate > 1)}; mesh {d}x{t}; {jnp.dtype(compute.dtype).name} compute, "
-        f"gradients {jnp.dtype(compute.grad_dtype).name}, first moment {jnp.dtype(moment_dtype).name}, remat {compute.remat}, prefetch {'on' if compute.prefetch else 'off'}",
+        (f"step: {batch} rows of {T} = {tokens:,} tokens in {accumulate} micro-batch{'es' * (accumulate > 1)}; mesh {d}x{t}; {jnp.dtype(compute.dtype).name} compute, "
+        f"gradients {jnp.dtype(compute.grad_dtype).name}, first moment {jnp.dtype(moment_dtype).name}, remat {compute.remat}, prefetch {'on' if compute.prefetch else 'off'}"),
         "", "memory of one device, counted by hand          GiB",
     ]  # fmt: skip
     count = memory(config, layout, compute, batch=batch, T=T, accumulate=accumulate, moment_dtype=moment_dtype)
@@ -210,7 +210,7 @@ def computations(text):
     """Optimised HLO text -> (name -> its instructions in the order of the schedule, name of the entry)."""
     out, current, entry = {}, None, None
     for line in text.splitlines():
-        if line.endswith("{") and (line.startswith("%") or line.startswith("ENTRY")):
+        if line.endswith("{") and (line.startswith(("%", "ENTRY"))):
             current = re.match(r"(?:ENTRY )?%?([\w.-]+)", line).group(1)
             entry = current if line.startswith("ENTRY") else entry
             out[current] = []
@@ -345,7 +345,9 @@ def compiled(lowered, mesh, label):
 
 def topology_devices(name):
     """The devices of a TPU topology such as v5p:2x2x2, none of which need be there. ValueError where libtpu is missing or does not know it."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU here: do not look for one
+    # no TPU is used: do not look for one, nor lock out another program that has one
+    for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:
@@ -355,7 +357,7 @@ def topology_devices(name):
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--plan {name} is no TPU topology that libtpu knows ({str(error).splitlines()[0][:80]}): use e.g. v5p:2x2x2, v5e:2x4, v4:2x2x1") from None
+        raise ValueError(f"--plan {name} is no TPU topology that libtpu knows, or libtpu did not start ({str(error).splitlines()[0][:120]}): use e.g. v5p:2x2x2, v5e:2x4, v4:2x2x1") from None
 
 
 def show(args, config, lower, say=print):
