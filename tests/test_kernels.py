@@ -274,8 +274,8 @@ def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
 
 
 def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
-    """Each query's scores are about 60 apart from zero and 1 from each other: rounded to bfloat16 they would move by 0.2,
-    and the result by a tenth. Allowed: the rounding of the probabilities and that of the result."""
+    """A query's scores are about 60, and 1 apart from each other: rounded to bfloat16 they would move by 0.2, and the
+    result by a tenth. Allowed: the rounding of the probabilities and that of the result."""
     q = 8 * normal(B, T, 6, 64)
     k = 8 * normal(1, 1, 3, 64, seed=1) + 0.1 * normal(B, T, 3, 64, seed=2)
     q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (q, k, normal(B, T, 3, 64, seed=3)))

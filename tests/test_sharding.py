@@ -295,8 +295,12 @@ def random_weights(config):
     return weights
 
 
+PLAIN = model.Compute(loss_chunk=5)
+AS_TRAINED = PLAIN._replace(attention="blockwise", remat="dots", prefetch=True)
+
+
 @functools.cache
-def loss_and_gradients(case, T, data, tensor):
+def loss_and_gradients(case, T, data, tensor, compute=PLAIN):
     """Of 8 rows of T + 1 tokens in up to three documents, by chunks of 5 tokens; two rows have no loss at all."""
     config = CASES[case]
     mesh, layout = sharding.make_mesh(data, tensor), model.make_layout(config, data, tensor)
@@ -305,7 +309,6 @@ def loss_and_gradients(case, T, data, tensor):
     segment = np.sort(random.randint(1, 4, (8, T + 1)), axis=1).astype(np.int32)
     weight = (random.rand(8, T) * (random.rand(8, T) > 0.3)).astype(np.float32)
     weight[[2, 7]] = 0
-    compute = model.Compute(loss_chunk=5)
 
     def local(weights, token, segment, weight):
         loss, gradients = model.loss_and_gradients(weights, token, segment, weight, config, layout, compute)
@@ -321,20 +324,20 @@ def loss_and_gradients(case, T, data, tensor):
     return float(loss), {name: np.asarray(gradient, np.float64) for name, gradient in gradients.items()}
 
 
-def assert_same_as_one_device(case, T, data, tensor):
-    """1e-5 in relative Frobenius norm: float32 sums in another order. GPT-2's key biases are exempt: they shift all of
-    a query's scores alike, so their gradient is zero in exact arithmetic and rounding here."""
+def assert_same_as_one_device(case, T, data, tensor, compute=PLAIN, tolerance=1e-5):
+    """1e-5 in relative Frobenius norm for float32 sums in another order (7e-7 measured). GPT-2's key biases are exempt:
+    they shift all of a query's scores alike, so their gradient is zero in exact arithmetic and rounding here."""
     expected, reference = loss_and_gradients(case, T, 1, 1)
-    loss, gradients = loss_and_gradients(case, T, data, tensor)
-    assert abs(loss - expected) <= 1e-6 * expected
+    loss, gradients = loss_and_gradients(case, T, data, tensor, compute)
+    assert abs(loss - expected) <= tolerance / 10 * expected
     assert gradients.keys() == model.weight_table(CASES[case]).keys()
     for name in gradients.keys() - {"bk"}:
         size = np.linalg.norm(reference[name])
         assert size > 1e-4, f"{name}'s gradient is so small that the comparison says nothing"
         distance = np.linalg.norm(gradients[name] - reference[name]) / size
-        assert distance <= 1e-5, f"{name} differs by {distance:.1e}"
+        assert distance <= tolerance, f"{name} differs by {distance:.1e}"
     if "bk" in gradients:
-        assert np.linalg.norm(gradients["bk"]) < 1e-5 * np.linalg.norm(gradients["bq"])
+        assert np.linalg.norm(gradients["bk"]) < tolerance * np.linalg.norm(gradients["bq"])
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
@@ -357,6 +360,16 @@ def test_loss_and_every_gradient_are_those_of_one_device(case, mesh):
 def test_loss_and_every_gradient_are_those_of_one_device_where_only_a_part_is_split(case, T, mesh):
     assert not model.sequence_parallel(model.make_layout(CASES[case], *mesh), T)
     assert_same_as_one_device(case, T, *mesh)
+
+
+@pytest.mark.parametrize("case, mesh", [("llama_few_kv", (2, 4)), ("gpt2_5_heads", (4, 2))])
+def test_blockwise_attention_kept_products_and_prefetched_weights_change_nothing_on_a_mesh(case, mesh):
+    assert_same_as_one_device(case, 8, *mesh, AS_TRAINED)
+
+
+def test_bfloat16_on_a_mesh_stays_close_to_float32_on_one_device():
+    """Activations travel in bfloat16 too. 5 %: as tests/test_model.py measures for one device, with larger matrices."""
+    assert_same_as_one_device("llama_few_kv", 8, 2, 4, AS_TRAINED._replace(dtype=jnp.bfloat16), tolerance=5e-2)
 
 
 def test_the_cases_above_are_the_ones_they_claim_to_be():
