@@ -564,8 +564,9 @@ def run(args):
             if stop and s < steps:
                 break
     saver.wait()
-    if lines:
-        lines.close()
+    for file in (lines, board):
+        if file:
+            file.close()
     if s < steps:
         saver.close()
         say(f"stopped by signal after step {s}; saved to {out}: the same command with --out {out} goes on")
