@@ -513,10 +513,13 @@ def run(args):
         ms, clock = (now - clock) * 1000, now
         empty = got["loss_tokens"] == 0
         if not empty and not (math.isfinite(got["loss"]) and math.isfinite(got["grad_norm"])):
+            saver.wait()  # a save under way is finished, not lost
+            last = max(saver.steps(), default=0)
+            saver.close()
             rows = rows_of(s - 1)[1].tolist()
             raise ValueError(
                 f"step {s}: loss {got['loss']}, gradient norm {got['grad_norm']}; rows {rows}: the weights of step {s - 1} are untouched, the last checkpoint is "
-                f"step {max(saver.steps(), default=0)}: lower --lr or --clip, or take these rows out"
+                f"step {last}: lower --lr or --clip, or take these rows out"
             )
         tokens = args.batch * args.block
         line = {
