@@ -1,0 +1,275 @@
+"""Does a model write like its teacher? Table 2 of the paper: lists, closing summaries, unigram overlap, lengths and tone against the teacher's answers to the same questions.
+
+    python -m study.style answer_vicuna-13b.jsonl --teacher answer_gpt35.jsonl --out results/style/vicuna-13b
+
+What a list and a summary are stands at has_list and has_summary: the paper does not say, so its figures are marks to stand beside and not to be equalled. Tone needs a judge (--judge) and is
+left out, and said so, without one. Left out: answers that do not pair (counted), languages other than English (the closing phrases are English).
+"""
+import argparse
+import collections
+import html
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+
+import results
+import scores
+from study import answers
+
+FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.S | re.M)
+# 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's lists
+NUMBERED = re.compile(r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] )[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)")
+BULLET = re.compile(r"^\s*(?P<mark>[-*+•‣◦▪●·–—])\s+\S")
+RULE = re.compile(r"^\s*([-*_])(\s*\1){2,}\s*$")
+INLINE = re.compile(r"(?:(?<=\s)|^)\(?(\d{1,2})[.)]\s+(?=\S)")
+ORDINALS = re.compile(r"(?:^|(?<=[.!?:;]\s)|(?<=\n))(?:\*\*)?(First|Second|Third)(?:ly)?\b(?!-)")
+
+CLOSING = re.compile(
+    r"(?:^|(?<=[.!?]\s))[\"'*_#\s]*(?:"
+    r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to (?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing up|summary\b|conclusion\b|tl;?dr"
+    r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
+    r"|with (?:all )?(?:of )?these\b|(?:thus|therefore|hence),|remember[,:]? |so, in "
+    r")", re.I)  # fmt: skip
+
+
+def has_list(text):
+    """Whether an answer holds a list, outside fenced code. Ours (the paper gives no definition); any of
+
+      numbered  two lines, the second numbered like the first or one higher: "1.", "1)", "(1)", "1:", "a.", "**1.**", "Step 1:"; other lines may stand between
+      bulleted  two lines that begin with the same mark of -*+•‣◦▪●·–— and white space; a ruled line (---) is none
+      plain     "First… Second…" with each word at the beginning of a sentence, or 1. 2. 3. (three, from 1 on) within one paragraph
+    Not a list: short lines without a mark (poems, addresses), "a, b and c" in a sentence, tables, code.
+    """
+    text = FENCE.sub("", text)
+    last, marks = {}, collections.Counter()
+    for line in text.split("\n"):
+        if found := NUMBERED.match(line):
+            number = int(found["number"]) if found["number"].isdigit() else ord(found["number"].lower())
+            kind = found["word"] or found["number"].isdigit()
+            if kind in last and number - last[kind] in (0, 1):
+                return True
+            last[kind] = number
+        elif (found := BULLET.match(line)) and not RULE.match(line):
+            marks[found["mark"]] += 1
+            if marks[found["mark"]] == 2:
+                return True
+        want = 1
+        for found in INLINE.finditer(line):
+            want += int(found[1]) == want
+        if want > 3:
+            return True
+    ordinals = [found[1] for found in ORDINALS.finditer(text)]
+    return "First" in ordinals and "Second" in ordinals[ordinals.index("First"):]
+
+
+def has_summary(text):
+    """Whether an answer closes with a summary: its last paragraph is prose, another paragraph stands before it, and one of its sentences begins with a closing phrase (CLOSING). Ours.
+
+    Paragraphs are what blank lines part; also a last line of prose right behind a list. Prose: neither an item of a list nor code. One phrase alone on the line before ("Conclusion") counts as its
+    beginning. "I hope this helps" is no summary, nor is a single paragraph that ends with "Overall, …".
+    """
+    text = text.strip()
+    code = FENCE.search(text)
+    while code and code.end() < len(text):
+        code = FENCE.search(text, code.end())
+    if code:
+        return False  # it ends with code
+    paragraphs = [p for p in re.split(r"\n[ \t]*\n", FENCE.sub("\n\n", text)) if p.strip()]
+    if not paragraphs:
+        return False
+    lines = [line for line in paragraphs[-1].split("\n") if line.strip()]
+    item = [bool(NUMBERED.match(line) or BULLET.match(line)) for line in lines]
+    if item[-1]:
+        return False
+    if any(item):  # prose that follows a list without a blank line
+        begin = len(item) - item[::-1].index(True)
+        lines, before = lines[begin:], True
+    else:
+        before = len(paragraphs) > 1 or "```" in text
+    return before and CLOSING.search(" ".join(line.strip() for line in lines)) is not None
+
+
+def words(text):
+    """Lower-case words (letters, digits, _ of any script), punctuation dropped; an apostrophe parts, as in ROUGE."""
+    return re.findall(r"\w+", text.lower())
+
+
+def unigram_overlap(ours, teacher):
+    """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 2). 1 where both have no word, 0 where one has none."""
+    a, b = collections.Counter(words(ours)), collections.Counter(words(teacher))
+    return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
+
+
+def pearson(x, y, resamples=10_000, seed=0):
+    """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low, high)); (None, None) where one side does not vary."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None, None
+    columns = np.stack([np.ones_like(x), x - x.mean(), y - y.mean()])
+    columns = np.stack([columns[1], columns[2], columns[1] ** 2, columns[2] ** 2, columns[1] * columns[2]], 1)  # [n, 5]: sums of these give r
+
+    def r_of(means):
+        mx, my, xx, yy, xy = np.moveaxis(means, -1, 0)
+        return (xy - mx * my) / np.sqrt(np.maximum((xx - mx**2) * (yy - my**2), 1e-300))
+
+    rng, drawn, n = np.random.default_rng(seed), [], len(x)
+    step = max(1, (1 << 20) // n)
+    for start in range(0, resamples, step):
+        drawn.append(r_of(columns[rng.integers(0, n, (min(step, resamples - start), n))].mean(1)))
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return float(r_of(columns.mean(0))), (float(low), float(high))
+
+
+def measure(items, seed=0):
+    """The figures of Table 2 from items as compare() makes them -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where items have it."""
+    def share(values):
+        if not values:
+            return {"score": None, "n": 0, "interval": None}
+        same = len(set(values)) == 1 and isinstance(values[0], bool)  # drawing again from none of 25 gives none each time, and an interval of no width: Wilson's then
+        return {"score": float(np.mean(values)), "n": len(values), "interval": scores.wilson(sum(values), len(values)) if same else scores.bootstrap(values, seed=seed)}
+
+    found = {}
+    for name in ("list", "summary"):
+        found[name] = share([i[name] for i in items if i[f"teacher_{name}"]])
+        found[f"{name}_without"] = share([i[name] for i in items if not i[f"teacher_{name}"]])  # where the teacher has none: what imitation alone does not explain
+        found[f"{name}_ours"], found[f"{name}_teacher"] = share([i[name] for i in items]), share([i[f"teacher_{name}"] for i in items])
+    found["unigram"] = share([i["unigram"] for i in items])
+    r, interval = pearson([i["words"] for i in items], [i["teacher_words"] for i in items], seed=seed)
+    found["length"] = {"score": r, "n": len(items), "interval": interval}
+    if any("tone" in i for i in items):
+        found["tone"] = share([i["tone"] for i in items if i["tone"] is not None])
+    return found
+
+
+def compare(pairs):
+    """One item a pair of (our answer, the teacher's)."""
+    return [{"id": name, "prompt": x["instruction"], "output": x["output"], "gold": y["output"], "unigram": unigram_overlap(x["output"], y["output"]),
+             "list": has_list(x["output"]), "teacher_list": has_list(y["output"]), "summary": has_summary(x["output"]), "teacher_summary": has_summary(y["output"]),
+             "words": len(words(x["output"])), "teacher_words": len(words(y["output"]))}
+            for name, (x, y) in zip(answers.unique_ids(pairs), pairs, strict=True)]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------------ tone
+
+TONE = """Below are a question and an answer to it. Is the answer written in an authoritative tone, that is: confident, factual and sure of itself, as an expert would write? \
+Judge the tone alone, not whether what is said is true. Reply with one word, Yes or No.
+
+[Question]
+{question}
+
+[Answer]
+{answer}"""
+
+
+def read_tone(text):
+    """True, False, or None where a reply is neither yes nor no."""
+    found = re.match(r"\W*(yes|no)\b", text or "", re.I)
+    return found[1].lower() == "yes" if found else None
+
+
+def add_tone(items, endpoint, judge_model):
+    """Ask the judge about every answer -> counts of what came back; items get "tone": True, False or None (an error, or a reply that is neither)."""
+    counts, tokens = collections.Counter(), collections.Counter()
+    bodies = [{"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [{"role": "user", "content": TONE.format(question=i["prompt"] or "", answer=i["output"])}]} for i in items]
+    for k, reply in endpoint.ask_all(bodies):
+        items[k]["tone"] = None if reply["error"] else read_tone(reply["text"])
+        counts["errors" if reply["error"] else "unreadable" if items[k]["tone"] is None else "judged"] += 1
+        tokens.update(prompt_tokens=reply["prompt_tokens"] or 0, completion_tokens=reply["completion_tokens"] or 0)
+    return dict(counts) | dict(tokens)
+
+
+# --------------------------------------------------------------------------------------------------------------- command
+
+ROWS = {"list": "teacher has a list: ours too", "summary": "teacher closes with a summary: ours too", "unigram": "unigram overlap (ROUGE-1 F1)", "length": "length, Pearson's r", "tone": "authoritative tone (judge)",
+        "list_without": "teacher has no list: ours has", "summary_without": "teacher has no summary: ours has"}  # fmt: skip
+
+
+def shown(m, name):
+    if m["score"] is None:
+        return f"- (n {m['n']})"
+    scale = (lambda v: f"{v:.2f}") if name == "length" else (lambda v: f"{v:.1%}")
+    return scale(m["score"]) + (f" ({scale(m['interval'][0])} to {scale(m['interval'][1])}, n {m['n']})" if m["interval"] else "")
+
+
+def table(columns):
+    """The figures as lines of text. columns: {title: metrics}."""
+    rows = [["", *columns]] + [[label, *(shown(m[name], name) if name in m else "left out: no judge" for m in columns.values())] for name, label in ROWS.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def html_table(columns):
+    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)
+    body = [[label, *(shown(m[name], name) if name in m else "left out: no judge" for m in columns.values())] for name, label in ROWS.items()]
+    return f"<table><tr>{cells(['', *columns], 'th')}</tr>" + "".join(f"<tr>{cells(r, 'td')}</tr>" for r in body) + "</table>"
+
+
+def parser():
+    p = argparse.ArgumentParser(prog="study.style", description="How far a model's answers are in its teacher's style (Table 2 of the paper), each figure with a bootstrap interval.",
+                                epilog="Leaves --out with results.json, samples.jsonl and index.html. What a list and a summary are: the docstrings of has_list and has_summary.")  # fmt: skip
+    p.add_argument("outputs", metavar="MODEL_OUTPUTS", help="the model's answers: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; .gz or not")
+    p.add_argument("--teacher", required=True, metavar="OUTPUTS", help="the teacher's answers to the same questions")
+    p.add_argument("--teacher2", metavar="OUTPUTS", help="a second sample of the teacher: the upper bound, measured like the model")
+    p.add_argument("--questions", metavar="FILE", help="Vicuna's question.jsonl [default: one folder up from its answers]")
+    p.add_argument("--out", required=True, metavar="DIR", help="result directory")
+    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]")
+    g = p.add_argument_group("tone")
+    g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges the tone; without it tone is left out")
+    g.add_argument("--judge-model", metavar="NAME", help="the model's name there")
+    g.add_argument("--key-file", metavar="FILE", help="a file with the key [default: the openai package's own variable]")
+    g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once [default %(default)s]")
+    g.add_argument("--replay", action="store_true", help="answer from OUT/requests.jsonl alone and open no connection")
+    return p
+
+
+def run(args):
+    if bool(args.judge) != bool(args.judge_model):
+        raise ValueError("--judge and --judge-model go together: name the endpoint and the model there, or neither")
+    sides = {"model": args.outputs, "teacher": args.teacher} | ({"teacher2": args.teacher2} if args.teacher2 else {})
+    read = {k: answers.read(path, args.questions) for k, path in sides.items()}
+    out = pathlib.Path(args.out)
+    settings = {"teacher": answers.name_of(read["teacher"]), "judge_model": args.judge_model, "seed": args.seed, "fingerprints": {k: answers.fingerprint(p) for k, p in sides.items()}}
+    columns, counts, tone = {}, {}, {}
+    for k in [k for k in sides if k != "teacher"]:
+        pairs, left = answers.pair(read[k], read["teacher"])
+        print(f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}", file=sys.stderr)
+        items = compare(pairs)
+        if k == "model":
+            model_items, result = items, results.Result(out, "style", settings, answers.name_of(read["model"]))
+        if args.judge:
+            from study.endpoint import Endpoint
+            tone[k] = add_tone(items, Endpoint(args.judge, out / "requests.jsonl", key_file=args.key_file, concurrency=args.concurrency, replay=args.replay), args.judge_model)
+            print(f"tone of {answers.name_of(read[k])}: " + ", ".join(f"{n} {what}" for what, n in tone[k].items()), file=sys.stderr)
+        columns[k], counts[k] = measure(items, args.seed), {"pairs": len(pairs)} | left
+    for old in [i for i in model_items if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))]:
+        result.done[old["id"]] = json.loads(results.dumps(old))  # a tone that failed last time may be there now; finish() writes all items anew
+    for item in model_items:
+        if item["id"] not in result.done:
+            result.add(item)
+    found = {"score": columns["model"]["unigram"]["score"], "interval": columns["model"]["unigram"]["interval"], "unit": "unigram overlap", "metrics": columns["model"], "counts": counts}
+    found |= {"upper_bound": {"model": answers.name_of(read["teacher2"]), "metrics": columns["teacher2"]}} if args.teacher2 else {}
+    found |= {"tone": tone} if args.judge else {"tone": "left out: no judge"}
+    found = result.finish([i["id"] for i in model_items], found)
+    titled = {answers.name_of(read[k]) + (" (upper bound)" if k == "teacher2" else ""): m for k, m in columns.items()}
+    results.write_beside(out / "index.html", results.page(found, list(result.done.values()), html_table(titled)))
+    print(f"against {settings['teacher']}:\n{table(titled)}\n{out / 'index.html'}")
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    try:
+        run(args)
+    except ValueError as error:
+        print(f"study.style: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("study.style: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
