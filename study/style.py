@@ -31,7 +31,7 @@ CLOSING = re.compile(
     r"(?:^|(?<=[.!?]\s))[\"'*_#\s]*(?:"
     r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to (?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing up|summary\b|conclusion\b|tl;?dr"
     r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
-    r"|with (?:all )?(?:of )?these\b|(?:thus|therefore|hence),|remember[,:]? |so, in "
+    r"|with (?:all )?(?:of )?these\b|remember[,:]? |so, in "
     r")", re.I)  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def parser():
     g = p.add_argument_group("tone")
     g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges the tone; without it tone is left out")
     g.add_argument("--judge-model", metavar="NAME", help="the model's name there")
-    g.add_argument("--key-file", metavar="FILE", help="a file with the key [default: the openai package's own variable]")
+    g.add_argument("--api-key-file", metavar="FILE", help="a file with the key [default: the openai package's own variable]")
     g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once [default %(default)s]")
     g.add_argument("--replay", action="store_true", help="answer from OUT/requests.jsonl alone and open no connection")
     return p
@@ -241,7 +241,7 @@ def run(args):
             model_items, result = items, results.Result(out, "style", settings, answers.name_of(read["model"]))
         if args.judge:
             from study.endpoint import Endpoint
-            tone[k] = add_tone(items, Endpoint(args.judge, out / "requests.jsonl", key_file=args.key_file, concurrency=args.concurrency, replay=args.replay), args.judge_model)
+            tone[k] = add_tone(items, Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay), args.judge_model)
             print(f"tone of {answers.name_of(read[k])}: " + ", ".join(f"{n} {what}" for what, n in tone[k].items()), file=sys.stderr)
         columns[k], counts[k] = measure(items, args.seed), {"pairs": len(pairs)} | left
     for old in [i for i in model_items if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))]:
