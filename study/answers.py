@@ -126,6 +126,7 @@ def read_pairs(path):
     """[(answer, answer)] of a file with both answers in a row, and the rows themselves -> (pairs, rows). ValueError where it is no such file."""
     pairs, kept = [], []
     for number, (place, row) in enumerate(rows_of(path)):
+        row = row | {n: str(row[n]) for b in BOTH for n in b if isinstance(row.get(n), (bool, int, float))}  # PandaLM's file has the answer "True" as true, three times
         names = next((b for b in BOTH if all(isinstance(row.get(n), str) for n in b)), None)
         if names is None or instruction_of(row) is None:
             raise ValueError(f'{path} {place} holds no pair: it needs "instruction" and "output_1", "output_2" (AlpacaEval) or "response1", "response2" (PandaLM)')

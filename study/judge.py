@@ -244,13 +244,12 @@ def agreement_lines(name, found):
 def agreement(args):
     """Verdicts against people's: accuracy and Cohen's kappa over win, tie, lose."""
     human, out = pathlib.Path(args.human), {}
-    raters, pairs = {}, {}
+    raters = {}
     if human.is_dir():
         majority = verdicts_of(human)[0]
     else:
         for v in preference.read_votes(human)[0]:
             raters.setdefault(v["rater"], {})[str(v["item"])] = preference.VERDICT[v["choice"]]
-            pairs[str(v["item"])] = v
         by_item = collections.defaultdict(list)
         for votes in raters.values():
             for i, v in votes.items():
@@ -268,9 +267,9 @@ def agreement(args):
             out[f"{x} and the majority of the others"] = verdicts.agreement([raters[x][i] for i in others], list(others.values()), seed=args.seed)
     else:
         if args.verdicts == "longer":
-            if not pairs or any(not isinstance(v.get(k), str) for v in pairs.values() for k in "ab"):
-                raise ValueError(f"{human} does not hold the answers: the longer one needs rows with response1 and response2")
-            given, without = {i: verdicts.of_scores((len(v["a"]), len(v["b"]))) for i, v in pairs.items()}, 0
+            if not raters:
+                raise ValueError(f"{human} does not hold the answers: `longer` needs rows with response1 and response2")
+            given, without = {x["id"]: verdicts.of_scores((len(x["output"]), len(y["output"]))) for x, y in answers.read_pairs(human)[0]}, 0
         else:
             given, without = verdicts_of(args.verdicts)
         both = [i for i in given if i in majority]
