@@ -26,6 +26,7 @@ import results
 import sandbox
 import scores
 import sharding
+import store
 import tokenizer
 from tasks import TASKS, Finished, sampling, say
 
@@ -185,8 +186,8 @@ def evaluate(args, m):
         return 0
     out, steps, points = pathlib.Path(args.out or new_out(args.task)), [None], []
     if args.checkpoints:
-        checkpoint.resolve_step(args.model)  # says where there is none
-        steps, tokens = checkpoint.steps(args.model), tokens_seen(args.model)
+        store.resolve_step(args.model)  # says where there is none
+        steps, tokens = store.steps(args.model), tokens_seen(args.model)
     try:
         for step in steps:
             found = one(args, m, job, out / f"step-{step}" if args.checkpoints else out, step)
@@ -312,7 +313,7 @@ def parser():
         group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="only the likeliest tokens that hold X of the probability [default %(default)s]")
         group.add_argument("--top-k", type=int, default=0, metavar="N", help="only the N likeliest tokens; 0: all [default %(default)s]")
         group.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt [default %(default)s]" if name != "chat" else argparse.SUPPRESS)
-        if name != "humaneval":
+        if name == "generate":
             group.add_argument("--stop", nargs="+", metavar="STR", help="end before any of these")
     parsers["generate"].add_argument("--chat", action="store_true", help="prompts are a human's turns: use the template the model was trained with")
     group = flags(["perplexity"], "windows")[0]
@@ -356,6 +357,8 @@ def check_flags(args):
         value = getattr(args, name, None)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {least} or more")
+    if getattr(args, "seed", 0) >= 2**32:
+        raise ValueError(f"--seed {args.seed} is out of range: use less than 2^32")
     if not 0 < getattr(args, "top_p", 1) <= 1:
         raise ValueError(f"--top-p {args.top_p} is out of range: use more than 0, at most 1")
     if getattr(args, "n", 1) > 1 and args.temperature == 0:

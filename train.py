@@ -31,6 +31,7 @@ import generate
 import model
 import plan
 import sharding
+import store
 import tokenizer
 from sharding import DATA
 
@@ -453,7 +454,7 @@ def run(args):
         write_json(out / "run.json", record)
         tok.save(str(out / "tokenizer"))
 
-    saver = checkpoint.Saver(str(out), keep=args.keep)
+    saver = store.Saver(str(out), keep=args.keep)
     like = state_like(config, mesh, layout, jnp.dtype(args.moment_dtype))
     if saver.steps():
         state, _ = saver.restore(like)

@@ -1,9 +1,9 @@
-"""Host memory that loading takes beyond the weights themselves: a synthetic sharded Hugging Face folder onto virtual CPU devices.
+"""Host memory that loading takes beyond the weights: a synthetic sharded Hugging Face folder onto virtual CPU devices.
 
     python bench/load_memory.py --megabytes 300 --mesh 8x1        (add --dtype bfloat16 for half the file)
 
-Prints peak resident memory while loading, less that before and less the weights (on CPU the device shards are host memory too), sampled every millisecond from
-/proc; pages of the mapped files count as well. Left out: memory of accelerators.
+Prints peak resident memory while loading, less that before and less the weights (on CPU the device shards are host
+memory too), sampled every millisecond from /proc; pages of the mapped files count as well. Left out: accelerators.
 """
 import argparse
 import json
@@ -34,7 +34,8 @@ def resident():
 def synthetic(folder, config, dtype):
     """A folder of random weights, written shard by shard, a tensor at a time."""
     size, table, rng = model.sizes(config, padded=False), model.weight_table(config), np.random.default_rng(0)
-    stream = ((n, layer, rng.standard_normal([size[d] for d in table[n].dims], np.float32)) for n, layer in checkpoint.order(config))
+    random = lambda name: rng.standard_normal([size[d] for d in table[name].dims], np.float32)
+    stream = ((name, layer, random(name)) for name, layer in checkpoint.order(config))
     checkpoint.write_hf(folder, config, stream, None, dtype, shard_bytes=100_000_000)
 
 
@@ -42,7 +43,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=300, help="of float32 weights [default: 300]")
     parser.add_argument("--mesh", default="8x1", help="[default: 8x1]")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the file [default: float32]")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="[default: float32]")
     args = parser.parse_args()
     D, F, V = 1024, 2816, 8192
     layers = max(round((args.megabytes * 1e6 / 4 - 2 * V * D) / (4 * D * D + 3 * D * F)), 1)
@@ -73,8 +74,10 @@ def main():
     held = sum(x.nbytes for x in weights.values()) / 1e6
     peak = max(anon + file for anon, file in seen) - sum(before)
     largest = V * D * 4 / 1e6
-    print(f"{held:.0f} MB of weights in {shards} {args.dtype} shards onto {args.mesh}: {seconds:.1f} s, peak {peak:.0f} MB = weights + {peak - held:.0f} MB; the largest tensor has {largest:.0f} MB")
-    print(json.dumps({"weights_mb": held, "shards": shards, "mesh": args.mesh, "peak_mb": peak, "beyond_mb": peak - held, "largest_mb": largest, "seconds": seconds}))
+    print(f"{held:.0f} MB of weights in {shards} {args.dtype} shards onto {args.mesh}: {seconds:.1f} s, "
+          f"peak {peak:.0f} MB = weights + {peak - held:.0f} MB; the largest tensor has {largest:.0f} MB")
+    figures = {"weights_mb": held, "peak_mb": peak, "beyond_mb": peak - held, "largest_mb": largest, "seconds": seconds}
+    print(json.dumps({"mesh": args.mesh, "shards": shards} | figures))
 
 
 if __name__ == "__main__":

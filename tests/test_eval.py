@@ -24,6 +24,7 @@ import generate
 import model
 import scores
 import sharding
+import store
 import tasks
 import tokenizer
 
@@ -67,7 +68,7 @@ def place(tmp_path_factory):
     tok.save(str(run / "tokenizer"))
     (run / "run.json").write_text(json.dumps({"config": dataclasses.asdict(CONFIG), "args": {"template": "roles"}}))
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "tokens": 1000}) + "\n" for s in range(1, 9)))
-    saver = checkpoint.Saver(str(run))
+    saver = store.Saver(str(run))
     for step in (3, 8):
         saver.save(step, {"weights": {n: jnp.asarray(w) for n, w in random_weights(CONFIG, step).items()}, "step": jnp.int32(step)}, {"step": step})
     saver.wait()

@@ -20,9 +20,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import checkpoint
 import model
 import sharding
+import store
 import tokenizer
 import train
 
@@ -259,7 +259,7 @@ def final_weights(out):
     config = json.loads((out / "run.json").read_text())["config"]
     config = model.Config(**config)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1)
-    saver = checkpoint.Saver(str(out))
+    saver = store.Saver(str(out))
     state, meta = saver.restore(train.state_like(config, mesh, layout, jnp.float32))
     saver.close()
     assert meta["step"] == int(state["step"]) == max(m["step"] for m in metrics_of(out))
