@@ -33,7 +33,7 @@ TIE = 1e-4  # nats: where the best two tokens are closer than this, rounding may
 class Output(NamedTuple):
     prompt: int  # index of the prompt, as in `names`
     sample: int  # 0 to n - 1
-    ids: list  # the new ids, a stop id left out
+    ids: list  # the new ids, a stop id left out; the last one may have completed a stop string
     text: str  # their text, cut before the first stop string
     reason: str  # "stop", "length" (max_new) or "context" (the model's positions are full)
     gap: float  # greedy: the smallest difference between the best two logits of any step; inf otherwise
@@ -97,7 +97,7 @@ class Decoder:
 
     def __init__(self, config, mesh, layout, specs, dtype=jnp.float32):
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
-        self.data = layout.data
+        self.data, self.specs = layout.data, specs
         self.prefix_room = -(-config.P // 256) * 256 + 256  # the last piece of a prefix may reach past the end
         self.empty, self.extend = cached.make_prefix(config, mesh, layout, specs, dtype)
         self.kept = None  # (weights, ids, arrays) of the last prefix: the next may begin with it
@@ -132,7 +132,7 @@ class Decoder:
         return lax.fori_loop(0, copies["count"][0], copy, cache)
 
     def _steps(self, weights, cache, state, knobs, greedy, filters):
-        """Up to knobs["limit"] tokens for every live slot -> (cache, new ids [B, CHUNK], -1 where none, gap [B]); ends early when `patience` slots are done."""
+        """Up to knobs["limit"] tokens for every live slot -> (cache, new ids [B, CHUNK], -1 where none, their gaps); ends early when `patience` slots are done."""
         alive = lambda live: lax.psum(jnp.sum(live), DATA)  # the same on every rank: they must leave together
         outer = {n: w for n, w in weights.items() if n != "layers"}
 
@@ -147,7 +147,7 @@ class Decoder:
             new, step_gap = pick(logits_BV, state, knobs, greedy, filters)
             live = state["live"]
             out = lax.dynamic_update_slice_in_dim(out, jnp.where(live, new, -1)[:, None], i, axis=1)
-            gap = jnp.where(live, jnp.minimum(gap, step_gap), gap)
+            gap = lax.dynamic_update_slice_in_dim(gap, step_gap[:, None], i, axis=1)
             left = state["left"] - live
             going = live & (left > 0) & ~jnp.any(new[:, None] == knobs["stop"][None], axis=1)
             state = state | {"token": jnp.where(live, new, state["token"]), "position": state["position"] + going, "left": left, "live": going}
@@ -155,7 +155,7 @@ class Decoder:
 
         begun = alive(state["live"])
         B = state["token"].shape[0]
-        start = (jnp.int32(0), begun, cache, state, jnp.full((B, CHUNK), -1, jnp.int32), jnp.full(B, jnp.inf))
+        start = (jnp.int32(0), begun, cache, state, jnp.full((B, CHUNK), -1, jnp.int32), jnp.full((B, CHUNK), jnp.inf))
         _, _, cache, _, out, gap = lax.while_loop(more, step, start)
         return cache, out, gap
 
@@ -227,18 +227,23 @@ class Decoder:
                 if slot is None:
                     continue
                 prompt, name, sample, ids, least = slot
-                new = out[b][out[b] >= 0].tolist()
+                before, new = len(ids), out[b][out[b] >= 0].tolist()
                 ids += new
                 stopped = bool(new) and new[-1] in knobs["stop"]
                 if stopped:
                     ids.pop()
                 text, cut = completion(tok, prompt, ids, stop_strings) if tok else ("", False)
-                slots[b] = prompt, name, sample, ids, min(least, float(gap[b]))
+                while cut and completion(tok, prompt, ids[:-1], stop_strings)[1]:  # tokens behind the one that completed a stop string: as many as the host looked late
+                    ids.pop()
+                    stopped = False
+                text = completion(tok, prompt, ids, stop_strings)[0] if cut else text
+                least = min(least, float(np.min(gap[b, : len(ids) - before + stopped], initial=np.inf)))
+                slots[b] = prompt, name, sample, ids, least
                 state["left"][b] = room(prompt) - len(ids)
                 if stopped or cut or state["left"][b] == 0:
                     reason = "stop" if stopped or cut else "context" if len(prompt) + len(ids) == self.config.P else "length"
                     slots[b], state["live"][b] = None, False
-                    yield Output(name, sample, ids, text, reason, min(least, float(gap[b])))
+                    yield Output(name, sample, ids, text, reason, least)
                 else:
                     state["token"][b], state["position"][b] = ids[-1], len(prompt) + len(ids) - 1
                 if watch:
