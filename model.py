@@ -316,25 +316,29 @@ def embed(token_BT, position_BT, w, config, layout, sequence):
     return x_BTD
 
 
-def block(x_BTD, w, rope, attend, config, layout, sequence):
+def block(x_BTD, w, rope, attend, config, layout, sequence, join=True):
     """One layer on local shards: x + attention(norm(x)), then x + mlp(norm(x)).
 
     w: this layer's weights, gathered over data. rope: (cos, sin) or None. attend(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, kept): attention over whatever keys there
-    are; `kept` is passed through (a cache). Returns (x_BTD, kept).
+    are; `kept` is passed through (a cache). join: q, k, v and gate, up as one product each, from weights laid side by side. Returns (x_BTD, kept).
     """
     H = config.H
     region = regions(layout.attention and layout.tensor > 1, sequence)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared)), "normed")
     wk, wv = w["wk"], w["wv"]
     joined = lambda *parts: jnp.concatenate(parts, axis=-1)  # one matmul; the optimizer sees each weight
+
+    def product(h, *parts):
+        return checkpoint_name(h @ joined(*parts), "product") if join else joined(*(checkpoint_name(h @ part, "product") for part in parts))
+
     if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
         head = lax.axis_index(TENSOR) * config.K // layout.tensor
         wk, wv = (lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv))
-    qkv_BTX = h_BTD @ joined(w["wq"], wk, wv)
+    qkv_BTX = product(h_BTD, w["wq"], wk, wv)
     if config.family == "gpt2":
         qkv_BTX = qkv_BTX + joined(w["bq"], w["bk"], w["bv"])[None, None]
     NH, KH = w["wq"].shape[1], wk.shape[1]
-    q, k, v = jnp.split(checkpoint_name(qkv_BTX, "product"), [NH, NH + KH], axis=2)
+    q, k, v = jnp.split(qkv_BTX, [NH, NH + KH], axis=2)
     heads = lambda z: z.reshape(z.shape[:2] + (-1, H))
     q_BTNH, k_BTKH, v_BTKH = heads(q), heads(k), heads(v)
     if rope is not None:
@@ -349,7 +353,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence):
     region = regions(layout.mlp and layout.tensor > 1, sequence)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)), "normed")
     if config.family == "llama":
-        gate_BTF, up_BTF = jnp.split(checkpoint_name(h_BTD @ joined(w["w1"], w["w3"]), "product"), 2, axis=2)
+        gate_BTF, up_BTF = jnp.split(product(h_BTD, w["w1"], w["w3"]), 2, axis=2)
         y_BTD = region.leave(checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
     else:
         h_BTF = checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "product")
@@ -430,6 +434,7 @@ class Compute(NamedTuple):
     attention: str = "reference"  # reference, blockwise, cudnn, pallas
     remat: str = "full"  # what the backward pass computes again in a layer: see KEPT
     prefetch: bool = False  # the next layer's weights are gathered while this layer computes: one layer's weights more in memory
+    join: bool = True  # q, k, v as one product, and gate, up: faster on CPUs; apart there is no joined copy of the gathered weights in memory
 
 
 # remat -> names (given in `block` and in the attention kernels) of what is kept of a layer besides its input
@@ -509,7 +514,7 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
 
     def layer(x_BTD, w, rope, segment_BT):
         attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
-        return block(x_BTD, w, rope, attend, config, layout, sequence)[0]
+        return block(x_BTD, w, rope, attend, config, layout, sequence, compute.join)[0]
 
     def last(x_BTD, w):
         x_BTD = final_hidden(x_BTD, w, config, layout, sequence)

@@ -372,7 +372,7 @@ def show(args, config, lower, say=print):
         raise ValueError(f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}")
     layout = model.make_layout(config, data, tensor)
     kernel = model.pick_attention(args.attention, "tpu", args.dtype, T, config.H) if where or args.attention != "cudnn" else "cudnn"
-    compute = model.Compute(jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype), attention=kernel, remat=args.remat, prefetch=getattr(args, "prefetch", False))
+    compute = model.Compute(jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype), attention=kernel, remat=args.remat, prefetch=getattr(args, "prefetch", False), join=False)
     for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype)):
         say(line)
     if where:

@@ -264,8 +264,8 @@ def test_weights_are_gathered_over_data_their_gradients_summed_into_shards_and_n
 
 # ------------------------------------------------------------------------------------------------- the same on any mesh
 
-LLAMA = model.Config("llama", V=130, D=24, L=2, N=8, K=8, H=4, F=40, P=16, eps=1e-5)
-GPT2 = model.Config("gpt2", V=130, D=24, L=2, N=8, K=8, H=3, F=96, P=16, eps=1e-5, tied=True)
+LLAMA = model.Config("llama", V=130, D=24, L=3, N=8, K=8, H=4, F=40, P=16, eps=1e-5)
+GPT2 = model.Config("gpt2", V=130, D=24, L=3, N=8, K=8, H=3, F=96, P=16, eps=1e-5, tied=True)
 CASES = {
     "llama": LLAMA,
     "llama_grouped": dataclasses.replace(LLAMA, N=16, H=2),
