@@ -305,7 +305,7 @@ def sample(mix, path, n, seed):
 def read_sheet(path):
     """The rows of a sheet as dicts; commas or semicolons (as spreadsheets of some countries save). ValueError, one line."""
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig", newline="")
+        text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: save it as CSV UTF-8") from None
     except OSError as error:
