@@ -148,14 +148,19 @@ def judge(args):
                 "limit": args.limit, "seed": args.seed, "fingerprints": [answers.fingerprint(p) for p in (args.a, args.b) if p]}  # fmt: skip
     ids = answers.unique_ids(pairs)
     bodies = [request(args.style, prompts, args.judge_model, *order, args.temperature, args.max_tokens) for a, b in pairs for order in ((a, b), (b, a))]
-    from study.endpoint import Endpoint  # late: the other commands need no endpoint
+    from study.endpoint import Endpoint, request_key  # late: the other commands need no endpoint
+    first = {}  # two equal answers make one request of both orders: paid for once
+    for k, body in enumerate(bodies):
+        first.setdefault(request_key(body), k)
+    paid = set(first.values())
     with Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay) as endpoint:
         result = results.Result(out, "judge", settings, names[0])
         replies, used, bar = {}, collections.Counter(), Progress("judge", len(bodies), "replies")
         try:
             for k, reply in endpoint.ask_all(bodies):
                 replies[k] = judged(args.style, reply)
-                used.update(prompt_tokens=reply["prompt_tokens"] or 0, completion_tokens=reply["completion_tokens"] or 0, **{"from_log" if reply["cached"] else "asked": 1})
+                if k in paid:
+                    used.update(prompt_tokens=reply["prompt_tokens"] or 0, completion_tokens=reply["completion_tokens"] or 0, **{"from_log" if reply["cached"] else "asked": 1})
                 n = k // 2
                 if {2 * n, 2 * n + 1} <= replies.keys():
                     item = item_of(ids[n], *pairs[n], replies[2 * n], replies[2 * n + 1])
