@@ -222,12 +222,15 @@ def normalised(query):
 def query_key(dialogue, which):
     """What two dialogues with the same user query share, a str, or None. which: "first" query or "all" of them.
 
-    A dialogue whose beginning is missing is compared by all its queries: its first is often just "continue".
+    A dialogue whose beginning is missing is compared by all its queries, and by the answer it opens with: its first
+    query is often just "continue".
     """
     turns = [t for t in dialogue["conversations"] if t["from"] != "system"]
     asked = [normalised(t["value"]) for t in turns if t["from"] == "human"]
     if not asked:
         return None
     piece = piece_of(dialogue["id"])
-    headless = turns[0]["from"] != "human" or (piece and SHAREGPT_ID.fullmatch(piece[0]) and piece[1] > 0)
+    if turns[0]["from"] != "human":
+        return "\0".join([turns[0]["value"], *asked])
+    headless = piece and SHAREGPT_ID.fullmatch(piece[0]) and piece[1] > 0
     return "\0".join(asked) if which == "all" or headless else asked[0]

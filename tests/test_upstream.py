@@ -176,3 +176,4 @@ def test_a_dialogue_without_its_beginning_is_compared_by_all_its_queries():
     assert upstream.query_key(a, "first") != upstream.query_key(b, "first")
     headless = talk("x", "1", "continue", first="gpt"), talk("x", "1", "continue", "2", "more", first="gpt")
     assert upstream.query_key(headless[0], "first") != upstream.query_key(headless[1], "first")
+    assert upstream.query_key(talk("x", "one text", "continue", first="gpt"), "all") != upstream.query_key(talk("x", "another", "continue", first="gpt"), "all")
