@@ -10,6 +10,7 @@ stopped, the same command goes on and asks nothing twice; --replay opens no conn
 """
 import argparse
 import collections
+import html
 import itertools
 import json
 import pathlib
@@ -178,6 +179,7 @@ def judge(args):
     if args.price:
         found["cost"] = round((used["prompt_tokens"] * args.price[0] + used["completion_tokens"] * args.price[1]) / 1e6, 4)
     found = result.finish(ids, found)
+    results.write_beside(out / "index.html", results.page(found, [result.done[i] for i in ids], "<p>" + "<br>".join(map(html.escape, lines(found))) + "</p>"))
     print("\n".join(lines(found)))
     print(f"{used['asked']} replies asked for, {used['from_log']} from the log, {used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} completion tokens" + (f", {found['cost']:.4f} at the given price" if args.price else ""))
     print(out / "index.html")

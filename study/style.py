@@ -82,9 +82,7 @@ def has_summary(text):
         return False
     lines = [line for line in paragraphs[-1].split("\n") if line.strip()]
     item = [bool(NUMBERED.match(line) or BULLET.match(line)) for line in lines]
-    if item[-1]:
-        return False
-    if any(item):  # prose that follows a list without a blank line
+    if any(item):  # prose that follows a list without a blank line; nothing where an item is the last line
         begin = len(item) - item[::-1].index(True)
         lines, before = lines[begin:], True
     else:
@@ -202,7 +200,7 @@ def table(columns):
 
 
 def html_table(columns):
-    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)
+    cells = lambda row, tag: "".join(f'<{tag} style="text-align: left">{html.escape(c)}</{tag}>' for c in row)
     body = [[label, *(shown(m[name], name) if name in m else "left out: no judge" for m in columns.values())] for name, label in ROWS.items()]
     return f"<table><tr>{cells(['', *columns], 'th')}</tr>" + "".join(f"<tr>{cells(r, 'td')}</tr>" for r in body) + "</table>"
 
@@ -234,14 +232,16 @@ def run(args):
     settings = {"teacher": answers.name_of(read["teacher"]), "judge_model": args.judge_model, "seed": args.seed, "fingerprints": {k: answers.fingerprint(p) for k, p in sides.items()}}
     columns, counts, tone = {}, {}, {}
     for k in [k for k in sides if k != "teacher"]:
-        pairs, left = answers.pair(read[k], read["teacher"])
+        pairs, left = answers.pair(read[k], read["teacher"] if k == "model" else asked)
         print(f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}", file=sys.stderr)
         items = compare(pairs)
         if k == "model":
+            asked = [y for _, y in pairs]  # the upper bound is over the model's questions
             model_items, result = items, results.Result(out, "style", settings, answers.name_of(read["model"]))
         if args.judge:
             from study.endpoint import Endpoint
-            tone[k] = add_tone(items, Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay), args.judge_model)
+            with Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay) as endpoint:
+                tone[k] = add_tone(items, endpoint, args.judge_model)
             print(f"tone of {answers.name_of(read[k])}: " + ", ".join(f"{n} {what}" for what, n in tone[k].items()), file=sys.stderr)
         columns[k], counts[k] = measure(items, args.seed), {"pairs": len(pairs)} | left
     for old in [i for i in model_items if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))]:
@@ -254,7 +254,7 @@ def run(args):
     found |= {"tone": tone} if args.judge else {"tone": "left out: no judge"}
     found = result.finish([i["id"] for i in model_items], found)
     titled = {answers.name_of(read[k]) + (" (upper bound)" if k == "teacher2" else ""): m for k, m in columns.items()}
-    results.write_beside(out / "index.html", results.page(found, list(result.done.values()), html_table(titled)))
+    results.write_beside(out / "index.html", results.page(found, [result.done[i["id"]] for i in model_items], html_table(titled)))
     print(f"against {settings['teacher']}:\n{table(titled)}\n{out / 'index.html'}")
 
 

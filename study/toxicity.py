@@ -8,6 +8,7 @@ scorer is a stand-in: its correlation with Perspective on rows it has not seen s
 """
 import argparse
 import collections
+import html
 import json
 import pathlib
 import sys
@@ -226,6 +227,7 @@ def run(args):
     if len(both) > 1:
         found["recorded"] = beside(*zip(*both, strict=True), args.seed)
     found = result.finish([i["id"] for i in items], found)
+    results.write_beside(out / "index.html", results.page(found, [result.done[i["id"]] for i in items], "<p>" + "<br>".join(map(html.escape, lines(found))) + "</p>"))
     print("\n".join([*lines(found), str(out / "index.html")]))
 
 

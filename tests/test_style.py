@@ -6,6 +6,7 @@ import pytest
 
 import results
 from study import style
+from test_judge import endpoint  # noqa: F401  the fake endpoint as a fixture
 
 
 @pytest.mark.parametrize("text", [
@@ -18,7 +19,7 @@ def test_lists(text):
 
 @pytest.mark.parametrize("text", [
     "", "One, two and three.", "1. alone", "- alone", "- a\n* b", "3.5 is less\n4.5 is more", "1. a\n7. b", "Roses are red\nViolets are blue", "First, open it and then close it.", "The First Second World War", "---\n\ntext\n\n---",
-    "```\n- a\n- b\n1. a\n2. b\n```", "I was there in 1999. 2000 was better.", "| a | b |\n|---|---|\n| 1 | 2 |", "It is 1. 2 is not 3.", "Second, a. First, b.", "* * *\n\n* * *",
+    "```\n- a\n- b\n1. a\n2. b\n```", "I was there in 1999. 2000 was better.", "| a | b |\n|---|---|\n| 1 | 2 |", "It is 1. 2 is not 3.", "Either 1. this or 2. that", "Second, a. First, b.", "* * *\n\n* * *",
 ])  # fmt: skip
 def test_no_lists(text):
     assert not style.has_list(text)
@@ -91,6 +92,13 @@ def test_shares_are_conditional_on_the_teacher(tmp_path, capsys):
     assert style.main([a, "--teacher", b, "--teacher2", b, "--out", str(tmp_path / "r")]) == 0  # again over the finished one
 
 
+def test_the_upper_bound_is_over_the_questions_of_the_model(tmp_path, capsys):
+    a, b = answer_file(tmp_path / "a.json", OURS[:2], "ours"), answer_file(tmp_path / "b.json", TEACHER, "teacher")
+    assert style.main([a, "--teacher", b, "--teacher2", b, "--out", str(tmp_path / "r")]) == 0
+    found = results.read_result(tmp_path / "r")
+    assert found["upper_bound"]["metrics"]["unigram"]["n"] == found["n"] == 2 and found["counts"]["teacher2"] == {"pairs": 2, "only in the first": 2}
+
+
 def test_another_input_into_the_same_folder_is_refused_in_one_line(tmp_path, capsys):
     a, b = answer_file(tmp_path / "a.json", OURS, "ours"), answer_file(tmp_path / "b.json", TEACHER, "teacher")
     c = answer_file(tmp_path / "c.json", OURS[::-1], "ours")
@@ -119,6 +127,17 @@ def test_tone_is_the_share_of_yes_and_what_failed_is_counted_and_left_out():
     assert counts == {"judged": 3, "errors": 1, "unreadable": 1, "prompt_tokens": 50, "completion_tokens": 5}
     figures = style.measure([i | {"list": False, "teacher_list": False, "summary": False, "teacher_summary": False, "unigram": 0.5, "words": n, "teacher_words": n} for n, i in enumerate(items)])
     assert figures["tone"]["n"] == 3 and figures["tone"]["score"] == pytest.approx(2 / 3) and figures["list"] == {"score": None, "n": 0, "interval": None}
+
+
+def test_tone_over_http_is_asked_once_for_model_and_upper_bound_and_replayed_without_a_connection(tmp_path, endpoint):
+    e = endpoint(lambda text: "Yes" if "list" in text.split("[Answer]")[1] or "Overall" in text else "No")
+    a, b = answer_file(tmp_path / "a.json", OURS, "ours"), answer_file(tmp_path / "b.json", TEACHER, "teacher")
+    argv = [a, "--teacher", b, "--teacher2", b, "--out", str(tmp_path / "r"), "--judge", e.url, "--judge-model", "j"]
+    assert style.main(argv) == 0
+    found = results.read_result(tmp_path / "r")
+    assert found["metrics"]["tone"]["score"] == 0.5 and found["upper_bound"]["metrics"]["tone"]["score"] == 0.5 and len(e.asked) == 7  # one answer is on both sides
+    e.close()
+    assert style.main([*argv, "--replay"]) == 0 and results.read_result(tmp_path / "r")["metrics"]["tone"] == found["metrics"]["tone"]
 
 
 def test_on_real_answers_imitation_models_are_nearer_to_the_teacher_than_the_base(data_dir, tmp_path):
