@@ -82,8 +82,8 @@ def nearest(queries, references=None, threads=2, progress=None):
     if len(queries) < (2 if alone else 1) or (not alone and not references):
         raise ValueError(f"{len(queries)} queries against {'each other' if alone else f'{len(references)} references'}: there is nothing to compare")
     columns, h, r = features(queries, references)
-    search = Search(columns, h, r, alone)
-    starts, done = range(0, len(h), ROWS), 0
+    search = Search(columns, h, r, alone, max(1, min(ROWS, -(-len(h) // (4 * threads)))))
+    starts, done = range(0, len(h), search.rows), 0
     with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads) as pool:  # NumPy, BLAS and scipy.sparse work without the interpreter's lock
         jobs = [pool.submit(search.tile, start) for start in starts]
         try:
@@ -119,6 +119,10 @@ def features(queries, references):
         if order > 1:
             at, grams = at[ends[at] >= order], grams[ends[at] >= order]
             grams = np.unique(grams * len(words) + ids[at + order - 1], return_inverse=True)[1].reshape(-1) if len(at) else grams
+        # An n-gram of one side only, or that is there once, matches nothing, and neither does a longer one that begins with it.
+        width, asks = int(grams.max(initial=-1)) + 1, text_of[at] < n
+        matching = np.bincount(grams, minlength=width) > 1 if alone else (np.bincount(grams[asks], minlength=width) > 0) & (np.bincount(grams[~asks], minlength=width) > 0)
+        at, grams = at[matching[grams]], grams[matching[grams]]
         out.append(columns_of(text_of[at], grams, len(lengths), n, alone))
     h = lengths[:n]
     return out, h, h if alone else lengths[n:]
@@ -126,7 +130,7 @@ def features(queries, references):
 
 def columns_of(texts, grams, count, n, alone):
     """0/1 matrices (queries [n, columns], references [m, columns]) of one order: a column for each n-gram and k, 1 where the text has it k times or more."""
-    sort = np.lexsort((grams, texts))
+    sort = np.argsort(texts * (grams.max(initial=0) + 1) + grams)
     texts, grams = texts[sort], grams[sort]
     new = np.ones(len(texts), bool)
     new[1:] = (texts[1:] != texts[:-1]) | (grams[1:] != grams[:-1])
@@ -147,8 +151,8 @@ class Search:
     """What the tiles share: queries and references sorted by length (texts of like length meet first, and lengths bound the score), their columns cut in dense and sparse,
     and for each query in that order the best so far: log score, index, matches."""
 
-    def __init__(self, columns, h, r, alone):
-        self.alone, self.by_h, self.by_r = alone, np.argsort(h, kind="stable"), np.argsort(r, kind="stable")
+    def __init__(self, columns, h, r, alone, rows):
+        self.rows, self.alone, self.by_h, self.by_r = rows, alone, np.argsort(h, kind="stable"), np.argsort(r, kind="stable")
         self.h, self.r = h[self.by_h], r[self.by_r]
         self.order = np.clip(self.h, 1, ORDERS)  # effective
         # A zero at order n of E halves the orders n to E once more: its factor is 2^-(E-n+1). (Zeros are the last orders: a match of n+1 is one of n.) No 1-gram: no score.
@@ -187,8 +191,8 @@ class Search:
         return total + order * np.minimum(0, 1 - low / np.maximum(h, 1))
 
     def tile(self, start):
-        """Search all references for the queries start to start + ROWS -> how many pairs that was."""
-        rows = np.arange(start, min(start + ROWS, len(self.h)))
+        """Search all references for the queries start to start + self.rows -> how many pairs that was."""
+        rows = np.arange(start, min(start + self.rows, len(self.h)))
         middle = self.h[rows[len(rows) // 2]]
         blocks = sorted(range(0, len(self.r), COLUMNS), key=lambda at: abs(int(self.r[min(at + COLUMNS // 2, len(self.r) - 1)]) - int(middle)))
         for at in blocks:
