@@ -13,7 +13,6 @@ Others can be put in its place; bench/mix.py languages compares four on real dia
 """
 import re
 import sys
-import unicodedata
 
 import dialogues
 
@@ -25,6 +24,7 @@ CLIP = 1000      # characters looked at of each turn
 FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
 NO_PROSE = re.compile(r"`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|</?[A-Za-z][^<>\n]{0,200}>")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
+FOREIGN = re.compile(r"[^\x00-\x7f\u00c0-\u024f\u1e00-\u1eff]+")
 WIDE = re.compile(r"[\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 
 
@@ -50,13 +50,13 @@ def shares(dialogue, detector=fast):
     for turn in dialogue["conversations"]:
         text = prose(turn["value"][:4 * CLIP])[:CLIP]
         latin, wide = len(LATIN.findall(text)), len(WIDE.findall(text))
-        strange = 0 if text.isascii() else sum(unicodedata.category(c) in ("Lo", "Ll", "Lu") for c in text) - latin
+        strange = 0 if text.isascii() else sum(map(str.isalpha, text)) - latin
         strange = max(strange, 0) + 2 * wide
         script += strange
         if latin < FEW:
             undecided += latin
             continue
-        language, score = detector("".join(c if c.isascii() or LATIN.match(c) else " " for c in text))
+        language, score = detector(text if text.isascii() else FOREIGN.sub(" ", text))
         if language == "en":
             english += latin
         elif score >= SURE:
@@ -69,7 +69,12 @@ def shares(dialogue, detector=fast):
 
 def is_english(dialogue, detector=fast):
     """False only where most of the letters are surely not English."""
-    _, other, script, _ = shares(dialogue, detector)
+    return judged_english(shares(dialogue, detector))
+
+
+def judged_english(found):
+    """The verdict on `shares`."""
+    _, other, script, _ = found
     return script <= SCRIPT and other + script <= OTHER
 
 

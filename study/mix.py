@@ -227,8 +227,8 @@ def _judge(dialogue, source):
                 at = low.index(word)
                 return item | {"why": "mentions ChatGPT or OpenAI", "detail": turn["value"][max(at - 40, 0):at + 60]}
     if not keep_languages:
-        english, other, script, _ = language.shares(dialogue)
-        if not language.is_english(dialogue):
+        english, other, script, _ = found = language.shares(dialogue)
+        if not language.judged_english(found):
             return item | {"why": "not English", "detail": f"letters: {english:.0%} English, {other:.0%} other Latin, {script:.0%} other scripts"}
     topic = dialogue.pop("topic", None)
     if source == "hc3":   # several answers to a question stay
