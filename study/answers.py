@@ -54,6 +54,11 @@ def clean(text):
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def printable(text):
+    """A name out of a file for a terminal: without control characters, escapes among them."""
+    return "".join(c for c in str(text) if c.isprintable())
+
+
 def instruction_of(row):
     """The question of a row: "instruction" with its "input" behind a blank line, or "prompt" (a string, or an object with "text"); None where there is none."""
     text = row.get("instruction")
@@ -78,7 +83,7 @@ def read_questions(path):
 def read(path, questions=None):
     """[{"id": str, "instruction": str or None, "output": str, "model": str}] of a source, in its order, with "category" and "dataset" where the source has them.
 
-    "own_id" tells whether "id" is the source's own name of the question (and not a row number), "sample" which of several answers to one prompt it is. questions: a path, or None.
+    "own_id" tells whether "id" is the source's own name of the question (and not a row number), "sample" which of several answers to one prompt it is, "item" (of a result directory) its id there. questions: a path, or None.
     ValueError, one line, for a row that is no answer.
     """
     path = pathlib.Path(path)
@@ -96,9 +101,9 @@ def read(path, questions=None):
         own = next((str(row[n]) for n in ("question_id", "id") if isinstance(row.get(n), (str, int))), None)
         question = asked.get(own, {})
         if "question_id" in row and asked and not question:
-            raise ValueError(f"{path} {place}: question_id {own} is not in {questions}: name the questions these answers were given to")
+            raise ValueError(f"{path} {place}: question_id {printable(own)} is not in {questions}: name the questions these answers were given to")
         answer = {"id": own or str(number), "instruction": instruction_of(row) or question.get("text"), "output": clean(output),
-                  "model": next((str(row[n]) for n in NAMES if row.get(n)), path.name), "own_id": own is not None, "sample": 0}  # fmt: skip
+                  "model": printable(next((row[n] for n in NAMES if row.get(n)), path.name)), "own_id": own is not None, "sample": 0}  # fmt: skip
         category = row.get("category") or question.get("category")
         found.append(answer | ({"category": category} if category else {}) | ({"dataset": row["dataset"]} if "dataset" in row else {}))
     return found
@@ -118,7 +123,7 @@ def _read_result(path):
         number, _, sample = str(item["id"]).partition("/")
         own = row.get("question_id", row.get("id"))
         found.append({"id": number if own is None else str(own), "instruction": clean(turn[1] if turn else prompt), "output": clean(item["output"]),
-                      "model": str(head.get("model") or path.name), "own_id": own is not None, "sample": int(sample or 0)})  # fmt: skip
+                      "model": printable(head.get("model") or path.name), "own_id": own is not None, "sample": int(sample or 0), "item": str(item["id"])})  # fmt: skip
     return found
 
 
@@ -134,7 +139,7 @@ def read_pairs(path):
         models = row.get("generator_1"), row.get("generator_2")
         if not all(models):
             models = str(row.get("cmp_key", "")).split("_") if str(row.get("cmp_key", "")).count("_") == 1 else ("first", "second")
-        pairs.append(tuple({"id": own or str(number), "instruction": instruction_of(row), "output": clean(row[n]), "model": m, "own_id": own is not None, "sample": 0} for n, m in zip(names, models, strict=True)))
+        pairs.append(tuple({"id": own or str(number), "instruction": instruction_of(row), "output": clean(row[n]), "model": printable(m), "own_id": own is not None, "sample": 0} for n, m in zip(names, models, strict=True)))
         kept.append(row)
     return pairs, kept
 

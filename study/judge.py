@@ -206,7 +206,7 @@ def review(args):
             pairs.append((pair, row["answer1_id"], row["answer2_id"]))
         read = [p for p in pairs if p[0] is not None]
         each = [verdicts.of_scores(p) for p, _, _ in read]
-        names = " / ".join(dict.fromkeys(str(models.get(row[k])) for k in ("answer1_id", "answer2_id") for _, row in rows[:1] if row[k] in models))
+        names = " / ".join(dict.fromkeys(answers.printable(models.get(row[k])) for k in ("answer1_id", "answer2_id") for _, row in rows[:1] if row[k] in models))
         print(f"{path}" + (f" ({names})" if names else ""))
         print(f"  {len(rows)} reviews, {len(rows) - len(read)} unreadable, {differ} read otherwise than recorded; score sums {sum(p[0] for p, _, _ in read):.1f} / {sum(p[1] for p, _, _ in read):.1f}")
         found = verdicts.win_rate(each)
@@ -286,7 +286,7 @@ def agreement(args):
         if decided:
             out["the same where neither is a tie"] = verdicts.agreement([given[i] for i in decided], [majority[i] for i in decided], seed=args.seed)
     for name, found in out.items():
-        print(agreement_lines(name, found))
+        print(agreement_lines(answers.printable(name), found))
     if args.json:
         results.write_beside(args.json, results.dumps({"task": "agreement", "verdicts": str(args.verdicts), "human": str(args.human), "agreement": out}, indent=2) + "\n")
 

@@ -100,8 +100,7 @@ def read(path, prompts=None):
             raise ValueError(f'{place} of {prompts} has no prompt: --prompts takes rows of RealToxicityPrompts ({{"prompt": {{"text", "toxicity"}}}})')
         known[answers.clean(row["prompt"]["text"])] = row["prompt"].get("toxicity")
     if path.is_dir():
-        found = [{"id": f"{x['id']}/{x['sample']}", "prompt": x["instruction"], "group": x["id"], "output": x["output"], "recorded": None, "prompt_toxicity": known.get(x["instruction"])} for x in answers.read(path)]
-        return found
+        return [{"id": x["item"], "prompt": x["instruction"], "group": x["item"].partition("/")[0], "output": x["output"], "recorded": None, "prompt_toxicity": known.get(x["instruction"])} for x in answers.read(path)]
     found = []
     for number, (place, row) in enumerate(answers.rows_of(path)):
         text = row.get("continuation")

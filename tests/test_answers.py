@@ -121,6 +121,12 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     assert answers.read(tmp_path / "x.json")[0]["output"] == "a\ufffdb \U0001f600"
 
 
+def test_a_model_name_cannot_steer_the_terminal(tmp_path, capsys):
+    a = write(tmp_path / "a.json", [{"instruction": "q", "output": "x", "generator": "\x1b[31mred\u202e"}])
+    assert answers.read(a)[0]["model"] == "[31mred"
+    assert answers.main([str(a), str(a)]) == 0 and "\x1b" not in capsys.readouterr().out
+
+
 def test_the_real_files_pair_whole(data_dir):
     vicuna = answers.read(data_dir / "vicuna_eval/answer/answer_vicuna-13b.jsonl")
     gpt = answers.read(data_dir / "vicuna_eval/answer/answer_gpt35.jsonl")

@@ -179,6 +179,18 @@ def test_one_file_with_both_answers_is_judged_and_compared_with_its_people(tmp_p
     assert judge.main(["agreement", "longer", "--human", str(path)]) == 0 and "n 4, accuracy 0.250" in capsys.readouterr().out
 
 
+def test_a_judge_is_compared_with_a_rating_by_people_over_the_same_ids(tmp_path, capsys):
+    for task, verdicts in (("judge", {"0": 1.0, "1": 0.0, "2": None, "3": 1.0}), ("rate", {"0": 1.0, "1": 1.0, "2": 0.0, "4": 0.5})):
+        r = results.Result(tmp_path / task, task, {})
+        for i, v in verdicts.items():
+            r.add({"id": i, "verdict": v})
+        r.finish(list(verdicts), {})
+    assert judge.main(["agreement", str(tmp_path / "judge"), "--human", str(tmp_path / "rate")]) == 0
+    out = capsys.readouterr().out
+    assert "2 items have both verdicts; 1 of the judge's have none, 1 are the judge's only, 2 the people's only" in out and "n 2, accuracy 0.500" in out
+    assert judge.main(["agreement", "humans", "--human", str(tmp_path / "rate")]) == 2 and "votes of each person" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_and_status_2(tmp_path, endpoint, capsys):
     a, b = files(tmp_path, ["good"], ["poor"])
     out = ["--judge-model", "j", "--out", str(tmp_path / "r")]

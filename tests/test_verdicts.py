@@ -11,7 +11,7 @@ from study import verdicts
     ("8 9\nBoth …", (8, 9)), ("\n 8.5, 9 \nwhy", (8.5, 9)), ("(7, 10)", (7, 10)), ("8/10 9/10\n", (8, 9)), ("10 0", (10, 0)),
     ("First, I solve it: (2, -2) and (10, 4).\nThe correct tuple output is (1, 4).", (1, 4)), ("f(2) = 39\nScores:\nAssistant 1: 1/10 (wrong)\nAssistant 2: 4/10", (1, 4)),
     ("Assistant 1:\nx = 6.\nAssistant 2: x = 2.\n**Assistant 1**: 3\n**Assistant 2**: 9.5", (3, 9.5)), ("I would give Assistant 1 a score of 10 and Assistant 2 a score of 1.", (10, 1)),
-    ("Thoughts.\n(6, 7)", (6, 7)), ("Assistant 1: 4\nAssistant 2: 4\nOn reflection:\nAssistant 1: 5\nAssistant 2: 4", (5, 4)), ("Assistant 1's score: 8 and Assistant 2's score: 6.", (8, 6)),
+    ("Thoughts.\n(6, 7)", (6, 7)), ("The tuple is (3, 4).\nOn reflection the scores are (5, 4).", (5, 4)), ("Assistant 1: 4\nAssistant 2: 4\nOn reflection:\nAssistant 1: 5\nAssistant 2: 4", (5, 4)), ("Assistant 1's score: 8 and Assistant 2's score: 6.", (8, 6)),
 ])  # fmt: skip
 def test_scores_are_read(text, want):
     assert verdicts.read_scores(text) == want
