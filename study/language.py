@@ -92,8 +92,8 @@ def main(argv=None):
                     continue
                 dropped += 1
                 text = " ".join(t["value"] for t in d["conversations"])[:160]
-                print(f"{d['id']}\t{'/'.join(f'{s:.2f}' for s in shares(d))}\t" +
-                      "".join(c if c.isprintable() else " " for c in text))
+                line = "  ".join([d["id"], "/".join(f"{s:.2f}" for s in shares(d)), text])
+                print("".join(c if c.isprintable() else " " for c in line))
     except (ValueError, OSError) as error:
         print(f"language.py: {error}", file=sys.stderr)
         return 2

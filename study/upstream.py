@@ -164,7 +164,7 @@ def join(pieces, notes):
         return pieces
     base, _ = piece_of(pieces[0]["id"])
     numbered = {}
-    for piece in sorted(pieces, key=lambda p: piece_of(p["id"])[1]):
+    for piece in pieces:
         n = piece_of(piece["id"])[1]
         if n not in numbered:
             numbered[n] = piece

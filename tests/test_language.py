@@ -39,8 +39,8 @@ def test_shares_sum_to_one():
 
 
 def test_an_unsure_detector_drops_nothing():
-    assert language.is_english(said(FRENCH, FRENCH), lambda text: ("fr", language.SURE - 0.01))
-    assert not language.is_english(said(FRENCH, FRENCH), lambda text: ("fr", language.SURE))
+    assert language.is_english(said(FRENCH, FRENCH), lambda text: ("fr", 0.7))
+    assert not language.is_english(said(FRENCH, FRENCH), lambda text: ("fr", 0.9))
 
 
 def test_nothing_is_fetched(monkeypatch):
@@ -61,5 +61,5 @@ def test_the_command_lists_what_is_not_english(tmp_path, capsys):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(said(t, t) | {"id": i}) + "\n" for i, t in (("e", ENGLISH), ("f\x1b[2J", FRENCH))))
     assert language.main([str(tmp_path / "a.jsonl")]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 1 and "Pourriez" in out and "1 English or unsure, 1 not English" in err
+    assert out.count("\n") == 1 and "\x1b" not in out and "Pourriez" in out and "1 English or unsure, 1 not English" in err
     assert language.main([str(tmp_path / "no")]) == 2
