@@ -45,8 +45,8 @@ def request_key(body):
 
 
 def read_log(path, repair):
-    """key -> answer of a log (the last one without an error), lines that were failures, whether a torn last line was there (cut off the file where `repair`)."""
-    done, failed, torn, good = {}, 0, False, 0
+    """key -> answer of a log (the last one without an error), key -> the last failure of those without, whether a torn last line was there (cut off the file where `repair`)."""
+    done, failed, torn, good = {}, {}, False, 0
     raw = pathlib.Path(path).read_bytes()
     lines = raw.split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -63,15 +63,14 @@ def read_log(path, repair):
             torn = True
             break
         good += len(line) + 1
-        if key is not None and error is None:
-            done[key] = answer
-        failed += error is not None
+        if key is not None:
+            (done if error is None else failed)[key] = answer
     if torn and repair:
         with open(path, "r+b") as f:
             f.truncate(good)
             f.flush()
             os.fsync(f.fileno())
-    return done, failed, torn
+    return done, {key: answer for key, answer in failed.items() if key not in done}, torn
 
 
 class Endpoint:
@@ -79,7 +78,7 @@ class Endpoint:
 
     key_file: a file with the key; without it the `openai` package's own variable; without that none is sent worth the name (local servers). concurrency: requests at once.
     timeout: seconds for one try. retries: further tries of a request, the first after about `backoff` seconds, then twice as long each time. replay: answers come from the log
-    only; no socket is opened. `counts` (Counter): asked, cached, failed, "retried: REASON"; torn and failed_before of the log. ValueError, one line, for what a user can mend.
+    only, its failures too; no socket is opened. `counts` (Counter): asked, cached, failed, "retried: REASON"; torn and failed_before of the log. ValueError, one line, for what a user can mend.
     """
 
     def __init__(self, url, log, *, key_file=None, concurrency=8, timeout=120, retries=6, replay=False, backoff=1.0):
@@ -98,7 +97,9 @@ class Endpoint:
                 raise ValueError(f"{url} is not the address of an endpoint: use http://HOST:PORT/v1 or https://…")
             self._open(key_file)
         self.done, failed, torn = read_log(self.log, repair=not replay)
-        self.counts.update({k: v for k, v in (("failed_before", failed), ("torn", int(torn))) if v})
+        if replay:
+            self.done |= failed
+        self.counts.update({k: v for k, v in (("failed_before", len(failed)), ("torn", int(torn))) if v})
         if torn:
             print(f"{self.log}: the torn last line of a run that was killed is {'passed over' if replay else 'cut off'}; that request counts as not asked", file=sys.stderr)
 

@@ -190,6 +190,15 @@ def test_replay_opens_no_socket_and_asks_for_what_is_missing(tmp_path, monkeypat
         Endpoint("", tmp_path / "none", replay=True)
 
 
+def test_replay_repeats_failures_and_a_later_success_stands(tmp_path):
+    log = tmp_path / "log"
+    with LocalEndpoint(lambda body, nth: status(400, "no") if nth == 0 else answer("well")) as server:
+        ask(server, log, bodies(2))
+        assert [a["error"][:10] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == ["status 400"] * 2
+        ask(server, log, bodies(1))
+    assert [a["text"] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == ["well", None]
+
+
 def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ValueError, match="pip install"):
