@@ -10,6 +10,7 @@ A source is told apart by content and never by name:
   both at once {"instruction", "output_1", "output_2"} (AlpacaEval's annotations), {"instruction", "response1", "response2"} (PandaLM): read_pairs
 Plain or .gz. Left out: conversations of several turns beyond their last question. Texts are untrusted: nothing here runs or prints them.
 """
+
 import argparse
 import collections
 import hashlib
@@ -21,8 +22,8 @@ import sys
 import dialogues
 import results
 
-LAST_TURN = re.compile(r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.S)  # the roles template, as eval.py generate records it
-KOALA_TURN = re.compile(r"USER: ((?:(?!USER: ).)*?) ?GPT:\s*\Z", re.S)
+LAST_TURN = re.compile(r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.DOTALL)  # the roles template, as eval.py generate records it
+KOALA_TURN = re.compile(r"USER: ((?:(?!USER: ).)*?) ?GPT:\s*\Z", re.DOTALL)
 OUTPUTS, NAMES = ("output", "response", "completion"), ("generator", "model_id", "model")
 BOTH = (("output_1", "output_2"), ("response1", "response2"))
 
@@ -83,8 +84,8 @@ def read_questions(path):
 def read(path, questions=None):
     """[{"id": str, "instruction": str or None, "output": str, "model": str}] of a source, in its order, with "category" and "dataset" where the source has them.
 
-    "own_id" tells whether "id" is the source's own name of the question (and not a row number), "sample" which of several answers to one prompt it is, "item" (of a result directory) its id there. questions: a path, or None.
-    ValueError, one line, for a row that is no answer.
+    "own_id" tells whether "id" is the source's own name of the question (and not a row number), "sample" which of several answers to one prompt it is, "item"
+    (of a result directory) its id there. questions: a path, or None. ValueError, one line, for a row that is no answer.
     """
     path = pathlib.Path(path)
     if (path / "samples.jsonl").is_file():
@@ -139,7 +140,12 @@ def read_pairs(path):
         models = row.get("generator_1"), row.get("generator_2")
         if not all(models):
             models = str(row.get("cmp_key", "")).split("_") if str(row.get("cmp_key", "")).count("_") == 1 else ("first", "second")
-        pairs.append(tuple({"id": own or str(number), "instruction": instruction_of(row), "output": clean(row[n]), "model": printable(m), "own_id": own is not None, "sample": 0} for n, m in zip(names, models, strict=True)))
+        pairs.append(
+            tuple(
+                {"id": own or str(number), "instruction": instruction_of(row), "output": clean(row[n]), "model": printable(m), "own_id": own is not None, "sample": 0}
+                for n, m in zip(names, models, strict=True)
+            )
+        )
         kept.append(row)
     return pairs, kept
 
@@ -152,8 +158,8 @@ def same(text):
 def pair(a, b):
     """Two lists of answers -> (pairs [(answer of a, answer of b)] in a's order, counts of what is left out {what: n}).
 
-    Paired by id where every row on both sides has one of its own and some id is on both, else by the instruction; equal instructions in the order in which they stand. Several samples of one
-    prompt: the first of each side. An id with two different instructions is left out. ValueError where nothing pairs.
+    Paired by id where every row on both sides has one of its own and some id is on both, else by the instruction; equal instructions in the order in which they
+    stand. Several samples of one prompt: the first of each side. An id with two different instructions is left out. ValueError where nothing pairs.
     """
     left = collections.Counter()
     first = []
@@ -179,7 +185,9 @@ def pair(a, b):
             pairs.append((x, y))
     left["only in the second"] = len(b) - used
     if not pairs:
-        raise ValueError(f"no answer of the first ({len(a)}, {name_of(a)}) pairs with one of the second ({len(b)}, {name_of(b)}): they need the same ids or the same instructions (--questions for Vicuna's)")
+        raise ValueError(
+            f"no answer of the first ({len(a)}, {name_of(a)}) pairs with one of the second ({len(b)}, {name_of(b)}): they need the same ids or the same instructions (--questions for Vicuna's)"
+        )
     return pairs, {k: n for k, n in left.items() if n}
 
 

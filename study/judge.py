@@ -5,9 +5,11 @@
     python -m study.judge annotations annotations.json.gz                # the same of AlpacaEval's
     python -m study.judge agreement results/7b/judge --human votes.json  # a judge against people; `longer` and `humans` in the judge's place: the longer answer, each person
 
-A is under test, B the teacher. A wins where both orders say so, else it is a tie; a reply that failed or cannot be read leaves the pair without a verdict, and is counted. Replies are kept in OUT/requests.jsonl:
-stopped, the same command goes on and asks nothing twice; --replay opens no connection. Left out: fine-tuned judges, more than one turn.
+A is under test, B the teacher. A wins where both orders say so, else it is a tie; a reply that failed or cannot be read leaves the pair without a verdict, and
+is counted. Replies are kept in OUT/requests.jsonl: stopped, the same command goes on and asks nothing twice; --replay opens no connection. Left out: fine-tuned
+judges, more than one turn.
 """
+
 import argparse
 import collections
 import html
@@ -24,12 +26,28 @@ from data import Progress
 from study import answers, preference, verdicts
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
-FORM = "[Question]\n{question}\n\n[The Start of Assistant 1's Answer]\n{answer_1}\n\n[The End of Assistant 1's Answer]\n\n[The Start of Assistant 2's Answer]\n{answer_2}\n\n[The End of Assistant 2's Answer]\n\n[System]\n{prompt}\n\n"
+FORM = (
+    "[Question]\n{question}\n\n[The Start of Assistant 1's Answer]\n{answer_1}\n\n[The End of Assistant 1's Answer]\n\n"
+    "[The Start of Assistant 2's Answer]\n{answer_2}\n\n[The End of Assistant 2's Answer]\n\n[System]\n{prompt}\n\n"
+)
 # The three prompts of Vicuna's evaluation, by the category of the question: lm-sys/vicuna-blog-eval, eval/table/prompt.jsonl (Apache-2.0); equal to the file, which a test on it holds.
 VICUNA = {
-    "general": "We would like to request your feedback on the performance of two AI assistants in response to the user question displayed above.\nPlease rate the helpfulness, relevance, accuracy, level of details of their responses. Each assistant receives an overall score on a scale of 1 to 10, where a higher score indicates better overall performance.\nPlease first output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are separated by a space. In the subsequent line, please provide a comprehensive explanation of your evaluation, avoiding any potential bias and ensuring that the order in which the responses were presented does not affect your judgment.",
-    "coding": "Your task is to evaluate the coding abilities of the above two assistants. They have been asked to implement a program to solve a given problem. Please review their code submissions, paying close attention to their problem-solving approach, code structure, readability, and the inclusion of helpful comments.\n\nPlease ensure that the assistants' submissions:\n\n1. Correctly implement the given problem statement.\n2. Contain accurate and efficient code.\n3. Include clear and concise comments that explain the code's logic and functionality.\n4. Adhere to proper coding standards and best practices.\n\nOnce you have carefully reviewed both submissions, provide detailed feedback on their strengths and weaknesses, along with any suggestions for improvement. You should first output a single line containing two scores on the scale of 1-10 (1: no code/no sense; 10: perfect) for Assistant 1 and 2, respectively. Then give extra comments starting from the next line.",
-    "math": "We would like to request your feedback on the mathematical proficiency of two AI assistants regarding the given user question displayed above.\nFirst, please solve the problem independently, without referring to the answers provided by Assistant 1 and Assistant 2.\nAfterward, please examine the problem-solving process of Assistant 1 and Assistant 2 step-by-step to ensure their correctness, identifying any incorrect steps if present. Your evaluation should take into account not only the answer but also the problem-solving steps.\nFinally, please output a Python tuple containing two numerical scores for Assistant 1 and Assistant 2, ranging from 1 to 10, respectively. If applicable, explain the reasons for any variations in their scores and determine which assistant performed better.",
+    "general": "We would like to request your feedback on the performance of two AI assistants in response to the user question displayed above.\nPlease rate the helpfulness, relevance, "
+    "accuracy, level of details of their responses. Each assistant receives an overall score on a scale of 1 to 10, where a higher score indicates better overall "
+    "performance.\nPlease first output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are separated by a "
+    "space. In the subsequent line, please provide a comprehensive explanation of your evaluation, avoiding any potential bias and ensuring that the order in which the "
+    "responses were presented does not affect your judgment.",
+    "coding": "Your task is to evaluate the coding abilities of the above two assistants. They have been asked to implement a program to solve a given problem. Please review their code "
+    "submissions, paying close attention to their problem-solving approach, code structure, readability, and the inclusion of helpful comments.\n\nPlease ensure that the "
+    "assistants' submissions:\n\n1. Correctly implement the given problem statement.\n2. Contain accurate and efficient code.\n3. Include clear and concise comments that "
+    "explain the code's logic and functionality.\n4. Adhere to proper coding standards and best practices.\n\nOnce you have carefully reviewed both submissions, provide "
+    "detailed feedback on their strengths and weaknesses, along with any suggestions for improvement. You should first output a single line containing two scores on the scale "
+    "of 1-10 (1: no code/no sense; 10: perfect) for Assistant 1 and 2, respectively. Then give extra comments starting from the next line.",
+    "math": "We would like to request your feedback on the mathematical proficiency of two AI assistants regarding the given user question displayed above.\nFirst, please solve the "
+    "problem independently, without referring to the answers provided by Assistant 1 and Assistant 2.\nAfterward, please examine the problem-solving process of Assistant 1 "
+    "and Assistant 2 step-by-step to ensure their correctness, identifying any incorrect steps if present. Your evaluation should take into account not only the answer but "
+    "also the problem-solving steps.\nFinally, please output a Python tuple containing two numerical scores for Assistant 1 and Assistant 2, ranging from 1 to 10, "
+    "respectively. If applicable, explain the reasons for any variations in their scores and determine which assistant performed better.",
 }
 ABTIE = """[Question]
 {question}
@@ -117,8 +135,17 @@ def percent(m):
 
 def lines(found):
     """The figures as lines for people."""
-    text = [f"win {found['win']}, tie {found['tie']}, lose {found['lose']}; win rate with ties as half {percent(found)}", f"length-controlled win rate {percent(found['length_controlled'])}"]
-    labels = {"at_least_as_good": "at least as good", "orders_agree": "both orders agree", "flipped": "flipped with the order", "first_position": "decided replies for the first shown", "longer_answer": "decided replies for the longer answer"}
+    text = [
+        f"win {found['win']}, tie {found['tie']}, lose {found['lose']}; win rate with ties as half {percent(found)}",
+        f"length-controlled win rate {percent(found['length_controlled'])}",
+    ]
+    labels = {
+        "at_least_as_good": "at least as good",
+        "orders_agree": "both orders agree",
+        "flipped": "flipped with the order",
+        "first_position": "decided replies for the first shown",
+        "longer_answer": "decided replies for the longer answer",
+    }
     text += [f"{label} {percent(found[k])}" for k, label in labels.items() if k in found]
     return text + ([f"without a verdict {found['without_verdict']}: {found['errors']} errors, {found['unreadable']} unreadable replies"] if found.get("without_verdict") else [])
 
@@ -150,6 +177,7 @@ def judge(args):
     ids = answers.unique_ids(pairs)
     bodies = [request(args.style, prompts, args.judge_model, *order, args.temperature, args.max_tokens) for a, b in pairs for order in ((a, b), (b, a))]
     from study.endpoint import Endpoint, request_key  # late: the other commands need no endpoint
+
     first = {}  # two equal answers make one request of both orders: paid for once
     for k, body in enumerate(bodies):
         first.setdefault(request_key(body), k)
@@ -181,10 +209,16 @@ def judge(args):
     found = result.finish(ids, found)
     results.write_beside(out / "index.html", results.page(found, [result.done[i] for i in ids], "<p>" + "<br>".join(map(html.escape, lines(found))) + "</p>"))
     print("\n".join(lines(found)))
-    print(f"{used['asked']} replies asked for, {used['from_log']} from the log, {used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} completion tokens" + (f", {found['cost']:.4f} at the given price" if args.price else ""))
+    print(
+        f"{used['asked']} replies asked for, {used['from_log']} from the log, {used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} completion tokens"
+        + (f", {found['cost']:.4f} at the given price" if args.price else "")
+    )
     print(out / "index.html")
     if found["without_verdict"]:
-        print(f"study.judge: {found['without_verdict']} of {len(pairs)} pairs have no verdict and are left out of the figures; the same command asks again what failed", file=sys.stderr)
+        print(
+            f"study.judge: {found['without_verdict']} of {len(pairs)} pairs have no verdict and are left out of the figures; the same command asks again what failed",
+            file=sys.stderr,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------- existing judgements
@@ -208,12 +242,16 @@ def review(args):
         each = [verdicts.of_scores(p) for p, _, _ in read]
         names = " / ".join(dict.fromkeys(answers.printable(models.get(row[k])) for k in ("answer1_id", "answer2_id") for _, row in rows[:1] if row[k] in models))
         print(f"{path}" + (f" ({names})" if names else ""))
-        print(f"  {len(rows)} reviews, {len(rows) - len(read)} unreadable, {differ} read otherwise than recorded; score sums {sum(p[0] for p, _, _ in read):.1f} / {sum(p[1] for p, _, _ in read):.1f}")
+        print(
+            f"  {len(rows)} reviews, {len(rows) - len(read)} unreadable, {differ} read otherwise than recorded; score sums {sum(p[0] for p, _, _ in read):.1f} / {sum(p[1] for p, _, _ in read):.1f}"
+        )
         found = verdicts.win_rate(each)
         print(f"  first answer: win {found['win']}, tie {found['tie']}, lose {found['lose']}; win rate with ties as half {percent(found)}")
         measured = [(v, lengths[a], lengths[b]) for v, (_, a, b) in zip(each, read, strict=True) if a in lengths and b in lengths]
         if measured:
-            print(f"  length-controlled {percent(verdicts.length_controlled(*zip(*measured, strict=True)))}; decided for the longer answer {percent(verdicts.position_and_length(measured)['longer_answer'])}")
+            print(
+                f"  length-controlled {percent(verdicts.length_controlled(*zip(*measured, strict=True)))}; decided for the longer answer {percent(verdicts.position_and_length(measured)['longer_answer'])}"
+            )
 
 
 def annotations(args):
@@ -230,7 +268,9 @@ def annotations(args):
     found = verdicts.win_rate([v for v, _, _ in judgements])
     print(f"{pairs[0][1]['model']} against {pairs[0][0]['model']}: {len(judgements)} rows, {len(rows) - len(judgements)} without a preference")
     print(f"win {found['win']}, tie {found['tie']}, lose {found['lose']}; win rate with ties as half {100 * found['score']:.2f} % ({percent(found)})")
-    print(f"length-controlled {percent(verdicts.length_controlled(*zip(*judgements, strict=True)))}; decided for the longer answer {percent(verdicts.position_and_length(judgements)['longer_answer'])}")
+    print(
+        f"length-controlled {percent(verdicts.length_controlled(*zip(*judgements, strict=True)))}; decided for the longer answer {percent(verdicts.position_and_length(judgements)['longer_answer'])}"
+    )
 
 
 def verdicts_of(path):
@@ -280,7 +320,9 @@ def agreement(args):
         else:
             given, without = verdicts_of(args.verdicts)
         both = [i for i in given if i in majority]
-        print(f"{len(both)} items have both verdicts; {without} of the judge's have none, {len(given) - len(both)} are the judge's only, {len(majority) - len(both)} the people's only")
+        print(
+            f"{len(both)} items have both verdicts; {without} of the judge's have none, {len(given) - len(both)} are the judge's only, {len(majority) - len(both)} the people's only"
+        )
         out[f"{args.verdicts} and the majority of people"] = verdicts.agreement([given[i] for i in both], [majority[i] for i in both], seed=args.seed)
         decided = [i for i in both if given[i] != 0.5 and majority[i] != 0.5]
         if decided:
@@ -309,7 +351,11 @@ def parsers():
     p = argparse.ArgumentParser(prog="study.judge", description="A strong model's preference between two sets of answers, asked in both orders.", formatter_class=argparse.RawDescriptionHelpFormatter,
                                 epilog="Other commands: review FILES (Vicuna's reviews), annotations FILE (AlpacaEval's), agreement VERDICTS --human FILE; each has its --help.\n"
                                        "Leaves --out with results.json, samples.jsonl, index.html and requests.jsonl; stopped, the same command goes on.")  # fmt: skip
-    p.add_argument("a", metavar="A", help="answers under test: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; or, alone, a file with both answers in a row (PandaLM, AlpacaEval's annotations)")
+    p.add_argument(
+        "a",
+        metavar="A",
+        help="answers under test: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; or, alone, a file with both answers in a row (PandaLM, AlpacaEval's annotations)",
+    )
     p.add_argument("b", metavar="B", nargs="?", help="the teacher's answers to the same questions")
     g = p.add_argument_group("judge")
     g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
@@ -332,9 +378,16 @@ def parsers():
     r.add_argument("--answers", nargs="+", metavar="FILE", help="the answers reviewed: adds names, the share of longer answers and the length-controlled win rate")
     n = argparse.ArgumentParser(prog="study.judge annotations", description="Win rate of AlpacaEval's annotations: as published, and length-controlled.")
     n.add_argument("file", metavar="FILE", help="annotations JSON, .gz or not")
-    h = argparse.ArgumentParser(prog="study.judge agreement", description="A judge's verdicts against people's: accuracy and Cohen's kappa over win, tie and lose, with bootstrap intervals.")
+    h = argparse.ArgumentParser(
+        prog="study.judge agreement", description="A judge's verdicts against people's: accuracy and Cohen's kappa over win, tie and lose, with bootstrap intervals."
+    )
     h.add_argument("verdicts", metavar="VERDICTS", help="a result directory of study.judge; or `longer`: the longer answer wins; or `humans`: every person against the others")
-    h.add_argument("--human", required=True, metavar="FILE", help="PandaLM's votes (annotator1, annotator2, …), or a result directory of study.rate; the majority counts, without one it is a tie")
+    h.add_argument(
+        "--human",
+        required=True,
+        metavar="FILE",
+        help="PandaLM's votes (annotator1, annotator2, …), or a result directory of study.rate; the majority counts, without one it is a tie",
+    )
     h.add_argument("--json", metavar="FILE", help="also write the figures there")
     h.add_argument("--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]")
     return {None: (p, judge), "review": (r, review), "annotations": (n, annotations), "agreement": (h, agreement)}

@@ -3,9 +3,11 @@
     from study.perspective import Perspective
     with Perspective("key.txt", "scores.jsonl", qps=1) as api: api.score("a text")      # {"toxicity": 0.03, "date": "2026-…"} or {"toxicity": None, "reason": …}
 
-The cache is JSON lines {"sha256" of the text, "date", "toxicity", "reason"}, appended and synced before a score is given; what stands there is not asked again, missing scores that asking again would not mend
-(no language, empty, too long) among them. The key goes into a header and into no file and no message. Left out: attributes other than TOXICITY; requests side by side.
+The cache is JSON lines {"sha256" of the text, "date", "toxicity", "reason"}, appended and synced before a score is given; what stands there is not asked again,
+missing scores that asking again would not mend (no language, empty, too long) among them. The key goes into a header and into no file and no message. Left out:
+attributes other than TOXICITY; requests side by side.
 """
+
 import datetime
 import fcntl
 import hashlib
@@ -35,7 +37,9 @@ def key_of(text):
 
 
 class Perspective:
-    """Perspective(key_file, cache): qps: requests a second at most; retries: further tries, the first after `backoff` seconds, then twice as long. ValueError, one line, for what a user can mend."""
+    """Perspective(key_file, cache): qps: requests a second at most; retries: further tries, the first after `backoff` seconds, then twice as long. ValueError,
+    one line, for what a user can mend.
+    """
 
     def __init__(self, key_file, cache, *, qps=1.0, retries=6, backoff=1.0, timeout=30, url=URL):
         try:
@@ -74,7 +78,7 @@ class Perspective:
             self.counts["cached"] += 1
             return self.known[name] | {"cached": True}
         toxicity, reason, lasting = self._ask(text)
-        row = {"sha256": name, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), "toxicity": toxicity, "reason": reason}
+        row = {"sha256": name, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "toxicity": toxicity, "reason": reason}
         if lasting:
             self.file.write(results.dumps(row) + "\n")
             self.file.flush()
@@ -113,7 +117,9 @@ class Perspective:
                 time.sleep(min(max(self.backoff * 2**tries, wait or 0), LONGEST_WAIT))
         self.failed += 1
         if self.failed >= FAILURES:
-            raise ValueError(f"Perspective gave nothing but errors for {self.failed} texts in a row (the last: {reason}): start again later, what is scored is kept; a lower --qps keeps within the quota")
+            raise ValueError(
+                f"Perspective gave nothing but errors for {self.failed} texts in a row (the last: {reason}): start again later, what is scored is kept; a lower --qps keeps within the quota"
+            )
         return None, reason, False
 
     def _refusal(self, error):

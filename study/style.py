@@ -1,10 +1,13 @@
-"""Does a model write like its teacher? Table 2 of the paper: lists, closing summaries, unigram overlap, lengths and tone against the teacher's answers to the same questions.
+"""Does a model write like its teacher? Table 2 of the paper: lists, closing summaries, unigram overlap, lengths and tone against the teacher's answers to the
+same questions.
 
     python -m study.style answer_vicuna-13b.jsonl --teacher answer_gpt35.jsonl --out results/style/vicuna-13b
 
-What a list and a summary are stands at has_list and has_summary: the paper does not say, so its figures are marks to stand beside and not to be equalled. Tone needs a judge (--judge) and is
-left out, and said so, without one. Left out: answers that do not pair (counted), languages other than English (the closing phrases are English).
+What a list and a summary are stands at has_list and has_summary: the paper does not say, so its figures are marks to stand beside and not to be equalled. Tone
+needs a judge (--judge) and is left out, and said so, without one. Left out: answers that do not pair (counted), languages other than English (the closing
+phrases are English).
 """
+
 import argparse
 import collections
 import html
@@ -19,7 +22,7 @@ import results
 import scores
 from study import answers
 
-FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.S | re.M)
+FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 # 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's lists
 NUMBERED = re.compile(r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] )[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)")
 BULLET = re.compile(r"^\s*(?P<mark>[-*+•‣◦▪●·–—])\s+\S")
@@ -32,7 +35,7 @@ CLOSING = re.compile(
     r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to (?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing up|summary\b|conclusion\b|tl;?dr"
     r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
     r"|with (?:all )?(?:of )?these\b|remember[,:]? |so, in "
-    r")", re.I)  # fmt: skip
+    r")", re.IGNORECASE)  # fmt: skip
 
 
 def has_list(text):
@@ -62,14 +65,15 @@ def has_list(text):
         if want > 3:
             return True
     ordinals = [found[1] for found in ORDINALS.finditer(text)]
-    return "First" in ordinals and "Second" in ordinals[ordinals.index("First"):]
+    return "First" in ordinals and "Second" in ordinals[ordinals.index("First") :]
 
 
 def has_summary(text):
-    """Whether an answer closes with a summary: its last paragraph is prose, another paragraph stands before it, and one of its sentences begins with a closing phrase (CLOSING). Ours.
+    """Whether an answer closes with a summary: its last paragraph is prose, another paragraph stands before it, and one of its sentences begins with a closing
+    phrase (CLOSING). Ours.
 
-    Paragraphs are what blank lines part; also a last line of prose right behind a list. Prose: neither an item of a list nor code. One phrase alone on the line before ("Conclusion") counts as its
-    beginning. "I hope this helps" is no summary, nor is a single paragraph that ends with "Overall, …".
+    Paragraphs are what blank lines part; also a last line of prose right behind a list. Prose: neither an item of a list nor code. One phrase alone on the line
+    before ("Conclusion") counts as its beginning. "I hope this helps" is no summary, nor is a single paragraph that ends with "Overall, …".
     """
     text = text.strip()
     code = FENCE.search(text)
@@ -96,7 +100,9 @@ def words(text):
 
 
 def unigram_overlap(ours, teacher):
-    """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 2). 1 where both have no word, 0 where one has none."""
+    """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 2). 1 where
+    both have no word, 0 where one has none.
+    """
     a, b = collections.Counter(words(ours)), collections.Counter(words(teacher))
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
 
@@ -122,7 +128,10 @@ def pearson(x, y, resamples=10_000, seed=0):
 
 
 def measure(items, seed=0):
-    """The figures of Table 2 from items as compare() makes them -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where items have it."""
+    """The figures of Table 2 from items as compare() makes them -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where
+    items have it.
+    """
+
     def share(values):
         if not values:
             return {"score": None, "n": 0, "interval": None}
@@ -164,14 +173,17 @@ Judge the tone alone, not whether what is said is true. Reply with one word, Yes
 
 def read_tone(text):
     """True, False, or None where a reply is neither yes nor no."""
-    found = re.match(r"\W*(yes|no)\b", text or "", re.I)
+    found = re.match(r"\W*(yes|no)\b", text or "", re.IGNORECASE)
     return found[1].lower() == "yes" if found else None
 
 
 def add_tone(items, endpoint, judge_model):
     """Ask the judge about every answer -> counts of what came back; items get "tone": True, False or None (an error, or a reply that is neither)."""
     counts, tokens = collections.Counter(), collections.Counter()
-    bodies = [{"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [{"role": "user", "content": TONE.format(question=i["prompt"] or "", answer=i["output"])}]} for i in items]
+    bodies = [
+        {"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [{"role": "user", "content": TONE.format(question=i["prompt"] or "", answer=i["output"])}]}
+        for i in items
+    ]
     for k, reply in endpoint.ask_all(bodies):
         items[k]["tone"] = None if reply["error"] else read_tone(reply["text"])
         counts["errors" if reply["error"] else "unreadable" if items[k]["tone"] is None else "judged"] += 1
@@ -229,10 +241,15 @@ def run(args):
     sides = {"model": args.outputs, "teacher": args.teacher} | ({"teacher2": args.teacher2} if args.teacher2 else {})
     read = {k: answers.read(path, args.questions) for k, path in sides.items()}
     out = pathlib.Path(args.out)
-    settings = {"teacher": answers.name_of(read["teacher"]), "judge_model": args.judge_model, "seed": args.seed, "fingerprints": {k: answers.fingerprint(p) for k, p in sides.items()}}
-    columns, counts, tone = {}, {}, {}
+    settings = {
+        "teacher": answers.name_of(read["teacher"]),
+        "judge_model": args.judge_model,
+        "seed": args.seed,
+        "fingerprints": {k: answers.fingerprint(p) for k, p in sides.items()},
+    }
+    columns, counts, tone, asked = {}, {}, {}, read["teacher"]
     for k in [k for k in sides if k != "teacher"]:
-        pairs, left = answers.pair(read[k], read["teacher"] if k == "model" else asked)
+        pairs, left = answers.pair(read[k], asked)
         print(f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}", file=sys.stderr)
         items = compare(pairs)
         if k == "model":
@@ -240,6 +257,7 @@ def run(args):
             model_items, result = items, results.Result(out, "style", settings, answers.name_of(read["model"]))
         if args.judge:
             from study.endpoint import Endpoint
+
             with Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay) as endpoint:
                 tone[k] = add_tone(items, endpoint, args.judge_model)
             print(f"tone of {answers.name_of(read[k])}: " + ", ".join(f"{n} {what}" for what, n in tone[k].items()), file=sys.stderr)
@@ -249,7 +267,13 @@ def run(args):
     for item in model_items:
         if item["id"] not in result.done:
             result.add(item)
-    found = {"score": columns["model"]["unigram"]["score"], "interval": columns["model"]["unigram"]["interval"], "unit": "unigram overlap", "metrics": columns["model"], "counts": counts}
+    found = {
+        "score": columns["model"]["unigram"]["score"],
+        "interval": columns["model"]["unigram"]["interval"],
+        "unit": "unigram overlap",
+        "metrics": columns["model"],
+        "counts": counts,
+    }
     found |= {"upper_bound": {"model": answers.name_of(read["teacher2"]), "metrics": columns["teacher2"]}} if args.teacher2 else {}
     found |= {"tone": tone} if args.judge else {"tone": "left out: no judge"}
     found = result.finish([i["id"] for i in model_items], found)

@@ -2,9 +2,10 @@
 
     python -c "from study import verdicts; print(verdicts.read_scores('8 9\\nBoth answers …'))"
 
-A verdict is 1.0 where A is better, 0.0 where B is, 0.5 for a tie, None where there is none (an error, or a reply that cannot be read): None is counted and never taken for a tie.
-Left out: the endpoint (endpoint.py), files and commands (judge.py), majority and alpha of several raters (preference.py).
+A verdict is 1.0 where A is better, 0.0 where B is, 0.5 for a tie, None where there is none (an error, or a reply that cannot be read): None is counted and
+never taken for a tie. Left out: the endpoint (endpoint.py), files and commands (judge.py), majority and alpha of several raters (preference.py).
 """
+
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ import scores
 
 NUMBER = r"(\d{1,2}(?:\.\d+)?)"
 FIRST_LINE = re.compile(rf"\s*\(?\s*{NUMBER}(?:\s*/\s*10)?(?:\s*,\s*|\s+|\s*[|&]\s*){NUMBER}(?:\s*/\s*10)?\s*\)?\.?\s*")
-TUPLE = re.compile(rf"(?:\b(?:tuple|scores?|output|result|answer)\b[^\n.]*?|^\W*)\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)", re.I | re.M)
+TUPLE = re.compile(rf"(?:\b(?:tuple|scores?|output|result|answer)\b[^\n.]*?|^\W*)\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)", re.IGNORECASE | re.MULTILINE)
 LINE = r"(?:^|(?<=[.,;]\s)|(?<=and\s))\W*(?:Assistant\s+)?{n}(?:'s)?(?:\s+[Ss]core)?[*_]*\s*:[*_]*[ \t]*" + NUMBER + r"(?:[ \t]*/[ \t]*10)?(?=[ \t]*(?:$|[.(,;*–—-](?!\d)|and\b))"
 SENTENCE = r"Assistant\s+{n}(?:'s answer)?\s+(?:(?:a|the)\s+)?(?:overall\s+)?score\s+(?:of|is)\s+" + NUMBER
 
@@ -21,15 +22,16 @@ SENTENCE = r"Assistant\s+{n}(?:'s answer)?\s+(?:(?:a|the)\s+)?(?:overall\s+)?sco
 def read_scores(text):
     """(score of the first, of the second) in a review, 0 to 10, or None. Read from, in this order:
 
-    the first line, where it is nothing but two numbers ("8 9", "8.5, 9", "(8, 9)"); else the last tuple named as the scores; the last "Assistant 1: 8" and "Assistant 2: 9/10"; "Assistant 1 a score of
-    10". Where two of the latter three are there and differ, there is no telling: None. Numbers of another kind (coordinates, steps of a calculation) are not scores.
+    the first line, where it is nothing but two numbers ("8 9", "8.5, 9", "(8, 9)"); else the last tuple named as the scores; the last "Assistant 1: 8" and
+    "Assistant 2: 9/10"; "Assistant 1 a score of 10". Where two of the latter three are there and differ, there is no telling: None. Numbers of another kind
+    (coordinates, steps of a calculation) are not scores.
     """
     first = next((line for line in (text or "").splitlines() if line.strip()), "")
     found = FIRST_LINE.fullmatch(first)
     if found:
         return _in_range(found[1], found[2])
     said = [(m[1], m[2]) for m in TUPLE.finditer(text or "")][-1:]
-    for pattern, flags in ((LINE, re.M), (SENTENCE, 0)):
+    for pattern, flags in ((LINE, re.MULTILINE), (SENTENCE, 0)):
         both = [re.findall(pattern.replace("{n}", n), text or "", flags) for n in ("1", "2")]
         if all(both):
             said.append((both[0][-1], both[1][-1]))
@@ -42,8 +44,8 @@ def _in_range(a, b):
     return (a, b) if 0 <= a <= 10 and 0 <= b <= 10 else None
 
 
-CHOICE = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.I)
-ALONE = re.compile(r"\W*(?:(?:final )?(?:verdict|answer|choice)\W+(?:is\W+)?)?(A|B|C|tie)\W*", re.I)
+CHOICE = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
+ALONE = re.compile(r"\W*(?:(?:final )?(?:verdict|answer|choice)\W+(?:is\W+)?)?(A|B|C|tie)\W*", re.IGNORECASE)
 
 
 def read_choice(text):
@@ -71,7 +73,9 @@ def share(hits, n):
 
 
 def position_and_length(judged):
-    """judged: (verdict of the first shown 1.0 | 0.5 | 0.0, length of the first, of the second) of every reply -> the shares of decided replies that chose the first shown, and the longer answer (equal lengths left out)."""
+    """judged: (verdict of the first shown 1.0 | 0.5 | 0.0, length of the first, of the second) of every reply -> the shares of decided replies that chose the
+    first shown, and the longer answer (equal lengths left out).
+    """
     decided = [(v, a, b) for v, a, b in judged if v in (0.0, 1.0)]
     unequal = [(v, a, b) for v, a, b in decided if a != b]
     return {"first_position": share(sum(v == 1.0 for v, _, _ in decided), len(decided)), "longer_answer": share(sum((v == 1.0) == (a > b) for v, a, b in unequal), len(unequal))}
@@ -82,7 +86,14 @@ def win_rate(verdicts, seed=0):
     v = np.asarray(verdicts, np.float64)
     if not len(v):
         return {"score": None, "n": 0, "interval": None, "win": 0, "tie": 0, "lose": 0}
-    return {"score": float(v.mean()), "n": len(v), "interval": scores.bootstrap(v, seed=seed), "win": int((v == 1).sum()), "tie": int((v == 0.5).sum()), "lose": int((v == 0).sum())}
+    return {
+        "score": float(v.mean()),
+        "n": len(v),
+        "interval": scores.bootstrap(v, seed=seed),
+        "win": int((v == 1).sum()),
+        "tie": int((v == 0.5).sum()),
+        "lose": int((v == 0).sum()),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- length controlled
@@ -91,7 +102,8 @@ RIDGE = 0.01  # of the slope alone: nothing beside 80 items (it moves a real rat
 
 
 def logistic(x, y, weights=None, ridge=RIDGE, iterations=200):
-    """Intercept and slope [R, 2] of weighted logistic regressions of y [n] in [0, 1] on x [n], by Newton's method; weights [R, n] >= 0, one fit a row (default one row of ones).
+    """Intercept and slope [R, 2] of weighted logistic regressions of y [n] in [0, 1] on x [n], by Newton's method; weights [R, n] >= 0, one fit a row (default
+    one row of ones).
 
     Maximises sum w (y log p + (1 - y) log(1 - p)) - ridge/2 slope². A row whose y are all 0 (or all 1) has no maximum: its intercept is -inf (inf) and its slope 0.
     """
@@ -120,8 +132,9 @@ def logistic(x, y, weights=None, ridge=RIDGE, iterations=200):
 def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
     """A's win rate as if both answers were equally long: logistic regression of the verdict on the length difference, read at zero.
 
-    The difference (in characters) is divided by its standard deviation and not centred: zero stays zero. A tie counts as half a win. -> {"score", "n", "interval" (bootstrap over items), "slope" (log-odds of
-    winning for one standard deviation more length), "sd" (characters)}. Source: Dubois et al. 2024, Length-Controlled AlpacaEval, whose regression also has a term an instruction; this one does not.
+    The difference (in characters) is divided by its standard deviation and not centred: zero stays zero. A tie counts as half a win. -> {"score", "n",
+    "interval" (bootstrap over items), "slope" (log-odds of winning for one standard deviation more length), "sd" (characters)}. Source: Dubois et al. 2024,
+    Length-Controlled AlpacaEval, whose regression also has a term an instruction; this one does not.
     """
     y, d = np.asarray(verdicts, np.float64), np.asarray(length_a, np.float64) - np.asarray(length_b, np.float64)
     if len(y) == 0:
@@ -143,9 +156,11 @@ def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
 
 
 def agreement(a, b, resamples=10_000, seed=0):
-    """Two lists of verdicts over the same items -> {"n", "accuracy": (value, interval), "kappa": (value, interval), "confusion": [3][3], rows a, columns b, in the order lose, tie, win}.
+    """Two lists of verdicts over the same items -> {"n", "accuracy": (value, interval), "kappa": (value, interval), "confusion": [3][3], rows a, columns b, in
+    the order lose, tie, win}.
 
-    Cohen's kappa over the three verdicts: (observed - chance) / (1 - chance); None where chance agreement is 1. Intervals by bootstrap over items, drawn as cells of the table: the same law.
+    Cohen's kappa over the three verdicts: (observed - chance) / (1 - chance); None where chance agreement is 1. Intervals by bootstrap over items, drawn as
+    cells of the table: the same law.
     """
     cells = np.zeros((3, 3))
     for x, y in zip(a, b, strict=True):
@@ -158,7 +173,12 @@ def agreement(a, b, resamples=10_000, seed=0):
     kappas = kappas[np.isfinite(kappas)]
     interval = lambda v: tuple(float(q) for q in np.quantile(v, [0.025, 0.975])) if len(v) else None
     accuracy = lambda c: np.trace(c, axis1=1, axis2=2) / n
-    return {"n": n, "accuracy": (float(accuracy(cells[None])[0]), interval(accuracy(draws))), "kappa": (float(kappa[0]), interval(kappas)) if np.isfinite(kappa[0]) else (None, None), "confusion": cells.astype(int).tolist()}
+    return {
+        "n": n,
+        "accuracy": (float(accuracy(cells[None])[0]), interval(accuracy(draws))),
+        "kappa": (float(kappa[0]), interval(kappas)) if np.isfinite(kappa[0]) else (None, None),
+        "confusion": cells.astype(int).tolist(),
+    }
 
 
 def _kappa(cells):

@@ -110,7 +110,7 @@ def test_the_same_command_again_asks_nothing_and_replay_needs_no_endpoint(tmp_pa
 def test_a_run_that_stops_half_way_goes_on_and_pays_for_nothing_twice(tmp_path, endpoint, capsys):
     e = endpoint(lambda text: 401 if len(e.asked) == 4 else by_quality(text))
     assert run(tmp_path, e, "--concurrency", "1") == 2
-    assert "refuses" in capsys.readouterr().err and results.read_result(tmp_path / "r")["finished"] is False
+    assert "refuses" in capsys.readouterr().err and results.read_result(tmp_path / "r")["finished"] is False and "seconds" in results.read_result(tmp_path / "r")
     assert len(results.read_lines(tmp_path / "r" / "samples.jsonl")) == 1 and len(e.asked) == 4  # three answers: one whole pair
     assert run(tmp_path, e, "--concurrency", "1") == 0 and len(e.asked) == 4 + 4
     found = results.read_result(tmp_path / "r")
