@@ -121,7 +121,7 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
         low, high = min(ticks), max(ticks)
         spread = (high / low) ** 0.08 if high > low else 3
         ax.set_xlim(low / spread, high * spread)
-    ax.legend(fontsize=7, frameon=False, loc="best")
+    ax.legend(fontsize=6.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)  # below: inside it would hide points
 
 
 def paper_marks(ax, against, ticks, paper_nq):
@@ -152,7 +152,7 @@ def draw(rows, points, titles, percents, paper_nq, salt):
     colours = {b: COLOURS[k % len(COLOURS)] for k, b in enumerate(bases)}
     markers = {s: MARKERS[k % len(MARKERS)] for k, s in enumerate(sources)}
     with plt.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 8}):
-        figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(max(5.2, 4.2 * len(rows[0])), 3.4 * len(rows)), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(max(5.2, 4.2 * len(rows[0])), 3.8 * len(rows)), squeeze=False, layout="constrained")
         for y, row in enumerate(rows):
             for x, (measure, against) in enumerate(row):
                 panel(axes[y][x], measure, against, points, titles[measure], percents[measure], paper_nq, colours, markers)

@@ -234,7 +234,7 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"><title>%(title)s</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; color: #111; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } .wide { overflow-x: auto; } img { width: 100%%; min-width: 34rem; height: auto; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; } .wide { overflow-x: auto; } img { max-width: 100%%; min-width: 30rem; height: auto; }
 table { border-collapse: collapse; font-size: .9rem; } td, th { text-align: left; border-top: 1px solid #ccc; padding: .3rem .7rem; vertical-align: top; } tr.paper td, td.paper { color: #777; }
 </style></head><body><h1>%(title)s</h1><p>%(lead)s</p>%(body)s</body></html>
 """

@@ -1,0 +1,151 @@
+"""The whole grid of runs behind the report: writes every command, says what is done, runs what is missing, goes on where it stopped.
+
+    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ --out DIR           # commands and state
+    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ --out DIR --run     # and runs them
+
+Leaves DIR/commands.sh (each command can be run alone, from the repository root), DIR/grid.json (where the report finds labels), DIR/logs/, DIR/report. A step is done when its output is there
+whole (steps.py), so nothing else is kept. What waits for a file that is not there, and what fails, is named; the rest goes on. Left out: several machines, retries.
+"""
+import argparse
+import fcntl
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+import results
+from study import paper_grid
+from study.steps import PROOFS, done
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PRESETS = {"paper": paper_grid}  # name -> a module with flags(parser) and steps(args) -> (list of Step, notes)
+
+
+def command(step):
+    """A step as a line of shell."""
+    return shlex.join(["python", *step.argv])
+
+
+def states(steps):
+    """{name: "done" | "to do" | "by hand" | "waits for PATH"}: what a step needs is there, or comes from one before it that is going to run."""
+    found, coming = {}, {}
+    for step in steps:
+        missing = [p for p in step.needs if coming.get(p) not in ("done", "to do") and (p in coming or not pathlib.Path(p.removeprefix("params::")).exists())]
+        found[step.name] = "done" if done(step) else "by hand" if step.by_hand else f"waits for {missing[0]}" if missing else "to do"
+        coming[step.out] = found[step.name]
+    return found
+
+
+def check(steps):
+    """What only a wrong preset can break."""
+    for field in ("name", "out"):
+        values = [getattr(s, field) for s in steps]
+        assert len(set(values)) == len(values), f"two steps with one {field}"
+    assert all(s.proof in PROOFS for s in steps)
+
+
+def write(out, preset, steps, state):
+    """commands.sh and grid.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = ["#!/bin/sh", "# Run from the repository root. A step whose output is there is passed over by the program itself, or does nothing.", "set -e"]
+    for step in steps:
+        text += ["", f"# {step.name}: {state[step.name]}" + (f" ({step.by_hand})" if step.by_hand and state[step.name] != "done" else ""), ("# " if state[step.name] == "by hand" else "") + command(step)]
+    results.write_beside(out / "commands.sh", "\n".join(text) + "\n")
+    labelled = {pathlib.Path(s.out).relative_to(out).as_posix(): s.labels | {"name": s.name} for s in steps if s.labels}
+    results.write_beside(out / "grid.json", json.dumps({"preset": preset, "results": labelled}, indent=1) + "\n")
+
+
+def run(steps, out):
+    """Run what is to do, in order -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
+    (out / "logs").mkdir(exist_ok=True)
+    made = {s.out: s for s in steps}
+    ran, failed, todo = {}, [], [n for n, s in states(steps).items() if s == "to do"]
+    for k, step in enumerate(s for s in steps if s.name in todo):
+        missing = [p for p in step.needs if p in made and not done(made[p])]  # of a step before it that failed; a folder it began may be there
+        if missing:
+            print(f"[{k + 1}/{len(todo)}] {step.name}: passed over, waits for {missing[0]}", file=sys.stderr)
+            continue
+        spent = sum(ran.values())
+        left = "" if not ran else f", about {(len(todo) - k) * spent / len(ran) / 60:.0f} min left"
+        print(f"[{k + 1}/{len(todo)}{left}] {command(step)}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        with open(out / "logs" / f"{step.name}.log", "ab") as log:
+            log.write(f"$ {command(step)}\n".encode())
+            log.flush()
+            child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log)
+            try:
+                status = child.wait()
+            except KeyboardInterrupt:  # the child has it from the terminal too, and stops by itself
+                child.terminate()
+                child.wait()
+                raise
+        ran[step.name] = time.monotonic() - started
+        if status or not done(step):
+            failed.append(step.name)
+            tail = (out / "logs" / f"{step.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+            print(f"grid.py: {step.name} failed (status {status}): {printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
+    return ran, failed
+
+
+def printable(text):
+    return "".join(c for c in text if c.isprintable())
+
+
+def parser(preset=None):
+    p = argparse.ArgumentParser(prog="python -m study.grid", description="Write the commands of a grid of runs, say what is done, run what is missing.",
+                                epilog="Killed or stopped, the same command goes on. The report: python -m study.report DIR --out DIR/report (also the last step of --run).")  # fmt: skip
+    p.add_argument("--preset", required=True, choices=list(PRESETS), help="which grid")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of the runs, results and the report")
+    p.add_argument("--run", action="store_true", help="run what is missing")
+    PRESETS[preset or next(iter(PRESETS))].flags(p)
+    return p
+
+
+def grid(args):
+    if pathlib.Path.cwd() != ROOT:
+        raise ValueError(f"the commands of a grid run in {ROOT}: go there first")
+    steps, notes = PRESETS[args.preset].steps(args)
+    check(steps)
+    out, state = pathlib.Path(args.out), states(steps)
+    write(out, args.preset, steps, state)
+    for step in steps:
+        print(f"{state[step.name]:<8}  {command(step)}" + (f"   # {step.by_hand}" if state[step.name] == "by hand" else ""))
+    count = {s: sum(v.startswith(s) for v in state.values()) for s in ("done", "to do", "by hand", "waits")}
+    print("\n".join([*(f"note: {n}" for n in notes), f"{len(steps)} steps: {count['done']} done, {count['to do']} to do, {count['by hand']} by hand, {count['waits']} waiting for files; {out / 'commands.sh'}"]), flush=True)
+    if not args.run:
+        return 0
+    with open(out / "grid.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{out} is being run by another study.grid: wait for it, or name another --out") from None
+        ran, failed = run(steps, out)
+        state = states(steps)
+        write(out, args.preset, steps, state)
+        if any(done(s) for s in steps if s.labels):
+            print(shlex.join(["python", "-m", "study.report", str(out), "--out", str(out / "report")]), flush=True)
+            subprocess.run([sys.executable, "-m", "study.report", str(out), "--out", str(out / "report")], check=False)
+    print(f"{len(ran)} steps ran in {sum(ran.values()) / 60:.1f} min, {len(failed)} failed, {sum(v != 'done' for v in state.values())} of {len(steps)} are open")
+    return 1 if failed else 0
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset")
+    chosen = first.parse_known_args(argv)[0].preset
+    args = parser(chosen if chosen in PRESETS else None).parse_args(argv)
+    try:
+        return grid(args)
+    except ValueError as error:
+        print(f"grid.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("grid.py: stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
