@@ -11,6 +11,7 @@ import fcntl
 import json
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ def write(out, preset, steps, state):
     results.write_beside(out / "grid.json", json.dumps({"preset": preset, "results": labelled}, indent=1) + "\n")
 
 
-def run(steps, out):
+def run(steps, out, lock):
     """Run what is to do, in order -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
     (out / "logs").mkdir(exist_ok=True)
     made = {s.out: s for s in steps}
@@ -74,10 +75,10 @@ def run(steps, out):
         with open(out / "logs" / f"{step.name}.log", "ab") as log:
             log.write(f"$ {command(step)}\n".encode())
             log.flush()
-            child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log)
+            child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log, pass_fds=[lock.fileno()])  # a step whose grid was killed keeps the lock
             try:
                 status = child.wait()
-            except KeyboardInterrupt:  # the child has it from the terminal too, and stops by itself
+            except KeyboardInterrupt:
                 child.terminate()
                 child.wait()
                 raise
@@ -87,6 +88,10 @@ def run(steps, out):
             tail = (out / "logs" / f"{step.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
             print(f"grid.py: {step.name} failed (status {status}): {printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
     return ran, failed
+
+
+def _stop(*_):
+    raise KeyboardInterrupt
 
 
 def printable(text):
@@ -116,12 +121,13 @@ def grid(args):
     print("\n".join([*(f"note: {n}" for n in notes), f"{len(steps)} steps: {count['done']} done, {count['to do']} to do, {count['by hand']} by hand, {count['waits']} waiting for files; {out / 'commands.sh'}"]), flush=True)
     if not args.run:
         return 0
+    signal.signal(signal.SIGTERM, _stop)
     with open(out / "grid.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{out} is being run by another study.grid: wait for it, or name another --out") from None
-        ran, failed = run(steps, out)
+            raise ValueError(f"{out} is being run by another study.grid, or by a step that one left behind: wait for it, or name another --out") from None
+        ran, failed = run(steps, out, lock)
         state = states(steps)
         write(out, args.preset, steps, state)
         if any(done(s) for s in steps if s.labels):

@@ -2,8 +2,13 @@
 import argparse
 import fcntl
 import json
+import os
 import pathlib
 import shlex
+import signal
+import subprocess
+import sys
+import time
 import types
 
 import pytest
@@ -105,6 +110,30 @@ def test_two_of_one_grid_do_not_run_at_once(tmp_path, monkeypatch, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert grid.main(["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]) == 2
     assert "another study.grid" in capsys.readouterr().err
+
+
+def test_a_killed_grid_leaves_no_second_one_beside_its_step(tmp_path, monkeypatch):
+    sleep = f"import time; open({str(tmp_path / 'up')!r}, 'w'); time.sleep(30)"
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
+    code = f"import types; from study import grid; from study.steps import Step; step = Step('slow', ('-c', {sleep!r}), {str(tmp_path / 'o/slow')!r}, 'file'); " \
+           "grid.PRESETS['mini'] = types.SimpleNamespace(flags=lambda p: None, steps=lambda args: ([step], [])); grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run'])"
+    parent = subprocess.Popen([sys.executable, "-c", "import sys; " + code, str(tmp_path / "o")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    step = next(int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and sleep.encode() in read(p / "cmdline").split(b"\0"))
+    try:
+        assert grid.main(["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]) == 2
+    finally:
+        os.kill(step, signal.SIGKILL)
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_half_trained_run_and_a_half_written_result_are_not_done(tmp_path):
