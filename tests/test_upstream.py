@@ -128,10 +128,22 @@ def test_malformed_messages_are_counted(tmp_path):
     assert found == [["q", "a"]] and counts["malformed"] == 2
 
 
+def test_the_share_of_malformed_messages_is_of_the_messages(tmp_path):
+    many = [m for k in range(150) for m in (message(2 * k, "ann", f"q{k}"), message(2 * k + 1, "bot", "a", True))]
+    found, counts = channel(tmp_path, *many, {"id": "x"}, {"id": "y"})
+    assert len(found) == 150 and counts["malformed"] == 2 and counts["Discord messages"] == 302
+
+
+def test_text_that_is_not_utf8_is_malformed(tmp_path):
+    (tmp_path / "f.json").write_bytes(json.dumps([talk("a_0", "q", "a")] * 2).encode()[:-1] + b', {"id": "b_0", "conversations": [{"from": "human", "value": "\xff"}]}]')
+    counts = collections.Counter()
+    assert len(list(upstream.read(tmp_path / "f.json", "sharegpt", counts, max_bad=1))) == 2 and counts["malformed"] == 1
+
+
 def test_malformed_rows_are_counted_and_too_many_are_one_line(tmp_path, capsys):
     good = json.dumps(talk("a_0", "q", "a"))
     found, counts = read(tmp_path, good + "\n{broken\n", "sharegpt", max_bad=0.5)
-    assert len(found) == 1 and counts == {"rows": 2, "malformed": 1}
+    assert len(found) == 1 and counts["rows"] == 2 and counts["malformed"] == 1
     with pytest.raises(ValueError, match=r"1 of 2 rows are malformed"):
         read(tmp_path, good + "\n{broken\n", "sharegpt", max_bad=0.1)
     with pytest.raises(ValueError, match="malformed"):
