@@ -27,9 +27,11 @@ from study import bleu
 
 SHOWN = 500  # pairs on the page
 CLIP = 4000  # characters of a text on the page
-# What makes a prompt one about code: a fenced block; a programming language or tool by name; a word that only programmers use so; or two lines that look like source.
+# What makes a prompt one about code: a fenced block; two lines that look like source; or, at least once in 120 words, a programming language or tool by name or a word that only
+# programmers use so (an article of 1,600 words that says "code" once is no prompt about code).
+PASSING = 120
 CODE = re.compile(
-    r"```|\b(?:python|javascript|typescript|java|golang|php|sql|mysql|sqlite|html5?|css|bash|matlab|kotlin|verilog|numpy|pandas|pytorch|tensorflow|react(?:js|\.js)|node\.?js|jquery|django|docker|"
+    r"\b(?:python|javascript|typescript|java|golang|php|sql|mysql|sqlite|html5?|css|bash|matlab|kotlin|verilog|numpy|pandas|pytorch|tensorflow|react(?:js|\.js)|node\.?js|jquery|django|docker|"
     r"kubernetes|leetcode|regex|json|xml|yaml|github|vba)\b|(?<![\w+])(?:c\+\+|c#)|\b(?:rust|ruby|perl|swift|scala|haskell|r) (?:code|program|script|function)\b|"
     r"(?<!dress )(?<!zip )(?<!area )(?<!bar)(?<!postal )(?<!promo )(?<!morse )(?<!moral )(?<!tax )(?<!genetic )\bcode\b(?! of (?:conduct|ethics|honou?r|law))|"
     r"\b(?:coding|pseudo-?code|source code|codebase|programming|programmer|(?:computer|software) program|write a program|compiler|debug(?:ging)?|regular expressions?|"
@@ -41,7 +43,7 @@ SOURCE = re.compile(r"^\s*(?:def \w+\(|class \w+[:({]|import \w+|from \w+ import
 
 def is_code(text):
     """Whether a prompt is about code, by the rule above."""
-    return CODE.search(text) is not None or len(SOURCE.findall(text)) >= 2
+    return "```" in text or len(SOURCE.findall(text)) >= 2 or PASSING * len(CODE.findall(text)) >= max(len(text.split()), 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading

@@ -1,12 +1,13 @@
 """study.curate diversity and leakage from files to report: the numbers of sacrebleu, every form of file, hostile text shown as text."""
 import gzip
 import json
+import random
 import re
 
 import pytest
 import sacrebleu
 
-from study import curate, language, similar
+from study import bleu, curate, language, similar
 
 EVIL = "</script><script>alert(1)</script> \x1b[31mred & <b>bold</b>"
 
@@ -122,7 +123,7 @@ def test_this_is_about_code(text):
     assert similar.is_code(text)
 
 
-@pytest.mark.parametrize("text", ["What should I wear, the dress code is formal?", "Write a code of conduct for a club", "Plan an exercise program for me", "How does the function of the heart change?", "My zip code is 94110", "Write a poem; make it sad"])
+@pytest.mark.parametrize("text", ["What should I wear, the dress code is formal?", "Write a code of conduct for a club", "Plan an exercise program for me", "How does the function of the heart change?", "My zip code is 94110", "Write a poem; make it sad", "Shorten this: " + "many words of an article " * 60 + "code", ""])
 def test_this_is_not_about_code(text):
     assert not similar.is_code(text)
 
@@ -147,3 +148,14 @@ def test_real_prompts_against_real_queries(data_dir, tmp_path, capsys):
     for item in report["prompts"][::40]:
         assert item["bleu"] == pytest.approx(sacrebleu.sentence_bleu(item["prompt"], [item["nearest"]]).score, rel=1e-9)
     assert re.search(r"leakage: \d+ of 180 prompts kept", capsys.readouterr().out)
+
+
+def test_copies_searched_once_give_what_a_search_of_all_gives():
+    rng = random.Random(0)
+    for _ in range(20):
+        texts = [" ".join(rng.choices("abc", k=rng.randrange(1, 5))) + rng.choice(["", " ", "\n"]) for _ in range(rng.choice([2, 5, 30]))]
+        scores, index, once = similar.with_copies(texts, 1)
+        wanted, at = bleu.nearest(texts)
+        assert scores.tolist() == pytest.approx(wanted.tolist(), rel=1e-12) and index.tolist() == at.tolist()
+        assert len(once) == (len(set(texts)) if len(set(texts)) > 1 else 0)
+    assert similar.with_copies(["<skipped>"] * 3, 1)[0].tolist() == [0, 0, 0]  # copies without a token
