@@ -72,7 +72,16 @@ def test_a_vote_sent_again_is_taken_once_and_cannot_be_turned(tmp_path):
     store = make(tmp_path)
     lease = store.take("x")["lease"]
     assert store.vote("x", lease, "first") and store.vote("x", lease, "first") and not store.vote("x", lease, "second")
-    assert not store.vote("y", lease, "first") and not store.leave("x", lease) and len(store.votes()) == 1
+    assert not store.vote("y", lease, "first") and not store.leave("x", lease)
+    assert [v["choice"] for v in store.votes()] == [store.votes()[0]["first"]]
+
+
+def test_the_file_itself_refuses_a_second_rater_in_a_slot_and_a_rater_twice_on_an_item(tmp_path):
+    store = make(tmp_path)
+    slot = store.take("x")
+    for place, rater in ((slot["place"], "y"), (slot["place"] + 1, "x")):
+        with pytest.raises(sqlite3.IntegrityError), store.transaction() as c:
+            c.execute("insert into slots values ('new', ?, ?, ?, 'a', 0, 0, null, null)", (slot["item"], place, rater))
 
 
 def test_threads_never_share_a_slot(tmp_path):
