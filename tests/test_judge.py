@@ -176,7 +176,22 @@ def test_one_file_with_both_answers_is_judged_and_compared_with_its_people(tmp_p
     assert judge.main(["agreement", "humans", "--human", str(path)]) == 0
     out = capsys.readouterr().out
     assert "annotator1 and annotator2: n 4, accuracy 0.750" in out and "annotator3 and the majority of the others: n 4, accuracy 0.500" in out
+    assert "annotator1 and the majority of the others: n 4, accuracy 0.750" in out  # two who differ have no majority: a tie
     assert judge.main(["agreement", "longer", "--human", str(path)]) == 0 and "n 4, accuracy 0.250" in capsys.readouterr().out
+
+
+def test_existing_judgements_are_read_and_a_review_that_differs_from_its_record_is_counted(tmp_path, capsys):
+    rows = [("9 5\nx", [9, 5]), ("6 7", [6, 7]), ("8 8", [8, 7]), ("no scores", [1, 1])]
+    (tmp_path / "review.jsonl").write_text("".join(json.dumps({"text": t, "score": s, "answer1_id": f"a{i}", "answer2_id": f"b{i}"}) + "\n" for i, (t, s) in enumerate(rows)))
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps({"answer_id": f"{k}{i}", "model_id": k * 3, "text": "x" * n}) + "\n" for i in range(4) for k, n in (("a", 9), ("b", 5))))
+    assert judge.main(["review", str(tmp_path / "review.jsonl"), "--answers", str(tmp_path / "answers.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "(aaa / bbb)" in out and "4 reviews, 1 unreadable, 2 read otherwise than recorded; score sums 23.0 / 20.0" in out and "win 1, tie 1, lose 1" in out and "for the longer answer 50.0%" in out
+    preferences = [1, 1, 2, 0, 1.5, None, 1]
+    (tmp_path / "annotations.json").write_text(json.dumps([{"instruction": "q", "output_1": "long", "output_2": "s", "generator_1": "g", "generator_2": "h", "preference": p} for p in preferences]))
+    assert judge.main(["annotations", str(tmp_path / "annotations.json")]) == 0
+    out = capsys.readouterr().out
+    assert "h against g: 6 rows, 1 without a preference" in out and "win 1, tie 2, lose 3; win rate with ties as half 33.33 %" in out and "for the longer answer 75.0%" in out
 
 
 def test_a_judge_is_compared_with_a_rating_by_people_over_the_same_ids(tmp_path, capsys):
