@@ -6,7 +6,7 @@
 diversity: for each user query (the first of each dialogue) the BLEU of the most similar other one. Writes report.json, samples.jsonl (every query with its nearest) and
 index.html (the closest pairs). Super-NaturalInstructions task files are read too: a query is the definition, a blank line, the input. Two sets are compared at equal size
 (--sample). leakage: drops the prompts whose BLEU against any user query of the training data is above the threshold, that are not English (language.py; a short one that says
-nothing stays), or that are about code (CODE below). Writes kept.jsonl (the rows as they were read), report.json and index.html. Left out: paraphrases, which BLEU does not
+nothing stays), or that are about code (a rule on words). Writes kept.jsonl (the rows as they were read), report.json and index.html. Left out: paraphrases, which BLEU does not
 see, and leakage into answers.
 """
 import collections

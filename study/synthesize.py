@@ -28,7 +28,7 @@ SEEDS = [
     ("when did the first harry potter movie come out?", "2001"), ("when was the last time india won a gold medal in hockey at olympics", "1980"), ("who owns the rights to baby shark song", "SmartStudy"),
     ("how many episodes are in one punch man season 1", "12"), ("name of the bird in the lion king", "Zazu"), ("who sang the rap song change clothes", "Jay-Z"), ("who stars as serena in gossip girl", "Blake Lively"),
 ]  # fmt: skip
-# Table 4; the five pairs follow.
+# After Table 4 (its wording was not checked against the appendix itself); the five pairs follow.
 TEMPLATE = """I want you to generate a series of questions and answers. I want the answers to be concise, just a few words. The questions should be lowercased and centered around \
 Wikipedia-like entities. For example,"""
 SHOTS = 5
