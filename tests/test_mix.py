@@ -153,6 +153,18 @@ def test_what_the_user_can_mend_is_one_line_and_leaves_nothing(files, args, says
     assert not (files / "out").exists() or not list((files / "out").iterdir())
 
 
+def test_an_interrupted_mix_leaves_the_old_one_and_nothing_half_written(files, monkeypatch):
+    make(files, files / "out")
+    old = {p.name: p.read_bytes() for p in (files / "out").iterdir()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(mix_report, "report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        make(files, files / "out", "--drop-mentions")
+    assert {p.name: p.read_bytes() for p in (files / "out").iterdir()} == old
+
+
 def test_the_command_line_gives_one_line_and_status_2(tmp_path, capsys):
     from study import curate
     assert curate.main(["mix", "--sharegpt", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
