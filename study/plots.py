@@ -49,7 +49,7 @@ def shots_drawn(points):
 def line(ax, groups, scale, **style):
     """Means over seeds as a line; each seed a dot with its interval. groups: {x: points}."""
     xs = sorted(groups)
-    ax.plot(xs, [scale * np.mean([p["score"] for p in groups[x]]) for x in xs], linewidth=1.6, markersize=0, **{k: v for k, v in style.items() if k != "marker"})
+    ax.plot(xs, [scale * np.mean([p["score"] for p in groups[x]]) for x in xs], linewidth=1.6, markersize=4.5, **style)
     for x in xs:
         for p in groups[x]:
             dot(ax, x, p, scale, style["color"], style.get("marker", "o"))
@@ -96,7 +96,7 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
     ax.set_xscale("log")
     if against == "amount":
         for (name, source), group in by(imitation, lambda p: (p["base"], p["source"])).items():
-            line(ax, by(group, lambda p: p["amount"]), scale, color=colours[name], marker=markers[source], linestyle="-" if source == "mix" else "-.", label=plain(f"{name} + {source}"))
+            line(ax, by(group, lambda p: p["amount"]), scale, color=colours[name], marker=markers[source], linestyle=("-", "-.", (0, (1, 1)), "--")[list(markers).index(source) % 4], label=plain(f"{name} + {source}"))
         for name, group in by(base, lambda p: p["base"]).items():
             level(ax, group, scale, colours[name], plain(f"{name} base"), "--")
         ticks = {p["amount"]: amount_name(p["amount"]) for p in imitation}

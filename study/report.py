@@ -83,7 +83,7 @@ def gather(paths, given):
     given: {path: labels} of --label. A point: labels, "measure", "shots" (nq), "score", "n", "interval", "path". ValueError for a path that is not there and for two results in one place.
     """
     labels, planned, points, missing, notes, stray = {}, {}, [], [], [], []
-    directories = []
+    directories, samples = [], {}
     for path in map(pathlib.Path, paths):
         if not path.exists():
             raise ValueError(f"{path} does not exist: name result directories, or folders of them")
@@ -106,7 +106,8 @@ def gather(paths, given):
         else:
             points += points_of(result, own, directory)
             if result.get("settings", {}).get("sample"):
-                notes.append(f"{directory}: {result['settings']['sample']}")
+                samples.setdefault(f"{result['task']}: {result['settings']['sample']}", []).append(str(directory))
+    notes += [f"{text} ({len(of)} results, such as {of[0]})" for text, of in samples.items()]
     missing += [name for path, name in planned.items() if not (path / "results.json").is_file()]
     notes += [f"{len(stray)} results without labels are left out (--label): {', '.join(stray[:5])}" + (", ..." if len(stray) > 5 else "")] if stray else []
     points = merged(points, notes)

@@ -67,6 +67,9 @@ def test_labels_are_given_by_hand_where_there_is_no_plan(tmp_path):
     points, missing, notes = report.gather([tmp_path / "r"], given)
     assert [(p["base"], p["size"], p["amount"], p["source"], p["seed"], p["role"]) for p in points] == [("1.5B", 1.5e9, None, None, 0, "base"), ("tiny", 260e3, 3e5, "mix", 2, "imitation")]
     assert missing == [] and notes == []
+    text = json.loads((tmp_path / "r/a/results.json").read_text()) | {"settings": {"sample": "the first 3 of 9"}}
+    (tmp_path / "r/a/results.json").write_text(json.dumps(text))
+    assert report.gather([tmp_path / "r"], given)[2] == [f"mmlu: the first 3 of 9 (1 results, such as {tmp_path}/r/a)"]
 
 
 @pytest.mark.parametrize("label", ["x", "x=base", "x=colour=red", "x=tokens=20M", "x=base=7B,role=king", "x=base=7B,tokens=many", "x=base=7B,seed=a"])
