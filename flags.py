@@ -53,7 +53,7 @@ DEFAULTS = {
 
 # What may differ between the run that stopped and the one that goes on: none of it changes the numbers beyond rounding.
 RESUMABLE = {
-    "mesh", "out", "save_every", "keep", "eval_every", "samples", "attention", "remat", "coordinator", "processes", "process", "deterministic", "tensorboard", "plan",
+    "mesh", "out", "save_every", "keep", "eval_every", "samples", "attention", "remat", "prefetch", "coordinator", "processes", "process", "deterministic", "tensorboard", "plan",
     "max_bad_rows", "data", "eval_data", "mix", "tokenizer", "init",  # paths may move: their contents are compared by fingerprint
 }  # fmt: skip
 
@@ -115,6 +115,8 @@ def parser():
     group.add_argument("--remat", choices=["full", "dots", "none"], help="what the backward pass recomputes: all but each layer's input; all but matmuls; nothing" + shown("remat"))
     group.add_argument("--attention", choices=["auto", "reference", "blockwise", "cudnn", "pallas"],
                        help="the attention kernel; blockwise is ours and never forms a T x T matrix; auto takes the best that fits" + shown("attention"))
+    group.add_argument("--prefetch", action=argparse.BooleanOptionalAction, help="gather the next layer's weights while this one computes: one layer more in memory "
+                       "[default: on accelerators with several data ranks]")
     group.add_argument("--deterministic", action="store_true", help="GPU: bit-exact resume, slower kernels (CPU and TPU are deterministic anyway)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="several processes: where process 0 listens; `auto` on TPU pods and SLURM")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")

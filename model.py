@@ -316,11 +316,12 @@ def embed(token_BT, position_BT, w, config, layout, sequence):
     return x_BTD
 
 
-def block(x_BTD, w, rope, attend, config, layout, sequence, join=True):
+def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=None):
     """One layer on local shards: x + attention(norm(x)), then x + mlp(norm(x)).
 
     w: this layer's weights, gathered over data. rope: (cos, sin) or None. attend(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, kept): attention over whatever keys there
-    are; `kept` is passed through (a cache). join: q, k, v and gate, up as one product each, from weights laid side by side. Returns (x_BTD, kept).
+    are; `kept` is passed through (a cache). join: q, k, v and gate, up as one product each, from weights laid side by side. mlp_rows: the
+    MLP takes that many rows at a time (where that divides B), computing its inner activations again in the backward pass. Returns (x_BTD, kept).
     """
     H = config.H
     region = regions(layout.attention and layout.tensor > 1, sequence)
@@ -350,15 +351,20 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True):
         y_BTD = y_BTD + region.shared(w["bo"])[None, None]
     x_BTD = checkpoint_name(x_BTD + y_BTD, "product")
 
-    region = regions(layout.mlp and layout.tensor > 1, sequence)
-    h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)), "normed")
-    if config.family == "llama":
-        gate_BTF, up_BTF = jnp.split(product(h_BTD, w["w1"], w["w3"]), 2, axis=2)
-        y_BTD = region.leave(checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
-    else:
+    def mlp(x_BTD):
+        region = regions(layout.mlp and layout.tensor > 1, sequence)
+        h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)), "normed")
+        if config.family == "llama":
+            gate_BTF, up_BTF = jnp.split(product(h_BTD, w["w1"], w["w3"]), 2, axis=2)
+            return region.leave(checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
         h_BTF = checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "product")
-        y_BTD = region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"]) + region.shared(w["b2"])[None, None]
-    return x_BTD + y_BTD, kept
+        return region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"]) + region.shared(w["b2"])[None, None]
+
+    if mlp_rows is None or mlp_rows >= len(x_BTD) or len(x_BTD) % mlp_rows:
+        return x_BTD + mlp(x_BTD), kept
+    # gate, up, their product and the gradients of all three are six times [B, T, F], most of a layer's working set. The weights' gradients are summed in w's dtype
+    parts = x_BTD.reshape((-1, mlp_rows) + x_BTD.shape[1:])
+    return x_BTD + lax.map(jax.checkpoint(mlp), parts).reshape(x_BTD.shape), kept
 
 
 def rope_of(position_BT, config):
@@ -434,6 +440,7 @@ class Compute(NamedTuple):
     attention: str = "reference"  # reference, blockwise, cudnn, pallas
     remat: str = "full"  # what the backward pass computes again in a layer: see KEPT
     prefetch: bool = False  # the next layer's weights are gathered while this layer computes: one layer's weights more in memory
+    mlp_rows: int | None = None  # rows that the MLP takes at a time (None: all); only with remat "full"
     join: bool = True  # q, k, v as one product, and gate, up: faster on CPUs; apart there is no joined copy of the gathered weights in memory
 
 
@@ -452,15 +459,21 @@ def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, packed, kernel):
     return kernels.blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
 
 
-def pick_attention(asked, platform, dtype, T=None, H=None):
-    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there. T, H: where known, what the kernel must fit."""
-    fits = (T is None or T % 128 == 0) and (H is None or H % 128 == 0)
+def pick_attention(asked, platform, dtype, T, H, packed=False):
+    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there.
+
+    T, H: what pallas must fit. packed: rows hold several documents, whose mask cudnn does not take.
+    """
+    fits = T % 128 == 0 and H % 128 == 0
+    cudnn = platform == "gpu" and dtype == "bfloat16"
     if asked == "auto":
-        if platform == "tpu" and T is not None and fits:
+        if platform == "tpu" and fits:
             return "pallas"
-        return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "blockwise"
-    if asked == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
+        return "cudnn" if cudnn and not packed else "blockwise"
+    if asked == "cudnn" and not cudnn:
         raise ValueError(f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto")
+    if asked == "cudnn" and packed:
+        raise ValueError("--attention cudnn knows no mask between the documents of a row: use --attention auto, or --pack stream")
     if asked == "pallas" and (platform != "tpu" or not fits):
         raise ValueError(f"--attention pallas needs a TPU, a block and a head size that divide by 128, here is {platform}, {T} and {H}: use --attention auto")
     return asked
@@ -514,7 +527,7 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
 
     def layer(x_BTD, w, rope, segment_BT):
         attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
-        return block(x_BTD, w, rope, attend, config, layout, sequence, compute.join)[0]
+        return block(x_BTD, w, rope, attend, config, layout, sequence, compute.join, compute.mlp_rows)[0]
 
     def last(x_BTD, w):
         x_BTD = final_hidden(x_BTD, w, config, layout, sequence)

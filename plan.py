@@ -96,7 +96,8 @@ def memory(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.
         "dots": residual + M * (NH + 2 * KH + F) + 2 * residual,  # matmul results: qkv, wo, gate and up, w2
         "none": 2 * residual + M * (4 * NH + 4 * KH + 3 * F) + 6 * residual,
     }[compute.remat]
-    inside = 2 * residual + M * (2 * config.D + 3 * NH + 3 * KH + 2 * F)  # a layer in its backward pass, activations with their gradients
+    mlp = M if compute.mlp_rows is None else min(rows, compute.mlp_rows) * T  # tokens that the MLP takes at a time
+    inside = 2 * residual + M * (2 * config.D + 3 * NH + 3 * KH) + mlp * 2 * F  # a layer in its backward pass, activations with their gradients
     gathered = layer * c * (2 if compute.prefetch else 1)
     backward = layer * c + layer * (g if g != c else 0) // 2 + inside * c
     head = size["embed" if config.tied else "head"][1]
@@ -315,7 +316,7 @@ def overlap(text):
                 pending[i.name] = 0
             elif gather(i):
                 total += 1
-            elif i.op != "while" and reaches(i, product):
+            elif reaches(i, product):  # a product, or a loop of products over parts of the batch
                 pending = {n: count + 1 for n, count in pending.items()}
         if total:
             out.append((name, total, beside, covered))
@@ -324,7 +325,7 @@ def overlap(text):
 
 def compiled(lowered, mesh, label):
     """Compile a lowered step for devices that need not be there -> lines: XLA's memory of one device, bytes by kind of collective, gathers beside products."""
-    program = lowered.compile(compiler_options=sharding.compiler_options(mesh))
+    program = lowered.compile()
     devices = mesh.devices.size
     use, text = program.memory_analysis(), program.as_text()
     lines = [
@@ -360,8 +361,8 @@ def topology_devices(name):
         raise ValueError(f"--plan {name} is no TPU topology that libtpu knows, or libtpu did not start ({str(error).splitlines()[0][:120]}): use e.g. v5p:2x2x2, v5e:2x4, v4:2x2x1") from None
 
 
-def show(args, config, lower, say=print):
-    """Print the plan of a step. args: train.py's resolved flags. lower(mesh, layout, compute, batch) -> the lowered step, called for a topology alone. Returns 0."""
+def show(args, config, compute_of, lower, say=print):
+    """Print the plan of a step. args: train.py's resolved flags. compute_of(platform, data ranks) -> model.Compute. lower(mesh, layout, compute, batch) -> the lowered step, called for a topology alone. Returns 0."""
     where = args.plan if args.plan != "hand" else None
     devices = topology_devices(where) if where else None
     data, tensor = sharding.parse_mesh(args.mesh, len(devices) if devices else MOST)
@@ -371,8 +372,7 @@ def show(args, config, lower, say=print):
     if args.batch % (data * args.accumulate):
         raise ValueError(f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}")
     layout = model.make_layout(config, data, tensor)
-    kernel = model.pick_attention(args.attention, "tpu", args.dtype, T, config.H) if where or args.attention != "cudnn" else "cudnn"
-    compute = model.Compute(jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype), attention=kernel, remat=args.remat, prefetch=getattr(args, "prefetch", False), join=False)
+    compute = compute_of("gpu" if args.attention == "cudnn" and not where else "tpu", data)
     for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype)):
         say(line)
     if where:

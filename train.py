@@ -148,15 +148,17 @@ def make_step(config, mesh, layout, compute, opt, schedule, loss_mean):
         weight_ABT, loss_tokens = token_weights(batch["loss_mask"][:, :, 1:], loss_mean)
         segment = batch.get("segment")
 
-        def micro(i):
-            return model.loss_and_gradients(weights, batch["tokens"][i], None if segment is None else segment[i], weight_ABT[i], config, layout, compute)
+        def micro(i, into=None):
+            rows = batch["tokens"][i], None if segment is None else segment[i], weight_ABT[i]
+            return model.loss_and_gradients(weights, *rows, config, layout, compute, into=into)
 
         if weight_ABT.shape[0] == 1:
             loss, gradients = micro(0)
         else:
 
-            def add(carry, i):
-                return jax.tree.map(jnp.add, carry, micro(i)), None
+            def add(carry, i):  # one buffer of gradients, whatever the number of micro-batches
+                loss, gradients = micro(i, into=carry[1])
+                return (carry[0] + loss, gradients), None
 
             zero = (jnp.zeros((), jnp.float32), {n: jnp.zeros(w.shape, compute.grad_dtype) for n, w in weights.items()})
             (loss, gradients), _ = lax.scan(add, zero, jnp.arange(weight_ABT.shape[0]))
@@ -167,7 +169,7 @@ def make_step(config, mesh, layout, compute, opt, schedule, loss_mean):
         metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "loss_tokens": loss_tokens, "stop": lax.pmax(jnp.max(batch["stop"]), DATA)}
         return {"weights": weights, "m": m, "v": v, "step": state["step"] + 1}, metrics
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=sharding.compiler_options(mesh))
     def step(state, batch):
         in_specs = (state_specs, {n: P(None, DATA) for n in batch})
         return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(state_specs, P()), check_vma=False)(state, batch)
@@ -184,7 +186,7 @@ def make_eval_step(config, mesh, layout, compute):
         loss, _ = model.loss_and_gradients(weights, batch["tokens"][0], segment, weight_BT, config, layout, compute, gradients=False)
         return lax.psum(loss, DATA), lax.psum(jnp.sum(weight_BT), DATA)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
     def step(weights, batch):
         in_specs = (layout.stacked(config), {n: P(None, DATA) for n in batch})
         return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)(weights, batch)
@@ -377,7 +379,16 @@ def planned(args):
         step = make_step(config, mesh, layout, compute, opt, functools.partial(learning_rate, lr=args.lr, warmup=args.warmup, steps=1, schedule="constant"), args.loss_mean)
         return step.lower(state_like(config, mesh, layout, jnp.dtype(args.moment_dtype)), batch)
 
-    return plan.show(args, config, lower)
+    return plan.show(args, config, functools.partial(compute_of, args, config), lower)
+
+
+def compute_of(args, config, platform, data_size, packed=False):
+    """What of model.Compute the flags and the platform decide."""
+    kernel = model.pick_attention(args.attention, platform, args.dtype, args.block, config.H, packed)
+    prefetch = args.prefetch if args.prefetch is not None else platform != "cpu" and data_size > 1
+    mlp_rows = 1 if platform != "cpu" and args.remat == "full" else None  # lean where memory is dear; on a CPU one product of all rows is faster
+    dtypes = jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype)
+    return model.Compute(*dtypes, attention=kernel, remat=args.remat, prefetch=prefetch, mlp_rows=mlp_rows, join=platform == "cpu")
 
 
 def run(args):
@@ -466,9 +477,8 @@ def run(args):
     if main_process:
         cut_metrics(out / "metrics.jsonl", first)
 
-    kernel = model.pick_attention(args.attention, mesh.devices.flat[0].platform, args.dtype)
-    say(f"attention: {kernel}")
-    compute = model.Compute(dtype=jnp.dtype(args.dtype), grad_dtype=jnp.dtype(args.grad_dtype), attention=kernel, remat=args.remat)
+    compute = compute_of(args, config, mesh.devices.flat[0].platform, data_size, packed=args.pack != "stream")
+    say(f"attention: {compute.attention}" + ", next layer's weights gathered ahead" * compute.prefetch)
     opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
     schedule = functools.partial(learning_rate, lr=args.lr, warmup=warmup, steps=steps, schedule=args.schedule)
     step = make_step(config, mesh, layout, compute, opt, schedule, args.loss_mean)

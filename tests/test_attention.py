@@ -149,7 +149,7 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
     want, dwant = run(model.Compute(loss_chunk=10))
     for compute, accumulate in [
         (model.Compute(loss_chunk=10, prefetch=True), 1), (model.Compute(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
-        (model.Compute(loss_chunk=10, remat="none"), 2),
+        (model.Compute(loss_chunk=10, remat="none"), 2), (model.Compute(loss_chunk=10, mlp_rows=1, join=False), 1),
     ]:  # fmt: skip
         got, dgot = run(compute, accumulate)
         np.testing.assert_allclose(got, want, rtol=1e-6)
