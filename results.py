@@ -11,6 +11,7 @@ import html
 import json
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -63,6 +64,7 @@ def read_lines(path, repair=True):
             if repair:
                 with open(path, "r+b") as f:
                     f.truncate(good)
+                print(f"{path}: 1 torn line at its end (a kill within a write) was cut off", file=sys.stderr)
             break
         items.append(item)
         good += len(line)

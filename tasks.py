@@ -53,8 +53,22 @@ def close_calls(items, threshold=generate.TIE):
     return {"ties": sum(item["gap"] is not None and item["gap"] < threshold for item in items), "tie_threshold_nats": threshold}
 
 
+PART = 2000  # programs between two starts of the sandbox's workers; each verdict is on disk as soon as it is known
+
+
 def finite(x):
     return float(x) if math.isfinite(x) else None  # JSON has no infinity
+
+
+def asked(row):
+    """The prompt of a row of a public file, or None: "prompt" (a string, or RealToxicityPrompts' object), Vicuna's "text", an "instruction" with its input."""
+    text = row.get("prompt", row.get("text"))
+    text = text.get("text") if isinstance(text, dict) else text
+    if text is None and isinstance(row.get("instruction"), str):
+        instances = row.get("instances")
+        first = instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else row
+        text = row["instruction"] + (f"\n\n{first['input']}" if first.get("input") else "")
+    return text if isinstance(text, str) else None
 
 
 def generate_task(args, m):
@@ -65,14 +79,11 @@ def generate_task(args, m):
             return None
         if "conversations" in row:
             return "a conversation needs --chat"
-        text = row.get("prompt")
-        text = text.get("text") if isinstance(text, dict) else text
-        return None if isinstance(text, str) else 'needs "prompt": a string, or an object with a string "text"; or "conversations" (with --chat)'
+        return None if asked(row) is not None else 'needs "prompt", "text" or "instruction": a string; or "conversations" (with --chat)'
 
-    inputs = []
-    for place, row in prompts.json_rows(args.input, check):
-        prompt = row.get("prompt")
-        prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
+    inputs, settings = [], {}
+    for place, row in limited(list(prompts.json_rows(args.input, check)), args, settings, "prompts"):
+        prompt = asked(row)
         if args.chat:
             turns = [{"from": "human", "value": prompt}]
             if not isinstance(prompt, str):
@@ -89,8 +100,6 @@ def generate_task(args, m):
         if len(ids) >= m.config.P:
             raise ValueError(f"{place}: the prompt has {len(ids)} tokens, the model {m.config.P} positions: shorten it")
         inputs.append((prompt, ids, {k: row[k] for k in ("id", "question_id") if k in row}))
-    settings = {}
-    inputs = limited(inputs, args, settings, "prompts")
     names = {f"{i}/{s}" if args.n > 1 else f"{i}": (i, s) for i in range(len(inputs)) for s in range(args.n)}
 
     def compute(todo, folder):
@@ -435,8 +444,8 @@ def humaneval_task(args, m):
         made = completions(folder)
         if level is None:
             raise Finished(f"completions are in {folder / 'completions.jsonl'}; to run and score them: eval.py humaneval --data {args.data} --samples {folder / 'completions.jsonl'} --run-untrusted-code")
-        for start in range(0, len(todo), 200):
-            part = [(t, *t.rsplit("#", 1)) for t in todo[start : start + 200]]
+        for start in range(0, len(todo), PART):
+            part = [(t, *t.rsplit("#", 1)) for t in todo[start : start + PART]]
             programs = [program(by_id[task], made[task][int(s)]) for _, task, s in part]
             for (name, task, s), code, verdict in zip(part, programs, sandbox.run_many(programs, args.workers, level=level.name), strict=True):
                 p = by_id[task]

@@ -431,7 +431,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
 BAD = {
     "no model": (["generate", "--input", "IN"], [{"prompt": "x"}], "needs --model"),
     "no such model": (["generate", "--model", "nowhere", "--input", "IN"], [{"prompt": "x"}], "nowhere does not exist"),
-    "no prompt": (["generate", "--model", "tuned", "--input", "IN"], [{"prompt": "x"}, {"text": "y"}], 'in.jsonl row 2: needs "prompt"'),
+    "no prompt": (["generate", "--model", "tuned", "--input", "IN"], [{"prompt": "x"}, {"topic": "y"}], 'in.jsonl row 2: needs "prompt"'),
     "prompt too long": (["generate", "--model", "tuned", "--input", "IN"], [{"prompt": "x"}, {"prompt": "x y " * 300}], "in.jsonl row 2: the prompt has"),
     "conversation without chat": (["generate", "--model", "tuned", "--input", "IN"], [{"conversations": []}], "row 1: a conversation needs --chat"),
     "assistant last": (["generate", "--model", "tuned", "--input", "IN", "--chat"], [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}], "row 1: the conversation ends"),
@@ -570,3 +570,11 @@ def test_the_four_letters_are_one_token_each(data_dir, name):
     for context in ("Is it?\nA. yes\nAnswer:", "…)\nD. \nAnswer:"):
         letters = tasks.letter_ids(Opened, context)
         assert [len(ids) for ids in letters] == [1] * 4 and [Opened.tok.decode_bytes([0, i])[-1:] for (i,) in letters] == [b"A", b"B", b"C", b"D"]
+
+
+@pytest.mark.parametrize("row, prompt", [
+    ({"prompt": "a"}, "a"), ({"prompt": {"text": "b", "toxicity": 0.1}}, "b"), ({"text": "c", "question_id": 1}, "c"), ({"instruction": "d", "output": "x"}, "d"),
+    ({"instruction": "d", "input": "e"}, "d\n\ne"), ({"instruction": "f", "instances": [{"input": "g", "output": "x"}]}, "f\n\ng"), ({"instruction": 3}, None), ({"text": 3}, None),
+])  # fmt: skip
+def test_the_prompt_of_a_row_is_found_in_every_public_form(row, prompt):
+    assert tasks.asked(row) == prompt
