@@ -96,15 +96,29 @@ def test_each_request_shows_five_of_the_ten_seeds_at_random_and_the_same_each_ti
 
 
 def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_replay(tmp_path):
-    calm = lambda body, nth: teacher(body, nth, trouble=False)
-    with LocalEndpoint(lambda body, nth: (time.sleep(0.02), calm(body, 0))[1]) as server:
+    gate, lock, seen, held_from = threading.Event(), threading.Lock(), [0], [10**9]
+
+    def paced(body, nth):  # from a certain request on nothing is answered until the gate opens: the run cannot end before it is interrupted
+        with lock:
+            seen[0] += 1
+            held = seen[0] > held_from[0]
+        if held:
+            gate.wait(30)
+        return teacher(body, 0, trouble=False)
+
+    with LocalEndpoint(paced) as server:
         command = [sys.executable, "-m", "study.synthesize", "--teacher", server.url, "--teacher-model", "m", "--n", "500", "--seed", "3", "--out", str(tmp_path / "cut"), "--concurrency", "4"]
         log = tmp_path / "cut" / "log.jsonl"
-        for target, sign in ((25, signal.SIGINT), (60, signal.SIGKILL)):
+        for target, sign in ((25, signal.SIGINT), (50, signal.SIGKILL)):
+            gate.clear()
+            held_from[0] = seen[0] + 30
             child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ))
             while child.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < target):
                 time.sleep(0.01)
             child.send_signal(sign)
+            time.sleep(0.2)  # the signal is there before the answers are
+            held_from[0] = 10**9
+            gate.set()
             err = child.communicate(timeout=20)[1]
             assert child.returncode == (130 if sign == signal.SIGINT else -9), err
             assert sign != signal.SIGINT or "the same command goes on" in err
