@@ -1,4 +1,5 @@
 """study.endpoint against a local endpoint that misbehaves: nothing asked twice, nothing lost, nothing leaked."""
+import itertools
 import json
 import os
 import pathlib
@@ -255,7 +256,8 @@ with Endpoint(sys.argv[1], {str(log)!r}, concurrency=4) as endpoint:
     for index, answer in endpoint.ask_all([{{"model": "m", "messages": [{{"role": "user", "content": f"question {{i}}"}}], "temperature": 1.0}} for i in range(40)]):
         print(index, flush=True)
 """
-    with LocalEndpoint(lambda body, nth: answer("x" * 10_000) if len(server.requests) < 9 else slow(30)) as server:
+    order = itertools.count()
+    with LocalEndpoint(lambda body, nth: answer("x" * 10_000) if next(order) < 8 else slow(30)) as server:
         child = subprocess.Popen([sys.executable, "-c", program, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items()})
         for _ in range(8):
             assert child.stdout.readline()
