@@ -175,12 +175,19 @@ class Endpoint:
                     answers.put((key, error))
                     return
 
+        def next_answer():
+            while True:  # a signal that comes between Python's last look and the wait would be seen only after it: the wait is short
+                try:
+                    return answers.get(timeout=0.5)
+                except queue.Empty:
+                    pass
+
         # daemons: at Ctrl-C nobody waits for answers that are on their way
         for _ in range(min(self.concurrency, len(unknown))):
             threading.Thread(target=work, daemon=True).start()
         try:
             for _ in unknown:
-                key, answer = answers.get()
+                key, answer = next_answer()
                 if isinstance(answer, BaseException):
                     raise answer
                 for index in places[key][1]:
