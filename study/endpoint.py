@@ -73,6 +73,17 @@ def read_log(path, repair):
     return done, {key: answer for key, answer in failed.items() if key not in done}, torn
 
 
+def read_key(key_file):
+    """The key in a file that holds nothing else; ValueError, one line, where it does not."""
+    try:
+        key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{key_file} cannot be read ({type(error).__name__}): --api-key-file takes a text file with the key alone") from None
+    if not key or len(key.split()) != 1 or not key.isascii():
+        raise ValueError(f"{key_file} is not one key: --api-key-file takes a text file with the key alone")
+    return key
+
+
 class Endpoint:
     """Endpoint(url, log): an OpenAI-compatible endpoint with its log (made where there is none).
 
@@ -109,12 +120,7 @@ class Endpoint:
         except ImportError:
             raise ValueError('asking an endpoint needs the package openai: python -m pip install "openai>=2,<4"') from None
         if key_file is not None:
-            try:
-                self.key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{key_file} cannot be read ({type(error).__name__}): --api-key-file takes a text file with the key alone") from None
-            if not self.key or len(self.key.split()) != 1 or not self.key.isascii():
-                raise ValueError(f"{key_file} is not one key: --api-key-file takes a text file with the key alone")
+            self.key = read_key(key_file)
         self.key = self.key or os.environ.get("OPENAI_API_KEY")
         self.openai = openai
         self.client = openai.OpenAI(api_key=self.key or "none", base_url=self.url, timeout=self.timeout, max_retries=0)

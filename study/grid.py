@@ -17,7 +17,7 @@ import sys
 import time
 
 import results
-from study import paper_grid
+from study import answers, paper_grid
 from study.steps import PROOFS, done
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -86,16 +86,12 @@ def run(steps, out, lock):
         if status or not done(step):
             failed.append(step.name)
             tail = (out / "logs" / f"{step.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-            print(f"grid.py: {step.name} failed (status {status}): {printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
+            print(f"grid.py: {step.name} failed (status {status}): {answers.printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
     return ran, failed
 
 
 def _stop(*_):
     raise KeyboardInterrupt
-
-
-def printable(text):
-    return "".join(c for c in text if c.isprintable())
 
 
 def parser(preset=None):

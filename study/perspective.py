@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 
 import results
+from study import endpoint
 
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 LONGEST_WAIT = 120  # seconds
@@ -42,12 +43,7 @@ class Perspective:
     """
 
     def __init__(self, key_file, cache, *, qps=1.0, retries=6, backoff=1.0, timeout=30, url=URL):
-        try:
-            self.key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{key_file} cannot be read ({type(error).__name__}): --api-key-file takes a text file with the key alone") from None
-        if not self.key or len(self.key.split()) != 1 or not self.key.isascii():
-            raise ValueError(f"{key_file} is not one key: --api-key-file takes a text file with the key alone")
+        self.key = endpoint.read_key(key_file)
         if not qps > 0:
             raise ValueError(f"--qps {qps} is out of range: use more than 0 (Perspective gives 1 unless more is asked for)")
         self.url, self.every, self.retries, self.backoff, self.timeout = url, 1 / qps, retries, backoff, timeout

@@ -16,6 +16,7 @@ import numpy as np
 
 import results
 import scores
+from study import answers
 
 VALUES = {"b": 0, "tie": 1, "a": 2}  # the order that the ordinal alpha needs
 VERDICT = {"b": 0.0, "tie": 0.5, "a": 1.0}
@@ -123,7 +124,7 @@ def read_votes(path):
 
 def lines(found, names=None):
     """The figures as text for a terminal."""
-    a, b = (printable((names or {}).get(k, k.upper())) for k in "ab")
+    a, b = (answers.printable((names or {}).get(k, k.upper())) for k in "ab")
     low, high = found["interval"]
     text = [f"A {a}, B {b}: {found['n']} items, {found['votes']} votes, {found['raters']} raters" + (f"; {found['incomplete_items']} items with too few votes left out" if found["incomplete_items"] else ""),
             f"majority: win {found['win']}, tie {found['tie']} (no majority in {found['no_majority']}), lose {found['lose']}"]  # fmt: skip
@@ -138,12 +139,8 @@ def lines(found, names=None):
         text.append("time an item: median {:.1f} s, quartiles {:.1f} to {:.1f} s".format(found["seconds_an_item"]["median"], *found["seconds_an_item"]["quartiles"]))
     if found["first_shown_chosen"] is not None:
         text.append(f"the answer shown first was chosen in {found['first_shown_chosen']:.3f} of the decided votes")
-    text += [f"gold items: {printable(r)} {right} of {n} right" + (" (left out)" if r in found["raters_left_out"] else "") for r, (right, n) in found["gold"].items()]
+    text += [f"gold items: {answers.printable(r)} {right} of {n} right" + (" (left out)" if r in found["raters_left_out"] else "") for r, (right, n) in found["gold"].items()]
     return text
-
-
-def printable(text):
-    return "".join(c for c in str(text) if c.isprintable())
 
 
 def csv_text(votes):
