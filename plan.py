@@ -1,9 +1,10 @@
 """What a training step costs, without the hardware: memory line by line, FLOPs, bytes over the wire, the time below which no step can be; and XLA's own figures for a TPU.
 
     python train.py --plan --model llama-13b --mesh 8x1                 counted by hand: any machine, a few seconds, no weight is allocated
+    python train.py --plan --model llama-7b --steps 2289                also the hours of so many steps
     python train.py --plan v5p:2x2x2 --model llama-13b --mesh 8x1       and compiled for that TPU topology (pip install "jax[tpu]"; no TPU is needed)
 
-Left out: what a program holds besides (XLA's own buffers, fragmentation, the host), overlap (the floor takes the slower of arithmetic and wire), several slices.
+Left out: what a program holds besides (XLA's own buffers, fragmentation, the host), overlap (the floor takes the slower of arithmetic and wire), latency, several slices.
 """
 import collections
 import math
@@ -30,13 +31,16 @@ class Device(NamedTuple):
     flops: float  # dense bf16 FLOP/s
     memory: float  # bytes
     wire: float  # bytes/s that it can receive from its neighbours: NVLink, or all ICI links together
+    island: int = MOST  # devices that this wire joins: a GPU server; of TPUs one slice is assumed
+    between: float = math.inf  # bytes/s that it can receive from other islands
 
 
-# A TPU's "chip" is the device. NVLink and ICI are quoted both ways: half of it is what a device receives.
+# A TPU's "chip" is the device. NVLink and ICI are quoted both ways: half of it is what a device receives. Between servers: a network card each, as in DGX
+# (A100: 200 Gb/s, H100 and H200: 400).
 DEVICES = {
-    "A100": Device(312e12, 80e9, 300e9),
-    "H100": Device(989e12, 80e9, 450e9),
-    "H200": Device(989e12, 141e9, 450e9),
+    "A100": Device(312e12, 80e9, 300e9, 8, 25e9),
+    "H100": Device(989e12, 80e9, 450e9, 8, 50e9),
+    "H200": Device(989e12, 141e9, 450e9, 8, 50e9),
     "v4": Device(275e12, 32 * GIB, 150e9),
     "v5e": Device(197e12, 16 * GIB, 100e9),
     "v5p": Device(459e12, 95 * GIB, 300e9),
@@ -163,8 +167,29 @@ def hardware_flops(config, compute, tokens, T):
     return flops + (flops - head) / 3 * (compute.remat == "full")
 
 
-def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.float32):
-    """The lines of --plan, by hand."""
+def seconds(config, layout, compute, device, *, batch, T, accumulate=1, mfu=None):
+    """(of arithmetic, on the wire) of one step; no step is shorter than the longer. device: a Device. mfu: arithmetic runs as slow as that (model FLOPs / peak); None: at the peak.
+
+    Beyond an island a ring enters it once for all of its ranks, each through its own network card: the data ranks of an island take their common bytes together.
+    """
+    n, tokens = layout.data * layout.tensor, batch * T
+    work = (hardware_flops(config, compute, tokens, T) if mfu is None else model.model_flops(config, tokens, T) / mfu) / n / device.flops
+    received = wire(config, layout, compute, batch=batch, T=T, accumulate=accumulate)
+    total, over_tensor = sum(received.values()), received.get("activations over tensor", 0)
+    link = total / device.wire
+    if n > device.island:
+        together = max(device.island // layout.tensor, 1)
+        link = max(link, (total - over_tensor) / (together * device.between) + (over_tensor / device.between if layout.tensor > device.island else 0))
+    return work, link
+
+
+def hours(steps, *args, **kwargs):
+    """Hours that `steps` steps take at least; the other arguments as for `seconds`. Start-up, compiling, held-out losses and checkpoints come on top."""
+    return steps * max(seconds(*args, **kwargs)) / 3600
+
+
+def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.float32, steps=None):
+    """The lines of --plan, by hand. steps: of the whole training, None where not asked for."""
     d, t = layout.data, layout.tensor
     tokens = batch * T
     lines = [
@@ -183,12 +208,17 @@ def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.
     lines += [f"  {'total':<38} {sum(received.values()) / GIB:9.2f}", f"  {'FSDP minimum over data':<38} {fsdp_minimum(config, layout, compute, accumulate) / GIB:9.2f}"]
     lines += ["", "no step is shorter than   fits    arithmetic s     wire s    floor s   MFU at most   tokens/s a device"]
     for name, device in DEVICES.items():
-        work, link = done / (d * t) / device.flops, sum(received.values()) / device.wire
+        work, link = seconds(config, layout, compute, device, batch=batch, T=T, accumulate=accumulate)
         floor = max(work, link)
         lines.append(
             f"  {name:<22} {'yes' if count['total'] < device.memory else 'no':>6} {work:>15.3f} {link:>10.3f} {floor:>10.3f} {flops / (d * t) / device.flops / floor:>12.1%}"
             f" {tokens / floor / (d * t):>17,.0f}"
         )
+    if steps:
+        lines += ["", f"hours of {steps:,} steps      at least   at MFU 50 %   at MFU 40 %"]
+        for name, device in DEVICES.items():
+            took = [hours(steps, config, layout, compute, device, batch=batch, T=T, accumulate=accumulate, mfu=mfu) for mfu in (None, 0.5, 0.4)]
+            lines.append(f"  {name:<22} {took[0]:>8.2f} {took[1]:>13.2f} {took[2]:>13.2f}")
     return lines
 
 
@@ -373,7 +403,7 @@ def show(args, config, compute_of, lower, say=print):
         raise ValueError(f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}")
     layout = model.make_layout(config, data, tensor)
     compute = compute_of("gpu" if args.attention == "cudnn" and not where else "tpu", data)
-    for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype)):
+    for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype), steps=args.steps):
         say(line)
     if where:
         mesh = sharding.make_mesh(data, tensor, list(devices))

@@ -135,6 +135,36 @@ def test_flops_of_7b_by_hand():
     assert plan.hardware_flops(config, BF16._replace(remat="none"), 65536, 2048) == model.model_flops(config, 65536, 2048)
 
 
+def test_seconds_of_7b_by_hand():
+    """On 8: arithmetic 3,587.6 T over 8 x 989 T/s, wire 43.5 GiB over 450 GB/s. On 16 in two servers the ring enters each once, through 8 cards of 50 GB/s; over tensor 2, 4 data ranks share."""
+    config, h100 = model.preset("llama-7b"), plan.DEVICES["H100"]
+    received = lambda layout, batch: plan.wire(config, layout, BF16, batch=batch, T=2048)
+    eight = model.make_layout(config, 8, 1)
+    work, link = plan.seconds(config, eight, BF16, h100, batch=32, T=2048)
+    assert work == pytest.approx(3587.6 / 8 / 989, rel=1e-4) and link == pytest.approx(sum(received(eight, 32).values()) / 450e9)
+    half, _ = plan.seconds(config, eight, BF16, h100, batch=32, T=2048, mfu=0.5)
+    assert half == pytest.approx(2703.6 / 8 / 989 / 0.5, rel=1e-4)
+    assert plan.hours(3600, config, eight, BF16, h100, batch=32, T=2048, mfu=0.5) == half
+    servers = model.make_layout(config, 16, 1)
+    assert plan.seconds(config, servers, BF16, h100, batch=64, T=2048)[1] == pytest.approx(sum(received(servers, 64).values()) / 400e9)
+    pairs = model.make_layout(config, 16, 2)
+    got = received(pairs, 64)
+    over_data = sum(got.values()) - got["activations over tensor"]
+    assert plan.seconds(config, pairs, BF16, h100, batch=64, T=2048)[1] == pytest.approx(max(sum(got.values()) / 450e9, over_data / 200e9))
+    v5p = plan.DEVICES["v5p"]  # one slice: no islands
+    assert plan.seconds(config, servers, BF16, v5p, batch=64, T=2048)[1] == pytest.approx(sum(received(servers, 64).values()) / 300e9)
+
+
+def test_hours_are_printed_where_steps_are_given(capsys):
+    assert train.main(["--plan", "--model", "llama-7b", "--mesh", "8x1", "--steps", "2289"]) == 0
+    text = capsys.readouterr().out
+    config = model.preset("llama-7b")
+    compute = BF16._replace(prefetch=True, mlp_rows=1)
+    took = [plan.hours(2289, config, model.make_layout(config, 8, 1), compute, plan.DEVICES["A100"], batch=32, T=2048, mfu=mfu) for mfu in (None, 0.5, 0.4)]
+    assert "hours of 2,289 steps" in text and text[text.index("hours of") :].split("A100")[1].split()[:3] == [f"{h:.2f}" for h in took]
+    assert 0.9 < took[0] < 0.92 and took[0] < took[1] < took[2]
+
+
 def test_plan_prints_every_line_and_touches_no_device(capsys, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *a: pytest.fail("--plan asked for devices"))
     assert train.main(["--plan", "--model", "llama-13b", "--mesh", "8x1"]) == 0
