@@ -1,0 +1,142 @@
+"""runs/*.sh: the commands they would run are read by the programs' own parsers and carry the paper's values; what their headers predict is what the plan computes now.
+
+    python -m pytest tests/test_runs.py
+"""
+import contextlib
+import math
+import pathlib
+import shlex
+import subprocess
+
+import jax.numpy as jnp
+import pytest
+
+import checkpoint
+import data
+import eval as evaluation
+import flags
+import model
+import plan
+import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = {"gpt2-xl": (64, 1024), "llama-7b": (32, 2048), "llama-13b": (32, 2048)}  # preset -> rows a step, tokens a row
+AMOUNTS = {"20M": 20_000_000, "80M": 80_000_000, "150M": 150_000_000}
+PAIRS, NQ_BATCH, NQ_BLOCK = 6000, 32, 128
+HARDWARE = ("A100", "H100", "v5p")
+
+
+def dry_run(preset, **variables):
+    """The commands a script prints, each as argv without the interpreter."""
+    done = subprocess.run(["sh", str(ROOT / "runs" / f"{preset}.sh")], env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1"} | variables, capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert all(c[0] == variables.get("PYTHON", "python") for c in commands)
+    return [c[1:] for c in commands]
+
+
+def resolved(argv):
+    """The flags of a train.py command with every default filled in."""
+    args = flags.parser().parse_args(argv)
+    flags.resolve(args)
+    return args
+
+
+def predicted(preset):
+    """The lines of a script's header that the plan decides."""
+    batch, block = SCRIPTS[preset]
+    config = model.preset(preset)
+    layout = model.make_layout(config, 8, 1)
+    args = resolved(["--init", "weights", "--data", "packed", "--block", str(block)])
+    compute = train.compute_of(args, config, "gpu", 8)
+    total = plan.memory(config, layout, compute, batch=batch, T=block, moment_dtype=jnp.dtype(args.moment_dtype))["total"] / plan.GIB
+    state = 12 * model.parameter_count(config) / plan.GIB
+    lines = [
+        f"#   memory a device   {total:.2f} GiB (an A100-80 and an H100 hold 74.5, a v5p 95)",
+        f"#   disk              {state:.0f} GiB a checkpoint, two kept of each training; the Hugging Face folder {state / 3:.0f} GiB",
+        f"#   {'hours, training alone':<32}" + "".join(f"{'8 x ' + name:>24}" for name in HARDWARE),
+        f"#   {'':<32}" + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(HARDWARE),
+    ]
+    kinds = [(f"{name} tokens", math.ceil(math.ceil((n - 1) / block) / batch), batch, block) for name, n in AMOUNTS.items()]
+    kinds.append(("NQ-synthetic", math.ceil(PAIRS * 0.98 / NQ_BATCH), NQ_BATCH, NQ_BLOCK))
+    for what, steps, rows, T in kinds:
+        figures = ""
+        for name in HARDWARE:
+            figures += "".join(f"{plan.hours(steps, config, layout, compute, plan.DEVICES[name], batch=rows, T=T, mfu=mfu):>8.3f}" for mfu in (None, 0.5, 0.4))
+        lines.append(f"#     {what:<15}{steps:>6,} steps   {figures}")
+    return lines
+
+
+@pytest.mark.parametrize("preset", SCRIPTS)
+def test_what_a_header_predicts_is_what_the_plan_computes_now(preset):
+    text = (ROOT / "runs" / f"{preset}.sh").read_text(encoding="utf-8")
+    assert "\n".join(predicted(preset)) in text, "put this into the header:\n" + "\n".join(predicted(preset))
+    assert "expected loss     not known" in text
+
+
+@pytest.mark.parametrize("name", [*(f"{preset}.sh" for preset in SCRIPTS), "recipe"])
+def test_a_script_is_plain_sh(name):
+    assert subprocess.run(["sh", "-n", str(ROOT / "runs" / name)]).returncode == 0
+
+
+def test_every_script_is_tested_here():
+    assert {p.stem for p in (ROOT / "runs").glob("*.sh")} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("preset", SCRIPTS)
+def test_the_programs_take_the_commands_as_they_are(preset, monkeypatch):
+    """Order: the base is measured, then each training is packed, trained, exported and measured. Every flag exists, and every input of a command was made by one before it."""
+    commands = dry_run(preset, RUN_UNTRUSTED_CODE="1")
+    measured = ["eval.py mmlu", "eval.py nq", "eval.py humaneval"]
+    kinds = [" ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint.py") else c[0] for c in commands]
+    assert kinds == measured + 4 * ["data.py pack", "train.py", "checkpoint.py convert", *measured]
+    made, converted = {f"models/{preset}"}, []
+    monkeypatch.setattr(checkpoint, "run", converted.append)  # its parser is in its main
+    for program, *argv in commands:
+        if program == "data.py":
+            made.add(data.parser().parse_args(argv).out)
+        elif program == "train.py":
+            args = resolved(argv)
+            assert args.init in made and args.data[0] in made
+            made.add(args.out)
+        elif program == "checkpoint.py":
+            with contextlib.suppress(SystemExit):
+                assert checkpoint.main(argv) == 0
+            assert converted[-1].src in made and converted[-1].to == "hf"
+        else:
+            args = evaluation.parser().parse_args(argv)
+            assert args.model in made and evaluation.check_flags(args)
+            assert (args.task != "mmlu" or args.shots == 5) and (args.task != "nq" or args.shots == 3) and (args.task != "humaneval" or args.run_untrusted_code)
+    assert len(converted) == 4
+
+
+@pytest.mark.parametrize("preset", SCRIPTS)
+def test_the_values_are_the_papers(preset):
+    """Learning rate 2e-3 after 1000 steps, one epoch, 32 x 2048 tokens a step (GPT-2: 64 x 1024, the same tokens), AdamW scaled by the weights."""
+    batch, block = SCRIPTS[preset]
+    assert batch * block == flags.DEFAULTS["batch"][1] * flags.DEFAULTS["block"][1] == 65536
+    commands = dry_run(preset)
+    assert not any(c[:2] == ["eval.py", "humaneval"] for c in commands)  # nobody has agreed
+    packs = [data.parser().parse_args(c[1:]) for c in commands if c[0] == "data.py"]
+    trains = [resolved(c[1:]) for c in commands if c[0] == "train.py"]
+    for args in trains:
+        assert (args.lr, args.warmup, args.optimizer, args.epochs, args.steps, args.mesh) == (2e-3, 1000, "adamw-scaled", 1.0, None, "8x1")
+        ours = {"batch", "block", "data", "tokenizer", "eval_fraction", "pack", "warmup_fraction"}
+        same = {n: getattr(args, n) == paper for n, (_, paper) in flags.DEFAULTS.items() if n not in ours}
+        assert all(same.values()), same
+    assert [(a.batch, a.block) for a in trains] == [(batch, block)] * 3 + [(NQ_BATCH, NQ_BLOCK)]
+    assert [a.warmup_fraction for a in trains] == [None] * 3 + [0.1]
+    assert [(p.tokens, p.pack, p.block, p.template) for p in packs] == [(n, "stream", block, "roles") for n in AMOUNTS] + [(None, "rows", NQ_BLOCK, "roles")]
+    assert {p.eval_fraction for p in packs} == {0.02} and block <= model.preset(preset).P
+
+
+def test_variables_reach_the_commands_whole():
+    commands = dry_run("llama-7b", OUT="an out/it's", WEIGHTS="params::w", AMOUNTS="0.3M", MESH="4x2", PYTHON="py 3")
+    assert ["--out", "an out/it's/mix-0.3M"] == next(c for c in commands if c[0] == "train.py")[-2:]
+    assert {c[c.index("--mesh") + 1] for c in commands if "--mesh" in c} == {"4x2"} and sum(c[0] == "train.py" for c in commands) == 2
+
+
+def test_a_missing_path_is_one_line_and_status_2(tmp_path):
+    done = subprocess.run(["sh", str(ROOT / "runs" / "llama-7b.sh")], env={"PATH": "/usr/bin:/bin", "WEIGHTS": str(tmp_path / "none")}, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name it, WEIGHTS=PATH sh " in done.stderr
