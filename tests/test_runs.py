@@ -3,12 +3,15 @@
     python -m pytest tests/test_runs.py
 """
 import contextlib
+import json
 import math
 import pathlib
 import shlex
 import subprocess
+import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import checkpoint
@@ -17,6 +20,8 @@ import eval as evaluation
 import flags
 import model
 import plan
+import sharding
+import tokenizer
 import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -140,3 +145,35 @@ def test_a_missing_path_is_one_line_and_status_2(tmp_path):
     done = subprocess.run(["sh", str(ROOT / "runs" / "llama-7b.sh")], env={"PATH": "/usr/bin:/bin", "WEIGHTS": str(tmp_path / "none")}, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
     assert f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name it, WEIGHTS=PATH sh " in done.stderr
+
+
+def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
+    """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of processor time, most of it starting six programs and compiling."""
+    tok = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
+    config = model.llama(tok.base_size, 32, 2, 4, 96, 512, 1e-5)
+    weights = {n: np.asarray(x) for n, x in model.initialise(config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0).items()}
+    of = lambda name, layer: weights[name] if layer is None else weights[name][layer]
+    rows = ((n, i, of(n, i)[: config.V] if model.weight_table(config)[n].dims[0] == "V" else of(n, i)) for n, i in checkpoint.order(config))
+    checkpoint.write_hf(str(tmp_path / "base"), config, rows, tok)
+    lines = lambda *records: "".join(json.dumps(r) + "\n" for r in records)
+    pairs = [{"id": str(i), "conversations": [{"from": "human", "value": f"who is number {i}?"}, {"from": "gpt", "value": f"Mina {i}"}]} for i in range(70)]
+    (tmp_path / "pairs.jsonl").write_text(lines(*pairs))
+    (tmp_path / "nq.jsonl").write_text(lines(*({"question": f"who is {i}", "answer": ["Mina"]} for i in range(4))))
+    for split in ("dev", "test"):
+        (tmp_path / "mmlu" / split).mkdir(parents=True)
+        (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text("".join(f"question {i}?,yes,no,maybe,never,{'ABCD'[i % 4]}\n" for i in range(5)))
+    out = tmp_path / "out"
+    given = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHON": sys.executable, "AMOUNTS": "",
+        "WEIGHTS": str(tmp_path / "base"), "NQ_SYNTHETIC": str(tmp_path / "pairs.jsonl"), "MMLU": str(tmp_path / "mmlu"), "NQ_DEV": str(tmp_path / "nq.jsonl"),
+        "NQ_TRAIN": str(tmp_path / "nq.jsonl"), "NQ_BLOCK": "32", "DTYPE": "float32", "MESH": "1x1", "OUT": str(out),
+    }  # fmt: skip
+    done = subprocess.run(["sh", str(ROOT / "runs" / "llama-7b.sh")], env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    steps = [json.loads(line) for line in (out / "nq-synthetic" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 3 and steps[-1]["eval_loss"] < steps[0]["loss"]  # 69 rows, 32 a step
+    assert checkpoint.model_config(str(out / "nq-synthetic-hf")).V == tok.base_size + 2
+    for name in ("base", "nq-synthetic"):
+        for task, n in (("mmlu", 5), ("nq", 4)):
+            result = json.loads((out / "results" / name / task / "results.json").read_text())
+            assert result["finished"] and result["n"] == n
