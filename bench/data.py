@@ -1,0 +1,110 @@
+"""Packing in tokens a second of one core, and how long a training step waits for its batch.
+
+    python bench/data.py packing DIALOGUES --tokenizer LLAMA GPT2        DIALOGUES: a ShareGPT file; LLAMA, GPT2: folders of tokenizers
+    python bench/data.py loader DIALOGUES --tokenizer LLAMA              batches of 32 x 2048 behind steps of 20 ms
+
+`packing` runs `data.pack` in this process (--workers 1) and takes processor time, which counts on a busy machine: reading and tokenizing apart from writing the rows. `loader` packs,
+then takes batches as train.py's loop does (train.ahead over train.device_batch, one CPU device) while a step sleeps, as a host does beside an accelerator; the wait is what the loop
+stands still for, first batch left out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page cache, several hosts.
+"""
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+import data  # the repository's own: its folder stands before this one in the path
+import tokenizer
+
+GOAL_TOKENS, GOAL_MINUTES, CORES = 150e6, 30, 2
+
+
+def packing(args):
+    for path in args.tokenizer:
+        tok = tokenizer.load(path)
+        spent = {"writing": 0.0}
+        write = data._write_split
+
+        def timed(*a, write=write, spent=spent):
+            start = time.process_time()
+            made = write(*a)
+            spent["writing"] += time.process_time() - start
+            return made
+
+        with tempfile.TemporaryDirectory() as folder:
+            data.pack([args.dialogues[0]], tok, f"{folder}/warm", tokens="50k", block=args.block, workers=1)  # imports, the tokenizer's first use
+            data._write_split = timed
+            try:
+                start, wall = time.process_time(), time.perf_counter()
+                made = data.pack(args.dialogues, tok, f"{folder}/packed", block=args.block, workers=1)
+                total, wall = time.process_time() - start, time.perf_counter() - wall
+            finally:
+                data._write_split = write
+        tokens = sum(s["tokens"] for s in made["splits"].values())
+        tokenizing = total - spent["writing"]
+        # what data.py does on several cores: tokenizing is shared, writing is one process
+        minutes = GOAL_TOKENS / tokens * (tokenizing / CORES + spent["writing"]) / 60
+        print(f"{tok.kind}, {tokens:,} tokens, block {args.block}: {tokens / total:,.0f} tokens/s of a core (wall {wall:.1f} s, processor {total:.1f} s: reading and tokenizing "
+              f"{tokens / tokenizing:,.0f} tokens/s, writing {tokens / spent['writing']:,.0f})")
+        print(f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})")
+
+
+def loader(args):
+    import jax
+
+    import sharding
+    import train
+    jax.config.update("jax_platforms", "cpu")
+    mesh = sharding.make_mesh(1, 1)
+    for path in args.tokenizer:
+        tok = tokenizer.load(path)
+        with tempfile.TemporaryDirectory() as folder:
+            data.pack(args.dialogues, tok, f"{folder}/packed", block=args.block, pack=args.pack)
+            rows, _ = data.open_dataset(f"{folder}/packed", tok)
+            make = lambda s, rows=rows: train.device_batch(rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh)
+            make(0)
+            for ms in args.steps_ms:
+                waits, start = [], time.perf_counter()
+                clock = start
+                for batch in train.ahead(make, range(args.steps)):
+                    waits.append(time.perf_counter() - clock)
+                    time.sleep(ms / 1000)
+                    clock = time.perf_counter()
+                    del batch
+                took, waited = clock - start - waits[0], sum(waits[1:])
+                print(f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms: waits {waited / took:.2%} of the time (median {statistics.median(waits[1:]) * 1e3:.2f} ms, 99 % "
+                      f"{np.quantile(waits[1:], 0.99) * 1e3:.2f}, largest {max(waits[1:]) * 1e3:.2f}; {args.steps} steps; goal 1 % at 20 ms)")
+            parts = {"rows from the files": lambda s: rows.rows(data.batch_indices(len(rows), args.batch, 0, s)), "a whole batch": make}
+            for name, f in parts.items():
+                start, wall = time.process_time(), time.perf_counter()
+                for s in range(20):
+                    f(s)
+                print(f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor time, {(time.perf_counter() - wall) / 20 * 1e3:.1f} ms by the clock")
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("what", choices=["packing", "loader"])
+    p.add_argument("dialogues", nargs="+", metavar="DIALOGUES", help="files of dialogues, as for data.py pack")
+    p.add_argument("--tokenizer", nargs="+", required=True, metavar="PATH")
+    p.add_argument("--block", type=int, default=2048, metavar="T")
+    p.add_argument("--batch", type=int, default=32, metavar="B")
+    p.add_argument("--pack", choices=data.PACKS, default="stream", help="for loader [default %(default)s]")
+    p.add_argument("--steps", type=int, default=300, metavar="S", help="for loader [default %(default)s]")
+    p.add_argument("--steps-ms", type=float, nargs="+", default=[20], metavar="MS", help="for loader [default 20]")
+    args = p.parse_args(argv)
+    try:
+        {"packing": packing, "loader": loader}[args.what](args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"bench/data.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
