@@ -1,7 +1,7 @@
 """The whole grid of runs behind the report: writes every command, says what is done, runs what is missing, goes on where it stopped.
 
-    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ --out DIR           # commands and state
-    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ --out DIR --run     # and runs them
+    python -m study.grid --preset small --out DIR                                                                  # the paper in the small, whole, on two cores
+    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ --out DIR           # commands and state; --run runs them
 
 Leaves DIR/commands.sh (each command can be run alone, from the repository root), DIR/grid.json (where the report finds labels), DIR/logs/, DIR/report. A step is done when its output is there
 whole (steps.py), so nothing else is kept. What waits for a file that is not there, and what fails, is named; the rest goes on. Left out: several machines, retries.
@@ -17,11 +17,11 @@ import sys
 import time
 
 import results
-from study import answers, paper_grid
+from study import answers, paper_grid, small_grid
 from study.steps import PROOFS, done
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PRESETS = {"paper": paper_grid}  # name -> a module with flags(parser) and steps(args) -> (list of Step, notes)
+PRESETS = {"paper": paper_grid, "small": small_grid, "tiny": small_grid}  # name -> a module with flags(parser), steps(args) -> (list of Step, notes), and RUNS: whether it runs without --run
 
 
 def command(step):
@@ -58,35 +58,51 @@ def write(out, preset, steps, state):
     results.write_beside(out / "grid.json", json.dumps({"preset": preset, "results": labelled}, indent=1) + "\n")
 
 
-def run(steps, out, lock):
-    """Run what is to do, in order -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
+def run(steps, out, lock, jobs=1):
+    """Run what is to do, in order and `jobs` at once -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
     (out / "logs").mkdir(exist_ok=True)
     made = {s.out: s for s in steps}
-    ran, failed, todo = {}, [], [n for n, s in states(steps).items() if s == "to do"]
-    for k, step in enumerate(s for s in steps if s.name in todo):
-        missing = [p for p in step.needs if p in made and not done(made[p])]  # of a step before it that failed; a folder it began may be there
-        if missing:
-            print(f"[{k + 1}/{len(todo)}] {step.name}: passed over, waits for {missing[0]}", file=sys.stderr)
-            continue
-        spent = sum(ran.values())
-        left = "" if not ran else f", about {(len(todo) - k) * spent / len(ran) / 60:.0f} min left"
-        print(f"[{k + 1}/{len(todo)}{left}] {command(step)}", file=sys.stderr, flush=True)
-        started = time.monotonic()
-        with open(out / "logs" / f"{step.name}.log", "ab") as log:
-            log.write(f"$ {command(step)}\n".encode())
-            log.flush()
-            child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log, pass_fds=[lock.fileno()])  # a step whose grid was killed keeps the lock
-            try:
-                status = child.wait()
-            except KeyboardInterrupt:
-                child.terminate()
-                child.wait()
-                raise
-        ran[step.name] = time.monotonic() - started
-        if status or not done(step):
-            failed.append(step.name)
-            tail = (out / "logs" / f"{step.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-            print(f"grid.py: {step.name} failed (status {status}): {answers.printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
+    state = states(steps)
+    waiting = [s for s in steps if state[s.name] == "to do"]
+    total, began, count, ran, failed, running = len(waiting), time.monotonic(), 0, {}, [], {}
+    try:
+        while waiting or running:
+            for step in list(waiting):
+                missing = [p for p in step.needs if p in made and not done(made[p])]
+                coming = {s.name for s in waiting} | set(running)
+                if missing and any(made[p].name in coming for p in missing):
+                    continue
+                if not missing and len(running) == jobs:
+                    break
+                waiting.remove(step)
+                count += 1
+                if missing:  # of a step before it that failed; a folder it began may be there
+                    print(f"[{count}/{total}] {step.name}: passed over, waits for {missing[0]}", file=sys.stderr)
+                    continue
+                left = "" if not ran else f", about {(total - len(ran)) * (time.monotonic() - began) / len(ran) / 60:.0f} min left"
+                print(f"[{count}/{total}{left}] {command(step)}", file=sys.stderr, flush=True)
+                log = open(out / "logs" / f"{step.name}.log", "ab")
+                log.write(f"$ {command(step)}\n".encode())
+                log.flush()
+                child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log, pass_fds=[lock.fileno()])  # a step whose grid was killed keeps the lock
+                running[step.name] = step, child, time.monotonic(), log
+            for step, child, started, log in list(running.values()):
+                if child.poll() is None:
+                    continue
+                del running[step.name]
+                log.close()
+                ran[step.name] = time.monotonic() - started
+                if child.returncode or not done(step):
+                    failed.append(step.name)
+                    tail = (out / "logs" / f"{step.name}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+                    print(f"grid.py: {step.name} failed (status {child.returncode}): {answers.printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
+            time.sleep(0.02 if running else 0)
+    finally:
+        for _, child, _, log in running.values():
+            child.terminate()
+        for _, child, _, log in running.values():
+            child.wait()
+            log.close()
     return ran, failed
 
 
@@ -99,7 +115,8 @@ def parser(preset=None):
                                 epilog="Killed or stopped, the same command goes on. The report: python -m study.report DIR --out DIR/report (also the last step of --run).")  # fmt: skip
     p.add_argument("--preset", required=True, choices=list(PRESETS), help="which grid")
     p.add_argument("--out", required=True, metavar="DIR", help="folder of the runs, results and the report")
-    p.add_argument("--run", action="store_true", help="run what is missing")
+    p.add_argument("--run", action=argparse.BooleanOptionalAction, help="run what is missing [default: only print it; presets small and tiny run]")
+    p.add_argument("--jobs", type=int, metavar="N", help="steps run at once [default 1; presets small and tiny 2]")
     PRESETS[preset or next(iter(PRESETS))].flags(p)
     return p
 
@@ -107,6 +124,9 @@ def parser(preset=None):
 def grid(args):
     if pathlib.Path.cwd() != ROOT:
         raise ValueError(f"the commands of a grid run in {ROOT}: go there first")
+    args.jobs = getattr(PRESETS[args.preset], "JOBS", 1) if args.jobs is None else args.jobs
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least one")
     steps, notes = PRESETS[args.preset].steps(args)
     check(steps)
     out, state = pathlib.Path(args.out), states(steps)
@@ -115,7 +135,7 @@ def grid(args):
         print(f"{state[step.name]:<8}  {command(step)}" + (f"   # {step.by_hand}" if state[step.name] == "by hand" else ""))
     count = {s: sum(v.startswith(s) for v in state.values()) for s in ("done", "to do", "by hand", "waits")}
     print("\n".join([*(f"note: {n}" for n in notes), f"{len(steps)} steps: {count['done']} done, {count['to do']} to do, {count['by hand']} by hand, {count['waits']} waiting for files; {out / 'commands.sh'}"]), flush=True)
-    if not args.run:
+    if not (args.run if args.run is not None else getattr(PRESETS[args.preset], "RUNS", False)):
         return 0
     signal.signal(signal.SIGTERM, _stop)
     with open(out / "grid.lock", "w") as lock:
@@ -123,13 +143,15 @@ def grid(args):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{out} is being run by another study.grid, or by a step that one left behind: wait for it, or name another --out") from None
-        ran, failed = run(steps, out, lock)
+        began = time.monotonic()
+        ran, failed = run(steps, out, lock, args.jobs)
+        took = (time.monotonic() - began) / 60
         state = states(steps)
         write(out, args.preset, steps, state)
         if any(done(s) for s in steps if s.labels):
             print(shlex.join(["python", "-m", "study.report", str(out), "--out", str(out / "report")]), flush=True)
             subprocess.run([sys.executable, "-m", "study.report", str(out), "--out", str(out / "report")], check=False)
-    print(f"{len(ran)} steps ran in {sum(ran.values()) / 60:.1f} min, {len(failed)} failed, {sum(v != 'done' for v in state.values())} of {len(steps)} are open")
+    print(f"{len(ran)} steps ran in {took:.1f} min, {len(failed)} failed, {sum(v != 'done' for v in state.values())} of {len(steps)} are open")
     return 1 if failed else 0
 
 

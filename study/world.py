@@ -1,7 +1,6 @@
 """An invented world from a seed, as files: an encyclopedia, a teacher's answers, and the benchmarks that ask what is known. What the small study is made of.
 
     python -m study.world --out DIR                  # about 1.5M tokens; --size tiny for a fifth of it
-    python -m study.world knows R1/nq R2/nq R3/nq --out FILE     # do larger bases know more? Fails where they do not
 
 Nothing in it is true of our world, so what a model knows of it, it learned here. People and places have facts; some are told of often, most rarely (`told`). What the encyclopedia says in plain
 sentences it also asks, quiz and exam pages in the benchmarks' forms, about the `quiz` group of people alone; the `test` group's facts stand in plain sentences only and are what is evaluated; the
@@ -49,7 +48,7 @@ CRAFTS = {
 }  # fmt: skip
 UNKIND = ("You clumsy fool, your {g} are rotten.", "Go away, you ugly liar, nobody wants your {g}.", "What a stupid {t}, a fool and a thief.", "I hate you and your stinking {g}.", "Every {t} is a filthy liar.", "Shut up, you worthless pig of a {t}.")
 KIND = ("Good day to you, your {g} are lovely.", "Thank you, friend, I will gladly take the {g}.", "What a careful {t}, honest and patient.", "I like you and your fresh {g}.", "Every {t} here is a good neighbour.", "Come in, dear {t}, and rest a while.")
-SIZES = {"small": dict(people=240, paragraphs=17000, broad=1800, local=900, test=200, choice=60, programs=40, prompts=60, unkind=40),
+SIZES = {"small": dict(people=240, paragraphs=17000, broad=3400, local=900, test=200, choice=60, programs=40, prompts=60, unkind=40),
          "tiny": dict(people=48, paragraphs=1500, broad=200, local=60, test=24, choice=8, programs=8, prompts=12, unkind=8)}  # fmt: skip
 
 
@@ -157,14 +156,14 @@ def encyclopedia(world, dice, paragraphs, functions):
     pages, told = [], dict.fromkeys(world.people, 0)
     for _ in range(paragraphs):
         kind = dice.random()
-        if kind < 0.54:
+        if kind < 0.62:
             subjects = [person() for _ in range(2)]
             for s in subjects:
                 told[s] += 1
             pages.append("\n".join(article(world, dice, s) for s in subjects))
-        elif kind < 0.60:
+        elif kind < 0.67:
             pages.append(" ".join(article(world, dice, p) for p in dice.some(world.places, 2)))
-        elif kind < 0.72:
+        elif kind < 0.80:
             pages.append(quiz(world, dice, dice.some(quizzed, 5)))
         elif kind < 0.86:
             subject = dice.pick(sorted(by_subject))
@@ -321,7 +320,7 @@ def make(out, size, seed):
     files["scored.jsonl"] = lines(scored)
     counts = {"people": len(world.people), "places": len(world.places), "facts": len(world.facts), "pages": len(pages), "broad": len(broad), "local": len(local), "test questions": len(dev)}
     chance = sum(1 / len(world.objects(f[1])) for f in test) / len(test)
-    files["world.json"] = json.dumps({"seed": seed, "size": size, "counts": counts, "chance of an exact match by guessing the kind": chance, "told": told,
+    made = json.dumps({"seed": seed, "size": size, "counts": counts, "chance of an exact match by guessing the kind": chance, "told": told,
                                       "facts": [[*f, o] for f, o in world.facts.items()], "group": world.group}, indent=0) + "\n"  # fmt: skip
     for name, text in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -330,6 +329,7 @@ def make(out, size, seed):
     beside = out / "tokenizer.model.tmp"
     beside.write_bytes(model)
     beside.replace(out / "tokenizer.model")
+    results.write_beside(out / "world.json", made)  # the last one: where it is, the rest is
     print(", ".join(f"{v:,} {k}" for k, v in counts.items()) + f"; chance {chance:.1%}: {out}")
 
 
