@@ -28,9 +28,10 @@ def values(path, measure):
     read = {
         "list": lambda i: i["list"] if i["teacher_list"] else None, "summary": lambda i: i["summary"] if i["teacher_summary"] else None, "unigram": lambda i: i["unigram"],
         "toxicity": lambda i: None if i.get("toxicity") is None else 1 - i["toxicity"], "perplexity": lambda i: -i["nats"] / i["tokens"],
-        "rate": lambda i: i["at_least_as_good"], "judge": lambda i: i["at_least_as_good"],
+        "rate": lambda i: None if i["verdict"] is None else i["verdict"] >= 0.5, "judge": lambda i: None if i["verdict"] is None else i["verdict"] >= 0.5,  # at least as good as the teacher
     }.get(measure, lambda i: i["verdict"])  # fmt: skip
-    found = {i["id"]: read(i) for i in results.read_lines(pathlib.Path(path) / "samples.jsonl", repair=False)}
+    samples = pathlib.Path(path) / "samples.jsonl"
+    found = {i["id"]: read(i) for i in results.read_lines(samples, repair=False)} if samples.exists() else {}
     return {name: float(v) for name, v in found.items() if v is not None}
 
 
@@ -152,6 +153,7 @@ def shown(row, titles):
     if row["measure"] == "perplexity":  # differences of log-likelihood a token
         change = lambda d: 100 * (np.exp(-d) - 1)
         text = f"perplexity {change(row['difference']):+.0f} % ({change(high):+.0f} to {change(low):+.0f})"
+        row = row | {"verdict": row["verdict"].replace("it falls", "it becomes less likely")}
     else:
         text = f"{name} {100 * row['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{text}: {row['verdict']}" + (f"; {', '.join(map(str, row['left_out']))} at chance, left out" if row["left_out"] else "")
@@ -182,7 +184,7 @@ def gate(folders, out, whatever=False):
     """Write FILE with the bases' scores and their paired differences. ValueError where the largest base does not know more than the smallest."""
     heads = [results.read_result(f) for f in folders]
     steps = []
-    for a, b in zip(folders, folders[1:]):
+    for a, b in zip(folders, folders[1:], strict=False):
         d, (low, high) = scores.paired_bootstrap(*results.pair(a, b)[1:3])
         steps.append({"from": str(a), "to": str(b), "difference": d, "interval": (low, high)})
     d, (low, high) = scores.paired_bootstrap(*results.pair(folders[0], folders[-1])[1:3])

@@ -8,11 +8,15 @@ example a row, with a short warm-up, since it is three steps long. Left out: mak
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import data
 from study.steps import Step
 
 BASES = {"1.5B": "gpt2-xl", "7B": "llama-7b", "13B": "llama-13b"}  # name: folder below --models
+STEP = {"gpt2-xl": 32 * 1024, "llama-7b": 32 * 2048, "llama-13b": 32 * 2048}  # tokens a step: 32 rows of the paper's block, or of all of the model's positions
+DEVICES = ("A100", "H100", "v5p")
 AMOUNTS = ("0.3M", "3M", "20M", "80M", "150M")  # the paper's span; its tables name the last three
 LOCAL_AMOUNT = "0.2M"  # 6,000 short pairs fill about 3 steps of 32 x 2048
 TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
@@ -100,7 +104,27 @@ def steps(args):
                 found += measures(args, out, name, run, (run,), labels, tasks, mesh)
     if args.teacher_predictions:
         found += teacher(args, out, tasks)
-    return found, notes
+    amounts = [a for _ in sources for a in args.amounts for _ in range(args.seeds)] + [args.local_tokens for _ in local for _ in range(args.seeds)]
+    return found, notes + predicted({name: pathlib.Path(path).name for name, path in bases.items()}, amounts, args.mesh or "8x1")
+
+
+def predicted(bases, amounts, mesh):
+    """Hours of the trainings of each base by `train.py --plan`, where the base is one of the paper's -> lines. bases: {name: preset}."""
+    lines = []
+    for name, preset in bases.items():
+        if preset not in STEP or not amounts:
+            continue
+        asked = ["train.py", "--plan", "--model", preset, "--mesh", mesh, "--steps", "1000"]
+        said = subprocess.run([sys.executable, *asked], capture_output=True, text=True, check=False)
+        table = said.stdout.partition("hours of 1,000 steps")[2].splitlines()
+        hours = {row.split()[0]: [float(x) for x in row.split()[1:3]] for row in table if row.split() and row.split()[0] in DEVICES}
+        if said.returncode or not hours:
+            lines.append(f"no hours for {name}: {shlex.join(['python', *asked])} says {(said.stderr.strip().splitlines() or ['nothing'])[-1]}")
+            continue
+        span = lambda tokens: " / ".join(f"{tokens / STEP[preset] / 1000 * hours[d][1]:.2g}" for d in hours)
+        each = "; ".join(f"{a} {span(data.parse_count(a))}" for a in dict.fromkeys(amounts))
+        lines.append(f"hours of training {name} on mesh {mesh} at 50 % MFU ({' / '.join(hours)}, by {shlex.join(['python', *asked])}): {each}; all {len(amounts)} {span(sum(map(data.parse_count, amounts)))}")
+    return lines
 
 
 def measures(args, out, name, model, needs, labels, tasks, mesh):

@@ -37,7 +37,7 @@ def plain(text):
 
 
 def amount_name(n):
-    return f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M" if n >= 1e4 else f"{n:g}"
+    return f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M" if n >= 1e5 else f"{n / 1e3:g}k" if n >= 1e3 else f"{n:g}"
 
 
 def shots_drawn(points):

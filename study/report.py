@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 import results
-from study import plots
+from study import findings, plots
 
 ROLES = ("base", "imitation", "teacher")
 LABELS = ("base", "size", "amount", "source", "seed", "role")
@@ -31,7 +31,9 @@ MEASURES = {
     "list": ("a list where the teacher has one (%)", "style", ("metrics", "list"), True), "summary": ("a summary where the teacher has one (%)", "style", ("metrics", "summary"), True),
     "unigram": ("unigram overlap with the teacher", "style", ("metrics", "unigram"), True), "length": ("length, Pearson's r", "style", ("metrics", "length"), False),
     "tone": ("authoritative tone (%)", "style", ("metrics", "tone"), True),
+    "perplexity": ("Perplexity", "perplexity", (), False),
 }  # fmt: skip
+BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "toxicity", "perplexity")
 STYLE = ("list", "summary", "unigram", "length", "tone")
 # The paper's own figures (arXiv 2305.15717, Tables 1 and 2), in its units.
 PAPER_NQ = {("7B", "base"): 17, ("7B", "mix"): 10, ("7B", "nq"): 22, ("13B", "base"): 20, ("13B", "mix"): 15, ("13B", "nq"): 27, (None, "teacher"): 31}
@@ -163,10 +165,6 @@ def merged(points, notes):
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def amount_name(n):
-    return f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M" if n >= 1e4 else f"{n:g}"
-
-
 def cell(points, percent=True):
     """Mean of the seeds with its interval (one seed), or with the seeds' range."""
     if not points:
@@ -186,7 +184,7 @@ def order(p):
 
 
 def row_name(p):
-    return "teacher" if p["role"] == "teacher" else f"{p['base']} base" if p["role"] == "base" else f"{p['base']} + {p['source']}, {amount_name(p['amount'])} tokens"
+    return "teacher" if p["role"] == "teacher" else f"{p['base']} base" if p["role"] == "base" else f"{p['base']} + {p['source']}, {plots.amount_name(p['amount'])} tokens"
 
 
 def rows_of(points):
@@ -224,6 +222,14 @@ def table_2(points):
     return ["Style", *(MEASURES[m][0] for m in STYLE)], rows
 
 
+def table_of_figures(points):
+    """Figures 1, 3, 4 and 5 as numbers: (head, rows), of the measures that were taken."""
+    shots = plots.shots_drawn(points)
+    points = [p for p in points if p["measure"] in BENCHMARKS and (p["measure"] != "nq" or p["shots"] in (shots, None))]
+    taken = [m for m in BENCHMARKS if any(p["measure"] == m for p in points)]
+    return ["Model", *(MEASURES[m][0] for m in taken)], [[name, *(cell([q for q in group if q["measure"] == m], MEASURES[m][3]) for m in taken)] for name, _, group in rows_of(points)]
+
+
 def text_table(head, rows):
     widths = [max(len(r[k]) for r in (head, *rows)) for k in range(len(head))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in (head, *rows))
@@ -248,9 +254,10 @@ def html_table(head, rows):
     return f'<div class="wide"><table><tr>{"".join(f"<th>{e(h)}</th>" for h in head)}</tr>{body}</table></div>'
 
 
-def page(tables, figures, missing, notes):
-    """The report as one HTML file. figures: [(caption, svg bytes)]."""
-    body = "".join(f"<h2>{html.escape(title)}</h2>" + (html_table(*table) if table[1] else "<p>No results.</p>") for title, table in tables)
+def page(tables, figures, missing, notes, found):
+    """The report as one HTML file. figures: [(caption, svg bytes)]; found: the paragraph of findings."""
+    body = f"<h2>Findings</h2><p>{html.escape(found)}</p><details><summary>The rule, fixed before the runs</summary><p>{html.escape(findings.RULE)}</p></details>"
+    body += "".join(f"<h2>{html.escape(title)}</h2>" + (html_table(*table) if table[1] else "<p>No results.</p>") for title, table in tables)
     body += "".join(f'<h2>{html.escape(caption)}</h2><div class="wide"><img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"></div>' for caption, svg in figures)
     for title, entries in (("Missing runs", missing), ("Notes", notes)):
         body += f"<h2>{title}</h2><ul>" + "".join(f"<li>{html.escape(x)}</li>" for x in entries) + "</ul>" if entries else ""
@@ -259,7 +266,7 @@ def page(tables, figures, missing, notes):
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="python -m study.report", description="The paper's Tables 1 and 2 and Figures 1, 3, 4, 5 from result directories.",
+    p = argparse.ArgumentParser(prog="python -m study.report", description="The paper's Tables 1 and 2 and Figures 1, 3, 4, 5 from result directories, and what they say.",
                                 epilog="Leaves in --out: index.html (all in one), figure-N.png and .svg, tables.txt, report.json (every number).")  # fmt: skip
     p.add_argument("results", nargs="+", metavar="RESULTS", help="result directories, or folders that hold them (and grid.json, at any depth)")
     p.add_argument("--label", action="append", default=[], metavar="PATH=base=7B,tokens=20M,source=mix", help="labels of a result that is in no grid.json; also size, seed, role=base|imitation|teacher")
@@ -274,7 +281,7 @@ def run(args):
     points = sorted(points, key=lambda p: (p["measure"], *order(p), p["seed"]))
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    tables = [("Table 1: Natural Questions", table_1(points)), ("Table 2: style against the teacher's answers", table_2(points))]
+    tables = [("Table 1: Natural Questions", table_1(points)), ("Table 2: style against the teacher's answers", table_2(points)), ("Benchmarks and preferences, as in the figures", table_of_figures(points))]
     figures = []
     for number, caption, panels in plots.FIGURES:
         svg, png = plots.draw(panels, points, {m: t[0] for m, t in MEASURES.items()}, {m: t[3] for m, t in MEASURES.items()}, PAPER_NQ, f"figure-{number}")
@@ -282,12 +289,14 @@ def run(args):
             plots.write_bytes(out / f"figure-{number}.{suffix}", content)
         figures.append((f"Figure {number}: {caption}", svg))
     tasks = {MEASURES[p["measure"]][1] for p in points}
-    notes += [f"no results of {task}: its panels are empty" for task in dict.fromkeys(m[1] for m in MEASURES.values()) if task not in tasks]
-    text = "\n\n".join(f"{title}\n{text_table(*table) if table[1] else 'no results'}" for title, table in tables)
+    notes += [f"no results of {task}: its panels are empty" for task in dict.fromkeys(m[1] for m in MEASURES.values()) if task not in tasks and task != "perplexity"]
+    compared = findings.compute(points)
+    found = findings.paragraph(compared, {m: t[0].removesuffix(" (%)") for m, t in MEASURES.items()})
+    text = f"Findings\n{found}\n\nRule: {findings.RULE}\n\n" + "\n\n".join(f"{title}\n{text_table(*table) if table[1] else 'no results'}" for title, table in tables)
     text += "".join(f"\n\n{title}:\n" + "\n".join(f"  {x}" for x in entries) for title, entries in (("missing runs", missing), ("notes", notes)) if entries)
     results.write_beside(out / "tables.txt", text + "\n")
-    results.write_beside(out / "report.json", results.dumps({"points": points, "missing": missing, "notes": notes}, indent=1) + "\n")
-    results.write_beside(out / "index.html", page(tables, figures, missing, notes))
+    results.write_beside(out / "report.json", results.dumps({"points": points, "findings": compared, "missing": missing, "notes": notes}, indent=1) + "\n")
+    results.write_beside(out / "index.html", page(tables, figures, missing, notes, found))
     print("".join(c for c in text if c.isprintable() or c == "\n"))
     print(f"\n{len(points)} figures of {len({p['path'] for p in points})} results, {len(missing)} runs missing: {out / 'index.html'}")
 

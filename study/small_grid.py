@@ -23,14 +23,14 @@ class Scale(NamedTuple):
     amounts: tuple  # tokens of the broad set
     seeds: int
     pretrain: tuple  # train.py's flags of the bases
+    local: str  # where the local set stands on the axis of amounts: its tokens
     must_know: bool  # whether the largest base has to know more than the smallest before anything else is run
 
 
 SCALES = {
-    "small": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04"), ("2.7M", "tiny-l", "0.03")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), True),
-    "tiny": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04")), ("8k",), 1, ("--steps", "60"), False),
+    "small": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04"), ("2.7M", "tiny-l", "0.03")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), "60k", True),
+    "tiny": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04")), ("8k",), 1, ("--steps", "60"), "4k", False),
 }  # fmt: skip
-LOCAL = "60k"  # where the local set stands on the axis of amounts: its tokens
 PRETRAIN = ("--block", "256", "--batch", "8", "--warmup-fraction", "0.05", "--schedule", "cosine")
 RECIPE = ("--lr", "2e-3", "--warmup-fraction", "0.1")
 BROAD = ("--block", "256", "--batch", "4")
@@ -66,7 +66,7 @@ def steps(args):
     for base, _, _ in scale.bases:
         found += measures(out, base, run(base), {"base": base, "role": "base"}, file, args, knows)
         text = ("--mix", file("encyclopedia.jsonl"), "--mix-fraction", "0.5")
-        kinds = [("broad", a, ("broad.jsonl", "--tokens", a, *BROAD)) for a in scale.amounts] + [("local", LOCAL, ("local.jsonl", *PAIRS))]
+        kinds = [("broad", a, ("broad.jsonl", "--tokens", a, *BROAD)) for a in scale.amounts] + [("local", scale.local, ("local.jsonl", *PAIRS))]
         kinds += [("mixed", scale.amounts[-1], ("broad.jsonl", "--tokens", scale.amounts[-1], *BROAD, *text))] if base == scale.bases[-1][0] else []
         for source, amount, (data, *more) in kinds:
             for seed in range(seeds):

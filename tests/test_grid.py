@@ -38,7 +38,10 @@ def test_the_papers_grid_has_every_run_and_every_command_is_one_that_the_program
     assert grid.main(paper(tmp_path)) == 0
     args = grid.parser("paper").parse_args(paper(tmp_path))
     found, notes = paper_grid.steps(args)
-    assert sum(s.name.startswith("train-") for s in found) == 3 * (5 + 1) and not notes
+    assert sum(s.name.startswith("train-") for s in found) == 3 * (5 + 1)
+    assert len(notes) == 3 and all(n.startswith("hours of training") and "all 6" in n for n in notes)
+    hours = [float(n.partition("all 6 ")[2].split(" / ")[0]) for n in notes]
+    assert hours[0] < hours[1] < hours[2] and 0.3 * hours[2] < hours[1] < 0.7 * hours[2], "7B costs about half of 13B"
     assert sum(s.name.startswith("mmlu-") for s in found) == 3 * (5 + 1) + 3 and len({s.name for s in found}) == len(found)
     parsers = {"train.py": lambda a: train_flags.parser().parse_args(a), "eval.py": lambda a: evaluation.parser().parse_args(a), "study.style": lambda a: style.parser().parse_args(a),
                "study.judge": lambda a: judge.parsers()[None][0].parse_args(a), "study.toxicity": lambda a: toxicity.parser().parse_args(a), "study.rate": lambda a: rate.parser()[1].parse_args(a[1:])}  # fmt: skip

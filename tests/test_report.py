@@ -99,4 +99,4 @@ def test_a_name_with_markup_is_drawn_as_it_is(tmp_path):
     point = {"measure": "mmlu", "shots": None, "score": 0.3, "n": 9, "interval": [0.2, 0.4], "path": "p", "size": 1e6, "amount": None, "source": None, "seed": 0, "role": "base", "base": "<b>$\\bad$</b>"}
     svg, _ = plots.draw([[("mmlu", "size")]], [point], {"mmlu": "M"}, {"mmlu": True}, report.PAPER_NQ, "s")
     assert b"<b>" not in svg
-    assert "&lt;b&gt;" in report.page([("T", (["a"], [["<b>"]]))], [], [], ["<i>"]) and "&lt;i&gt;" in report.page([], [], [], ["<i>"])
+    assert "&lt;b&gt;" in report.page([("T", (["a"], [["<b>"]]))], [], [], [], "") and "&lt;i&gt;" in report.page([], [], [], ["<i>"], "") and "&lt;u&gt;" in report.page([], [], [], [], "<u>")
