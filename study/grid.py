@@ -9,6 +9,7 @@ whole (steps.py), so nothing else is kept. What waits for a file that is not the
 import argparse
 import fcntl
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -62,7 +63,8 @@ def run(steps, out, lock, jobs=1):
     """Run what is to do, in order and `jobs` at once -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
     (out / "logs").mkdir(exist_ok=True)
     made = {s.out: s for s in steps}
-    state = states(steps)
+    state, cores = states(steps), sorted(os.sched_getaffinity(0))
+    shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}  # steps side by side have cores of their own: two that share all of them take longer than one after the other
     waiting = [s for s in steps if state[s.name] == "to do"]
     total, began, count, ran, failed, running = len(waiting), time.monotonic(), 0, {}, [], {}
     try:
@@ -85,8 +87,10 @@ def run(steps, out, lock, jobs=1):
                 log.write(f"$ {command(step)}\n".encode())
                 log.flush()
                 child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log, pass_fds=[lock.fileno()])  # a step whose grid was killed keeps the lock
-                running[step.name] = step, child, time.monotonic(), log
-            for step, child, started, log in list(running.values()):
+                share = next(k for k in shares if k not in {r[-1] for r in running.values()})
+                os.sched_setaffinity(child.pid, shares[share])
+                running[step.name] = step, child, time.monotonic(), log, share
+            for step, child, started, log, _ in list(running.values()):
                 if child.poll() is None:
                     continue
                 del running[step.name]
@@ -98,9 +102,9 @@ def run(steps, out, lock, jobs=1):
                     print(f"grid.py: {step.name} failed (status {child.returncode}): {answers.printable(tail[0]) if tail else ''}  ({out / 'logs' / step.name}.log)", file=sys.stderr)
             time.sleep(0.02 if running else 0)
     finally:
-        for _, child, _, log in running.values():
+        for _, child, _, log, _ in running.values():
             child.terminate()
-        for _, child, _, log in running.values():
+        for _, child, _, log, _ in running.values():
             child.wait()
             log.close()
     return ran, failed

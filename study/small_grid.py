@@ -4,7 +4,7 @@
     python -m study.grid --preset tiny --out runs/out/tiny            # the same machinery in minutes, far too short to learn anything
 
 What is scaled from the paper's recipe (adamw-scaled, lr 2e-3, linear warm-up, then constant, one epoch, loss on the answers): the warm-up (1,000 steps -> a tenth of the steps), the batch
-(32 x 2048 -> 4 x 256 tokens), the amounts (0.3M to 150M -> 5k to 200k tokens), the local set (6,000 pairs -> 900), the bases (1.5B to 13B -> 0.6M to 2.7M weights). Left out: people and judge models
+(32 x 2048 -> 4 x 256 tokens), the amounts (0.3M to 150M -> 5k to 200k tokens), the local set (6,000 pairs -> 900), the bases (1.5B to 13B -> 0.6M to 2.8M weights). Left out: people and judge models
 (study/readers.py simulates two readers), any other world than study/world.py's.
 """
 import pathlib
@@ -28,7 +28,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "small": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04"), ("2.7M", "tiny-l", "0.03")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), "60k", True),
+    "small": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04"), ("2.8M", "tiny-l", "0.03")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), "60k", True),
     "tiny": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04")), ("8k",), 1, ("--steps", "60"), "4k", False),
 }  # fmt: skip
 PRETRAIN = ("--block", "256", "--batch", "8", "--warmup-fraction", "0.05", "--schedule", "cosine")
@@ -56,10 +56,10 @@ def steps(args):
     made = file("world.json")  # the last of the world's files
     notes = ["HumanEval is left out (--no-run-untrusted-code)"] if args.no_run_untrusted_code else ["programs written by these models run in the sandbox (python sandbox.py tells what it contains); --no-run-untrusted-code leaves them out"]
     found = [Step("world", ("-m", "study.world", "--out", str(out / "world"), "--size", args.preset, "--seed", str(args.world_seed)), made, "file")]
-    for base, preset, lr in scale.bases:
+    for base, preset, lr in reversed(scale.bases):  # the longest first: side by side they end together
         argv = ("train.py", "--model", preset, "--tokenizer", file("tokenizer.model"), "--data", file("encyclopedia.jsonl"), *scale.pretrain, "--lr", lr, *PRETRAIN, *MACHINE, "--out", run(base))
         found.append(Step(f"base-{base}", argv, run(base), "run", (made,)))
-        found.append(exact_match(out, base, run(base), {"base": base, "role": "base"}, file))
+    found += [exact_match(out, base, run(base), {"base": base, "role": "base"}, file) for base, _, _ in scale.bases]
     known = [s.out for s in found if s.labels]
     knows = str(out / "knows.json")
     found.append(Step("knows", ("-m", "study.findings", *known, "--out", knows, *(() if scale.must_know else ("--whatever",))), knows, "file", tuple(known)))

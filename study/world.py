@@ -156,21 +156,21 @@ def encyclopedia(world, dice, paragraphs, functions):
     pages, told = [], dict.fromkeys(world.people, 0)
     for _ in range(paragraphs):
         kind = dice.random()
-        if kind < 0.62:
+        if kind < 0.72:
             subjects = [person() for _ in range(2)]
             for s in subjects:
                 told[s] += 1
             pages.append("\n".join(article(world, dice, s) for s in subjects))
-        elif kind < 0.67:
+        elif kind < 0.76:
             pages.append(" ".join(article(world, dice, p) for p in dice.some(world.places, 2)))
-        elif kind < 0.80:
+        elif kind < 0.84:
             pages.append(quiz(world, dice, dice.some(quizzed, 5)))
-        elif kind < 0.86:
+        elif kind < 0.89:
             subject = dice.pick(sorted(by_subject))
             pages.append(exam(world, dice, dice.some(by_subject[subject], 5), subject))
-        elif kind < 0.92:
+        elif kind < 0.94:
             pages.append("\n\n\n".join("".join(function(dice, *f)[:2]) for f in dice.some(functions, 3)))
-        elif kind < 0.96:
+        elif kind < 0.97:
             thing = dice.pick(sorted(CRAFTS))
             pages.append(f"To make {thing}, " + ", then ".join(CRAFTS[thing]) + ".")
         else:
