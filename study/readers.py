@@ -47,7 +47,7 @@ def statements(text):
     """[(subject, relation, object)] that an answer states."""
     found = []
     for line in text.split("\n"):
-        for sentence in re.findall(r"[^.]+\.", MARK.sub("", line)):
+        for sentence in re.findall(r"[^.!?:]+\.", MARK.sub("", line)):
             for relation, pattern in SENTENCES:
                 if said := pattern.fullmatch(sentence.strip()):
                     found.append((said["s"], relation, said["o"]))

@@ -17,7 +17,7 @@ RUNS = True  # study.grid runs these presets unless told otherwise: nothing is d
 
 
 class Scale(NamedTuple):
-    """How much of everything. bases: (name, preset of model.py, learning rate of its pre-training), small ones first; the name is its number of weights."""
+    """How much of everything. bases: (name, preset of model.py), small ones first; the name is its number of weights."""
 
     bases: tuple
     amounts: tuple  # tokens of the broad set
@@ -28,10 +28,10 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    "small": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04"), ("2.8M", "tiny-l", "0.03")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), "60k", True),
-    "tiny": Scale((("0.6M", "tiny-s", "0.04"), ("1.1M", "tiny", "0.04")), ("8k",), 1, ("--steps", "60"), "4k", False),
+    "small": Scale((("0.6M", "tiny-s"), ("1.1M", "tiny"), ("2.8M", "tiny-l")), ("5k", "20k", "60k", "200k"), 3, ("--epochs", "1"), "60k", True),
+    "tiny": Scale((("0.6M", "tiny-s"), ("1.1M", "tiny")), ("8k",), 1, ("--steps", "60"), "4k", False),
 }  # fmt: skip
-PRETRAIN = ("--block", "256", "--batch", "8", "--warmup-fraction", "0.05", "--schedule", "cosine")
+PRETRAIN = ("--block", "256", "--batch", "4", "--lr", "0.03", "--warmup-fraction", "0.05", "--schedule", "cosine")
 RECIPE = ("--lr", "2e-3", "--warmup-fraction", "0.1")
 BROAD = ("--block", "256", "--batch", "4")
 PAIRS = ("--pack", "rows", "--block", "96", "--batch", "8")  # NQ-synthetic's packing: one example a row
@@ -56,14 +56,14 @@ def steps(args):
     made = file("world.json")  # the last of the world's files
     notes = ["HumanEval is left out (--no-run-untrusted-code)"] if args.no_run_untrusted_code else ["programs written by these models run in the sandbox (python sandbox.py tells what it contains); --no-run-untrusted-code leaves them out"]
     found = [Step("world", ("-m", "study.world", "--out", str(out / "world"), "--size", args.preset, "--seed", str(args.world_seed)), made, "file")]
-    for base, preset, lr in reversed(scale.bases):  # the longest first: side by side they end together
-        argv = ("train.py", "--model", preset, "--tokenizer", file("tokenizer.model"), "--data", file("encyclopedia.jsonl"), *scale.pretrain, "--lr", lr, *PRETRAIN, *MACHINE, "--out", run(base))
+    for base, preset in reversed(scale.bases):  # the longest first: side by side they end together
+        argv = ("train.py", "--model", preset, "--tokenizer", file("tokenizer.model"), "--data", file("encyclopedia.jsonl"), *scale.pretrain, *PRETRAIN, *MACHINE, "--out", run(base))
         found.append(Step(f"base-{base}", argv, run(base), "run", (made,)))
-    found += [exact_match(out, base, run(base), {"base": base, "role": "base"}, file) for base, _, _ in scale.bases]
+    found += [exact_match(out, base, run(base), {"base": base, "role": "base"}, file) for base, _ in scale.bases]
     known = [s.out for s in found if s.labels]
     knows = str(out / "knows.json")
     found.append(Step("knows", ("-m", "study.findings", *known, "--out", knows, *(() if scale.must_know else ("--whatever",))), knows, "file", tuple(known)))
-    for base, _, _ in scale.bases:
+    for base, _ in scale.bases:
         found += measures(out, base, run(base), {"base": base, "role": "base"}, file, args, knows)
         text = ("--mix", file("encyclopedia.jsonl"), "--mix-fraction", "0.5")
         kinds = [("broad", a, ("broad.jsonl", "--tokens", a, *BROAD)) for a in scale.amounts] + [("local", scale.local, ("local.jsonl", *PAIRS))]
