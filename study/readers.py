@@ -66,14 +66,15 @@ def compare(how, pairs, facts):
     """Items with verdicts (1 ours, 0.5 tie, 0 the teacher's), and how many prompts were left out."""
     items, left = [], 0
     subjects = sorted({s for s, _ in facts}, key=len, reverse=True)
-    for x, y in pairs:
-        item = {"id": x["id"], "prompt": x["instruction"], "output": x["output"], "gold": y["output"]}
+    for name, (x, y) in zip(answers.unique_ids(pairs), pairs, strict=True):
+        prompt = x["instruction"] or y["instruction"] or ""
+        item = {"id": name, "prompt": prompt, "output": x["output"], "gold": y["output"]}
         if how == "hurried":
             ours, theirs = form(x["output"], y["output"]), form(y["output"], x["output"])
             a, b = sum(ours.values()), sum(theirs.values())
             item |= {"ours": ours, "teacher": theirs}
         else:
-            asked = {s for s in subjects if s in x["instruction"]}
+            asked = {s for s in subjects if s in prompt}
             if not asked:
                 left += 1
                 continue
