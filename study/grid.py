@@ -13,6 +13,7 @@ import os
 import pathlib
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def run(steps, out, lock, jobs=1):
     state, cores = states(steps), sorted(os.sched_getaffinity(0))
     shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}  # steps side by side have cores of their own: two that share all of them take longer than one after the other
     waiting = [s for s in steps if state[s.name] == "to do"]
-    total, began, count, ran, failed, running = len(waiting), time.monotonic(), 0, {}, [], {}
+    total, count, ran, failed, running = len(waiting), 0, {}, [], {}
     try:
         while waiting or running:
             for step in list(waiting):
@@ -81,7 +82,7 @@ def run(steps, out, lock, jobs=1):
                 if missing:  # of a step before it that failed; a folder it began may be there
                     print(f"[{count}/{total}] {step.name}: passed over, waits for {missing[0]}", file=sys.stderr)
                     continue
-                left = "" if not ran else f", about {(total - len(ran)) * (time.monotonic() - began) / len(ran) / 60:.0f} min left"
+                left = "" if not ran else f", about {(total - len(ran)) * statistics.median(ran.values()) / jobs / 60:.0f} min left"  # the median: a few long trainings come first
                 print(f"[{count}/{total}{left}] {command(step)}", file=sys.stderr, flush=True)
                 log = open(out / "logs" / f"{step.name}.log", "ab")
                 log.write(f"$ {command(step)}\n".encode())
