@@ -200,14 +200,15 @@ class Layout(NamedTuple):
     kv: bool  # key/value heads split over tensor; else (attention split, fewer kv heads than ranks) each rank takes the head it needs
     mlp: bool
     vocab: bool
+    rings: tuple  # the groups in which data ranks gather weights (sharding.rings), () is all at once: how weights travel, not what each rank holds
 
     def stacked(self, config):
         """name -> spec of the whole array, layer axis included."""
         return {n: P(None, *self.specs[n]) if row.layered else self.specs[n] for n, row in weight_table(config).items()}
 
 
-def make_layout(config, data, tensor, fsdp=True):
-    """The Layout of a config on a mesh of data x tensor. fsdp False: weights are whole along data (replicas, for evaluation)."""
+def make_layout(config, data, tensor, fsdp=True, rings=()):
+    """The Layout of a config on a mesh of data x tensor. fsdp False: weights are whole along data (replicas, for evaluation). rings: sharding.rings of the mesh."""
     N, K = config.N, config.K
     attention = N % tensor == 0 and (K % tensor == 0 or tensor % K == 0)
     kv = attention and K % tensor == 0
@@ -222,7 +223,7 @@ def make_layout(config, data, tensor, fsdp=True):
         if not fsdp:
             spec = P(*(TENSOR if split and dim == row.tensor else None for dim in range(len(shape))))
         specs[name] = spec
-    return Layout(specs, data, tensor, attention, kv, mlp, vocab)
+    return Layout(specs, data, tensor, attention, kv, mlp, vocab, rings)
 
 
 def replication_notes(config, layout):
@@ -381,7 +382,7 @@ def split_layers(weights, config):
 
 def gather(shards, layout, dtype):
     """name -> this tensor rank's whole weight in the compute dtype, from its data shard."""
-    return {n: sharding.gather_weight(w, layout.specs[n], dtype) for n, w in shards.items()}
+    return {n: sharding.gather_weight(w, layout.specs[n], dtype, layout.rings) for n, w in shards.items()}
 
 
 def final_hidden(x_BTD, w, config, layout, sequence):
@@ -519,7 +520,7 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
     shared = (rope_of(position_BT, config), segment_BT)
     layers, outer = split_layers(weights, config)
     whole = functools.partial(gather, layout=layout, dtype=compute.dtype)
-    scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype) for n, g in grads.items()}
+    scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype, layout.rings) for n, g in grads.items()}
     first_names = [n for n in ("embed", "pos") if n in outer]
     last_names = [n for n in outer if n not in first_names] + ["embed"] * config.tied
     final = config.L - 1

@@ -401,12 +401,12 @@ def show(args, config, compute_of, lower, say=print):
     T = min(args.block, config.P)
     if args.batch % (data * args.accumulate):
         raise ValueError(f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}")
-    layout = model.make_layout(config, data, tensor)
+    mesh = sharding.make_mesh(data, tensor, list(devices)) if where else None
+    layout = model.make_layout(config, data, tensor, rings=sharding.rings(mesh) if where else ())
     compute = compute_of("gpu" if args.attention == "cudnn" and not where else "tpu", data)
     for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype), steps=args.steps):
         say(line)
     if where:
-        mesh = sharding.make_mesh(data, tensor, list(devices))
         rows = NamedSharding(mesh, P(None, DATA))
         like = lambda width, dtype: jax.ShapeDtypeStruct((args.accumulate, args.batch // args.accumulate, width), dtype, sharding=rows)
         batch = {"tokens": like(T + 1, jnp.int32), "loss_mask": like(T + 1, jnp.int8), "stop": like(1, jnp.int32)}

@@ -444,7 +444,7 @@ def run(args):
             f"Use --warmup-fraction 0.1, more data, or more --epochs"
         )
 
-    layout = model.make_layout(config, data_size, tensor_size)
+    layout = model.make_layout(config, data_size, tensor_size, rings=sharding.rings(mesh))
     say(f"model: {config.family}, {model.parameter_count(config):,} weights, vocabulary {config.V} (padded to {config.padded_vocab})")
     for line in model.replication_notes(config, layout):
         say(f"note: {line}")

@@ -73,9 +73,9 @@ def test_a_gather_is_covered_where_a_product_lies_between_its_start_and_its_end(
     assert plan.overlap(HLO) == [("body", 3, 2, 1)]
 
 
-def compiled_step(config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32):
+def compiled_step(config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32, rings=()):
     """(plan.report's arguments, the step compiled for virtual devices)."""
-    layout = model.make_layout(config, *mesh)
+    layout = model.make_layout(config, *mesh, rings=rings)
     mesh = sharding.make_mesh(*mesh)
     rows = jax.sharding.NamedSharding(mesh, P(None, "data"))
     like = lambda width, dtype: jax.ShapeDtypeStruct((accumulate, batch // accumulate, width), dtype, sharding=rows)
@@ -84,14 +84,15 @@ def compiled_step(config, compute, mesh, batch, T, accumulate=1, moment_dtype=jn
     return layout, step.lower(state, {"tokens": like(T + 1, jnp.int32), "loss_mask": like(T + 1, jnp.int8), "stop": like(1, jnp.int32)}).compile()
 
 
-@pytest.mark.parametrize("mesh, T, prefetch, remat", [
-    ((8, 1), 64, False, "full"), ((8, 1), 64, True, "full"), ((4, 2), 64, False, "full"), ((2, 4), 64, True, "full"), ((2, 4), 64, False, "dots"), ((2, 4), 63, False, "full"),
+@pytest.mark.parametrize("mesh, T, prefetch, remat, rings", [
+    ((8, 1), 64, False, "full", ()), ((8, 1), 64, True, "full", ()), ((8, 1), 64, True, "full", (4, 2)), ((4, 2), 64, False, "full", ()),
+    ((2, 4), 64, True, "full", ()), ((2, 4), 64, False, "dots", ()), ((2, 4), 63, False, "full", ()),
 ])  # fmt: skip
-def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch, remat):
+def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch, remat, rings):
     """Within 1 %: the optimizer's, the norms' and the loss's few bytes are not counted by hand. The CPU compiler keeps every collective as it is written. 63: no sequence parallelism."""
     config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
     compute = model.Compute(loss_chunk=64, prefetch=prefetch, remat=remat)
-    layout, program = compiled_step(config, compute, mesh, 8, T)
+    layout, program = compiled_step(config, compute, mesh, 8, T, rings=rings)
     by_hand = plan.wire(config, layout, compute, batch=8, T=T)
     in_program = plan.received(program.as_text(), 8)
     total = sum(size for size, _ in in_program.values())

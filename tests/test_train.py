@@ -131,9 +131,9 @@ def batches(count, B=16, T=16, V=300, seed=0):
         yield {"tokens": rng.integers(0, V, (B, T + 1)).astype(np.int32), "loss_mask": (rng.random((B, T + 1)) < 0.5).astype(np.int8)}
 
 
-def train_few(config, mesh_shape, name="adamw-scaled", accumulate=1, loss_mean="token", rows=None, compute=None, moment_dtype="float32", lr=1e-2, warmup=2):
+def train_few(config, mesh_shape, name="adamw-scaled", accumulate=1, loss_mean="token", rows=None, compute=None, moment_dtype="float32", lr=1e-2, warmup=2, rings=()):
     """(losses, metrics of the last step, weights) after the steps of `rows` from the weights of seed 0."""
-    mesh, layout = sharding.make_mesh(*mesh_shape), model.make_layout(config, *mesh_shape)
+    mesh, layout = sharding.make_mesh(*mesh_shape), model.make_layout(config, *mesh_shape, rings=rings)
     state = train.new_state(model.initialise(config, mesh, layout, 0), train.state_like(config, mesh, layout, jnp.dtype(moment_dtype)))
     schedule = functools.partial(train.learning_rate, lr=lr, warmup=warmup, steps=10, schedule="constant")
     step = train.make_step(config, mesh, layout, compute or model.Compute(loss_chunk=50), train.Optimizer(name, 0.9, 0.95, 0.1, 1.0), schedule, loss_mean)
@@ -162,6 +162,21 @@ def test_five_steps_on_every_mesh_equal_one_device(config_name, name, mesh_shape
     # GPT-2's key biases have gradient zero in exact arithmetic: what Adam makes of the rounding differs
     worst = max((relative(sharded[n], w), n) for n, w in weights.items() if n != "bk")
     assert worst[0] < 1e-5, worst
+
+
+@functools.lru_cache
+def three_steps(mesh_shape, rings=()):
+    with jax.default_matmul_precision("highest"):
+        return train_few(LLAMA, mesh_shape, rows=batches(3), rings=rings)
+
+
+@pytest.mark.parametrize("mesh_shape, rings", [((8, 1), (4, 2)), ((8, 1), (2, 4)), ((4, 2), (2, 2))])
+def test_three_steps_with_weights_gathered_in_rings_equal_those_gathered_at_once(mesh_shape, rings):
+    losses, _, weights = three_steps(mesh_shape)
+    got, _, ringed = three_steps(mesh_shape, rings)
+    np.testing.assert_allclose(got, losses, rtol=1e-6)
+    worst = max((relative(ringed[n], w), n) for n, w in weights.items())
+    assert worst[0] < 1e-6, worst
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "row"])
