@@ -264,6 +264,12 @@ def group_size(rest):
     return int(found.group(1)) if found else 0
 
 
+def channel(instruction):
+    """The number by which a collective is known in whatever fusions name it (1 is shared by those that need none); None where it has none."""
+    found = re.search(r"channel_id=(\d+)", instruction.rest)
+    return found and found.group(1)
+
+
 def trip_count(instruction, program):
     """Turns of a `while`: XLA's own note, else the constant that its condition compares with."""
     if found := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', instruction.rest):
@@ -291,14 +297,19 @@ def kind_of(instruction, program):
 def received(text, devices):
     """Bytes that one device receives in a run of a compiled program -> kind of collective -> (bytes, how many run). Loops count as often as they turn.
 
+    v5e's compiler spreads one collective over several fusions (its start, steps beside products, its end), each of which names it: within fusions a channel counts once a turn.
     In a ring: a gather passes (n - 1) / n of its result, a reduce-scatter (n - 1) times its result, an all-reduce both.
     """
     program, entry = computations(text)
     out = collections.defaultdict(lambda: [0.0, 0])
 
-    def walk(name, times):
+    def walk(name, times, seen, fused=False):
         for i in program.get(name, ()):
             kind = kind_of(i, program)
+            if kind and fused:
+                if channel(i) in seen:
+                    continue
+                seen.add(channel(i))
             if kind:
                 inside = next((j for c in CALLED.findall(i.rest) for j in program.get(c, ()) if j.op == "all-reduce"), None) if i.op == "fusion" else None
                 n = group_size((inside or i).rest) or devices
@@ -310,12 +321,12 @@ def received(text, devices):
                 out[kind][0] += times * share * sum(size)
                 out[kind][1] += times
             elif i.op == "while":
-                walk(re.search(r"body=%?([\w.-]+)", i.rest).group(1), times * trip_count(i, program))
+                walk(re.search(r"body=%?([\w.-]+)", i.rest).group(1), times * trip_count(i, program), set())
             elif i.op not in ("async-done", "async-update"):
                 for called in CALLED.findall(i.rest):
-                    walk(called, times)
+                    walk(called, times, seen, i.op == "fusion")
 
-    walk(entry, 1)
+    walk(entry, 1, set())
     return {kind: tuple(v) for kind, v in out.items()}
 
 
@@ -323,9 +334,10 @@ def overlap(text):
     """Of every loop body with gathers: (its name, gathers, those that run beside other work, those with a matrix product between their start and their end)."""
     program, _ = computations(text)
 
-    def reaches(i, test, seen=()):
+    def inside(i, test, seen=()):
+        """Instructions for which test holds: i, or those that it calls."""
         called = [c for c in CALLED.findall(i.rest) if c not in seen]
-        return test(i) or any(reaches(j, test, (*seen, *called)) for c in called for j in program.get(c, ()))
+        return [i] * test(i) + [k for c in called for j in program.get(c, ()) for k in inside(j, test, (*seen, *called))]
 
     product = lambda i: i.op in ("dot", "convolution") or (i.op == "custom-call" and "tpu_custom_call" in i.rest)
     gather = lambda i: i.op in ("all-gather", "all-gather-start")
@@ -335,18 +347,22 @@ def overlap(text):
         if name not in bodies:
             continue
         total = beside = covered = 0
-        pending = {}
+        pending = {}  # name of the start, or channel -> products so far
         for i in program[name]:
             operands = set(re.findall(r"%([\w.-]+)", i.rest.split("), ")[0]))
-            if i.op.endswith("-done"):
-                for start in operands & pending.keys():
+            fused = {channel(j) for j in inside(i, gather)} if i.op == "fusion" else set()
+            if fused and not fused & pending.keys():  # v5e: one gather is a fusion that starts it, others that go on with it beside a product, and one that ends it
+                total, pending = total + 1, pending | dict.fromkeys(fused, 0)
+            elif i.op.endswith("-done") or (fused and not inside(i, product)):
+                for start in (fused or operands) & pending.keys():
+                    beside += bool(fused)
                     covered += pending.pop(start) > 0
-            elif i.op.endswith("-start") and reaches(i, gather):
+            elif i.op.endswith("-start") and inside(i, gather):
                 total, beside = total + 1, beside + 1
                 pending[i.name] = 0
             elif gather(i):
                 total += 1
-            elif reaches(i, product):  # a product, or a loop of products over parts of the batch
+            elif inside(i, product):  # a product, or a loop of products over parts of the batch
                 pending = {n: count + 1 for n, count in pending.items()}
         if total:
             out.append((name, total, beside, covered))

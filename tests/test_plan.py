@@ -34,6 +34,19 @@ HLO = """HloModule jit_step, is_scheduled=true
   ROOT %convolution.3 = bf16[64,8]{1,0} convolution(%a, %a), dim_labels=bf_io->bf
 }
 
+%fused-start (w: bf16[8,8]) -> (bf16[8,8], bf16[64,8]) {
+  %all-gather.31 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%fused-step (w: bf16[8,8], x: bf16[64,8]) -> (bf16[64,8], bf16[64,8]) {
+  %all-gather.32 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %convolution.32 = bf16[64,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+}
+
+%fused-done (w: bf16[8,8]) -> bf16[64,8] {
+  ROOT %all-gather.33 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
 %body (s: (s32[], bf16[8,8])) -> (s32[], bf16[8,8]) {
   %s = (s32[], bf16[8,8]) parameter(0)
   %start.1 = ((bf16[8,8]), bf16[64,8], u32[]) async-start(%w), calls=%wrapped
@@ -43,6 +56,9 @@ HLO = """HloModule jit_step, is_scheduled=true
   %all-gather-done.2 = bf16[64,8]{1,0} all-gather-done(%all-gather-start.2)
   %all-gather.4 = bf16[64,8]{1,0} all-gather(%w), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
   %fusion.5 = f32[8,8]{1,0} fusion(%fusion.2), kind=kCustom, calls=%scatter.1
+  %fusion.31 = (bf16[8,8], bf16[64,8]) fusion(%w), kind=kLoop, calls=%fused-start
+  %fusion.32 = (bf16[64,8], bf16[64,8]) fusion(%part, %x), kind=kOutput, calls=%fused-step
+  %fusion.33 = bf16[64,8]{1,0} fusion(%part), kind=kLoop, calls=%fused-done
   ROOT %out = (s32[], bf16[8,8]) tuple(%n, %w)
 }
 
@@ -63,14 +79,14 @@ ENTRY %main (w: bf16[8,8]) -> f32[4] {
 
 def test_collectives_of_a_compiled_program_are_counted_as_often_as_their_loops_turn():
     got = plan.received(HLO, 8)
-    assert got["all-gather"] == (5 * 3 * 64 * 8 * 2 * 7 / 8, 15)
+    assert got["all-gather"] == (5 * 4 * 64 * 8 * 2 * 7 / 8, 20)  # a gather spread over three fusions is one
     assert got["reduce-scatter"] == (5 * 64 * 8 * 4 * 7 / 8 + 4 * 2 * 4 * 1, 6)  # the fused ones, and one over pairs
     assert got["all-reduce"] == ((4 + 2) * 4 * 2 * 7 / 8, 1)
     assert set(got) == {"all-gather", "reduce-scatter", "all-reduce"}
 
 
 def test_a_gather_is_covered_where_a_product_lies_between_its_start_and_its_end():
-    assert plan.overlap(HLO) == [("body", 3, 2, 1)]
+    assert plan.overlap(HLO) == [("body", 4, 3, 2)]
 
 
 def compiled_step(config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32, rings=()):
