@@ -575,7 +575,8 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
     loss, last_vjp = jax.vjp(last, x_BTD, whole({n: outer[n] for n in last_names}))
     dx_BTD, dlast = last_vjp(jnp.ones_like(loss))
     tied = dlast.pop("embed") if config.tied else None
-    dlast = scatter(dlast)
+    # scattered before the layers' backward pass, not when the compiler likes: until then the output matrix's whole float32 gradient is held
+    dx_BTD, dlast = lax.optimization_barrier((dx_BTD, scatter(dlast)))
 
     def add(sums, i, dw):
         """Layer i's gradients into the stack. Without the barrier the TPU compiler fuses the sum into the reduce-scatter, and crashes on v5p."""
