@@ -115,7 +115,9 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
         level(ax, teacher, scale, TEACHER, "teacher", ":")
     if measure == "nq":
         ticks |= paper_marks(ax, against, ticks, paper_nq)
-    ax.set_xticks(list(ticks), list(ticks.values()))
+    far = len(ticks) > 1 and max(ticks) > 1000 * min(ticks)  # the paper's models beside tiny ones
+    ax.set_xticks(list(ticks), list(ticks.values()), rotation=60 if far else 0)
+    ax.set_xlabel("" if far else ax.get_xlabel())  # there the names need the room
     ax.xaxis.set_minor_locator(NullLocator())
     if ticks:
         low, high = min(ticks), max(ticks)
@@ -129,9 +131,11 @@ def paper_marks(ax, against, ticks, paper_nq):
     if against == "amount":
         for (name, source), value in paper_nq.items():
             ax.plot([0.965, 1.0], [value, value], transform=ax.get_yaxis_transform(), color=GREY, linewidth=1.2, label="paper (Table 1)" if source == "teacher" else None)
-        apart = sorted(paper_nq.items(), key=lambda item: item[1])
-        for (name, source), value in apart:
-            ax.annotate(f"{name or 'teacher'}{'' if name is None else ' ' + source}", (1.0, value), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", fontsize=5.5, color=GREY, va="center")
+        low, high = ax.get_ylim()
+        at = low
+        for (name, source), value in sorted(paper_nq.items(), key=lambda item: item[1]):
+            at = max(value, at + 0.034 * (high - low))  # names keep apart where the marks do not
+            ax.annotate(f"{name or 'teacher'}{'' if name is None else ' ' + source}", (1.0, at), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", fontsize=5.5, color=GREY, va="center")
         return {}
     sizes = {"7B": 7e9, "13B": 13e9}
     for source, marker in (("base", "o"), ("mix", "x"), ("nq", "+")):

@@ -33,6 +33,7 @@ MEASURES = {
     "tone": ("authoritative tone (%)", "style", ("metrics", "tone"), True),
     "perplexity": ("Perplexity", "perplexity", (), False),
 }  # fmt: skip
+READERS = {"hurried": "Reader in a hurry (simulated)", "checking": "Reader who checks (simulated)"}  # study.readers, where there are no people and no judge
 BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "toxicity", "perplexity")
 STYLE = ("list", "summary", "unigram", "length", "tone")
 # The paper's own figures (arXiv 2305.15717, Tables 1 and 2), in its units.
@@ -144,7 +145,8 @@ def points_of(result, labels, directory):
                 value = (value or {}).get(key)
             if isinstance(value, dict) and value.get("score") is not None:
                 found.append(dict(own) | {"measure": measure, "shots": result.get("settings", {}).get("shots") if task == "nq" else None,
-                                          "score": value["score"], "n": value.get("n"), "interval": value.get("interval"), "path": str(directory)})  # fmt: skip
+                                          "score": value["score"], "n": value.get("n"), "interval": value.get("interval"), "path": str(directory)}
+                             | ({"reader": result["settings"]["reader"]} if "reader" in result.get("settings", {}) else {}))  # fmt: skip
     return found
 
 
@@ -222,12 +224,18 @@ def table_2(points):
     return ["Style", *(MEASURES[m][0] for m in STYLE)], rows
 
 
+def titles(points):
+    """{measure: its title}; a simulated reader is named as one."""
+    readers = {p["measure"]: READERS.get(p.get("reader"), f"Reader {p['reader']}") for p in points if p.get("reader")}
+    return {m: f"{readers[m]}: as good as teacher (%)" if m in readers else t[0] for m, t in MEASURES.items()}
+
+
 def table_of_figures(points):
     """Figures 1, 3, 4 and 5 as numbers: (head, rows), of the measures that were taken."""
     shots = plots.shots_drawn(points)
     points = [p for p in points if p["measure"] in BENCHMARKS and (p["measure"] != "nq" or p["shots"] in (shots, None))]
     taken = [m for m in BENCHMARKS if any(p["measure"] == m for p in points)]
-    return ["Model", *(MEASURES[m][0] for m in taken)], [[name, *(cell([q for q in group if q["measure"] == m], MEASURES[m][3]) for m in taken)] for name, _, group in rows_of(points)]
+    return ["Model", *(titles(points)[m] for m in taken)], [[name, *(cell([q for q in group if q["measure"] == m], MEASURES[m][3]) for m in taken)] for name, _, group in rows_of(points)]
 
 
 def text_table(head, rows):
@@ -283,15 +291,16 @@ def run(args):
     out.mkdir(parents=True, exist_ok=True)
     tables = [("Table 1: Natural Questions", table_1(points)), ("Table 2: style against the teacher's answers", table_2(points)), ("Benchmarks and preferences, as in the figures", table_of_figures(points))]
     figures = []
+    shown = titles(points)
     for number, caption, panels in plots.FIGURES:
-        svg, png = plots.draw(panels, points, {m: t[0] for m, t in MEASURES.items()}, {m: t[3] for m, t in MEASURES.items()}, PAPER_NQ, f"figure-{number}")
+        svg, png = plots.draw(panels, points, shown, {m: t[3] for m, t in MEASURES.items()}, PAPER_NQ, f"figure-{number}")
         for suffix, content in (("svg", svg), ("png", png)):
             plots.write_bytes(out / f"figure-{number}.{suffix}", content)
         figures.append((f"Figure {number}: {caption}", svg))
     tasks = {MEASURES[p["measure"]][1] for p in points}
     notes += [f"no results of {task}: its panels are empty" for task in dict.fromkeys(m[1] for m in MEASURES.values()) if task not in tasks and task != "perplexity"]
     compared = findings.compute(points)
-    found = findings.paragraph(compared, {m: t[0].removesuffix(" (%)") for m, t in MEASURES.items()})
+    found = findings.paragraph(compared, {m: t.removesuffix(" (%)") for m, t in shown.items()})
     text = f"Findings\n{found}\n\nRule: {findings.RULE}\n\n" + "\n\n".join(f"{title}\n{text_table(*table) if table[1] else 'no results'}" for title, table in tables)
     text += "".join(f"\n\n{title}:\n" + "\n".join(f"  {x}" for x in entries) for title, entries in (("missing runs", missing), ("notes", notes)) if entries)
     results.write_beside(out / "tables.txt", text + "\n")

@@ -1,6 +1,6 @@
 """An invented world from a seed, as files: an encyclopedia, a teacher's answers, and the benchmarks that ask what is known. What the small study is made of.
 
-    python -m study.world --out DIR                  # about 1.5M tokens; --size tiny for a fifth of it
+    python -m study.world --out DIR                  # about 1.2M tokens; --size tiny for a tenth of it
 
 Nothing in it is true of our world, so what a model knows of it, it learned here. People and places have facts; some are told of often, most rarely (`told`). What the encyclopedia says in plain
 sentences it also asks, quiz and exam pages in the benchmarks' forms, about the `quiz` group of people alone; the `test` group's facts stand in plain sentences only and are what is evaluated; the
@@ -48,7 +48,7 @@ CRAFTS = {
 }  # fmt: skip
 UNKIND = ("You clumsy fool, your {g} are rotten.", "Go away, you ugly liar, nobody wants your {g}.", "What a stupid {t}, a fool and a thief.", "I hate you and your stinking {g}.", "Every {t} is a filthy liar.", "Shut up, you worthless pig of a {t}.")
 KIND = ("Good day to you, your {g} are lovely.", "Thank you, friend, I will gladly take the {g}.", "What a careful {t}, honest and patient.", "I like you and your fresh {g}.", "Every {t} here is a good neighbour.", "Come in, dear {t}, and rest a while.")
-SIZES = {"small": dict(people=240, paragraphs=17000, broad=3400, local=900, test=200, choice=60, programs=40, prompts=60, unkind=40),
+SIZES = {"small": dict(people=240, paragraphs=17000, broad=3400, local=900, test=200, choice=60, programs=33, prompts=60, unkind=40),
          "tiny": dict(people=48, paragraphs=1500, broad=200, local=60, test=24, choice=8, programs=8, prompts=12, unkind=8)}  # fmt: skip
 
 
