@@ -331,7 +331,8 @@ def received(text, devices):
 
 
 def overlap(text):
-    """Of every loop body with gathers: (its name, gathers, those that run beside other work, those with a matrix product between their start and their end)."""
+    """Of every loop body with gathers: (its name, gathers, those that run beside other work, those with a matrix product between their start and their end, the share of the
+    gathered bytes that these last ones bring): norms are gathers too, of next to nothing."""
     program, _ = computations(text)
 
     def inside(i, test, seen=()):
@@ -341,31 +342,36 @@ def overlap(text):
 
     product = lambda i: i.op in ("dot", "convolution") or (i.op == "custom-call" and "tpu_custom_call" in i.rest)
     gather = lambda i: i.op in ("all-gather", "all-gather-start")
+    result = lambda i: max(arrays(i.type), default=0)  # of a start's tuple the larger: what is gathered
     bodies = {m for body in program.values() for i in body if i.op == "while" for m in re.findall(r"body=%?([\w.-]+)", i.rest)}
     out = []
     for name in program:
         if name not in bodies:
             continue
         total = beside = covered = 0
-        pending = {}  # name of the start, or channel -> products so far
+        bytes_total, bytes_covered = 0, 0
+        pending, sizes = {}, {}  # name of the start, or channel -> products so far; its bytes
         for i in program[name]:
             operands = set(re.findall(r"%([\w.-]+)", i.rest.split("), ")[0]))
             fused = {channel(j) for j in inside(i, gather)} if i.op == "fusion" else set()
             if fused and not fused & pending.keys():  # v5e: one gather is a fusion that starts it, others that go on with it beside a product, and one that ends it
                 total, pending = total + 1, pending | dict.fromkeys(fused, 0)
+                sizes |= {channel(j): result(j) for j in inside(i, gather)}
             elif i.op.endswith("-done") or (fused and not inside(i, product)):
                 for start in (fused or operands) & pending.keys():
                     beside += bool(fused)
-                    covered += pending.pop(start) > 0
+                    hidden = pending.pop(start) > 0
+                    covered, bytes_covered = covered + hidden, bytes_covered + hidden * sizes[start]
             elif i.op.endswith("-start") and inside(i, gather):
                 total, beside = total + 1, beside + 1
-                pending[i.name] = 0
+                pending[i.name], sizes[i.name] = 0, max(result(j) for j in inside(i, gather))
             elif gather(i):
-                total += 1
+                total, bytes_total = total + 1, bytes_total + result(i)
             elif inside(i, product):  # a product, or a loop of products over parts of the batch
                 pending = {n: count + 1 for n, count in pending.items()}
+        bytes_total += sum(sizes.values())
         if total:
-            out.append((name, total, beside, covered))
+            out.append((name, total, beside, covered, bytes_covered / max(bytes_total, 1)))
     return out
 
 
@@ -382,8 +388,8 @@ def compiled(lowered, mesh, label):
     by_kind = received(text, devices)
     lines += [f"  {kind:<38} {size / GIB:9.2f} {count:>13,}" for kind, (size, count) in sorted(by_kind.items())]
     lines.append(f"  {'total':<38} {sum(size for size, _ in by_kind.values()) / GIB:9.2f}")
-    for name, total, beside, covered in overlap(text):
-        lines.append(f"  loop {name}: {total} gathers, {beside} asynchronous, {covered} with matrix products between start and end")
+    for name, total, beside, covered, share in overlap(text):
+        lines.append(f"  loop {name}: {total} gathers, {beside} asynchronous, {covered} with matrix products between start and end ({share:.0%} of the bytes)")
     return lines
 
 

@@ -86,7 +86,7 @@ def test_collectives_of_a_compiled_program_are_counted_as_often_as_their_loops_t
 
 
 def test_a_gather_is_covered_where_a_product_lies_between_its_start_and_its_end():
-    assert plan.overlap(HLO) == [("body", 4, 3, 2)]
+    assert plan.overlap(HLO) == [("body", 4, 3, 2, 0.5)]
 
 
 def compiled_step(config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32, rings=()):
