@@ -112,7 +112,8 @@ def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_repla
         for target, sign in ((25, signal.SIGINT), (50, signal.SIGKILL)):
             gate.clear()
             held_from[0] = seen[0] + 30
-            child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ))
+            listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is started deaf to it
+            child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=dict(os.environ), preexec_fn=listen)
             while child.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < target):
                 time.sleep(0.01)
             child.send_signal(sign)
