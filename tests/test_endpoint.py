@@ -258,7 +258,8 @@ with Endpoint(sys.argv[1], {str(log)!r}, concurrency=4) as endpoint:
 """
     order = itertools.count()
     with LocalEndpoint(lambda body, nth: answer("x" * 10_000) if next(order) < 8 else slow(30)) as server:
-        child = subprocess.Popen([sys.executable, "-c", program, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items()})
+        listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is started deaf to it
+        child = subprocess.Popen([sys.executable, "-c", program, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items()}, preexec_fn=listen)
         for _ in range(8):
             assert child.stdout.readline()
         started = time.monotonic()
