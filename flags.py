@@ -116,7 +116,7 @@ def parser():
     group.add_argument("--attention", choices=["auto", "reference", "blockwise", "cudnn", "pallas"],
                        help="the attention kernel; blockwise is ours and never forms a T x T matrix; auto takes the best that fits" + shown("attention"))
     group.add_argument("--prefetch", action=argparse.BooleanOptionalAction, help="gather the next layer's weights while this one computes: one layer more in memory "
-                       "[default: on accelerators with several data ranks]")
+                       "[default: on GPUs with several data ranks]")
     group.add_argument("--deterministic", action="store_true", help="GPU: bit-exact resume, slower kernels (CPU and TPU are deterministic anyway)")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="several processes: where process 0 listens; `auto` on TPU pods and SLURM")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")

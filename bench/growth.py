@@ -40,9 +40,9 @@ class Cost(NamedTuple):
 
 
 def cost(config, device, data, tensor, batch, mfu):
-    """The Cost of a step on a mesh, in bfloat16 with float32 state, remat full and prefetch, as train.py does it."""
+    """The Cost of a step on a mesh, in bfloat16 with float32 state, remat full, as train.py does it."""
     layout = model.make_layout(config, data, tensor)
-    compute = model.Compute(dtype=jnp.dtype("bfloat16"), attention="pallas", prefetch=data > 1, mlp_rows=1, join=False)
+    compute = model.Compute(dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=False)
     sizes = dict(batch=batch, T=T)
     work, wire = plan.seconds(config, layout, compute, device, **sizes)
     slow, _ = plan.seconds(config, layout, compute, device, **sizes, mfu=mfu)

@@ -8,7 +8,7 @@
 # own tokens, so the same amount is less text than LLaMA's.
 #
 # Hardware: 8 x A100-80, 8 x H100 or 8 x v5p. Not run: no such hardware was at hand. Predicted by
-# `python train.py --plan --model gpt2-xl --mesh 8x1 --steps N --block 1024 --batch 64`; a test holds these lines against it:
+# `python train.py --plan --model gpt2-xl --mesh 8x1 --steps N --prefetch --block 1024 --batch 64`; a test holds these lines against it:
 #
 #   memory a device   5.05 GiB (an A100-80 and an H100 hold 74.5, a v5p 95)
 #   disk              17 GiB a checkpoint, two kept of each training; the Hugging Face folder 6 GiB

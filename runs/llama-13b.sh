@@ -5,7 +5,7 @@
 #   DRY_RUN=1 sh runs/llama-13b.sh                             prints the commands, runs nothing
 #
 # Hardware: 8 x A100-80, 8 x H100 or 8 x v5p. Not run: no such hardware was at hand. Predicted by
-# `python train.py --plan --model llama-13b --mesh 8x1 --steps N`; a test holds these lines against it:
+# `python train.py --plan --model llama-13b --mesh 8x1 --steps N --prefetch`; a test holds these lines against it:
 #
 #   memory a device   30.72 GiB (an A100-80 and an H100 hold 74.5, a v5p 95)
 #   disk              145 GiB a checkpoint, two kept of each training; the Hugging Face folder 48 GiB
