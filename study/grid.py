@@ -7,6 +7,7 @@ Leaves DIR/commands.sh (each command can be run alone, from the repository root)
 whole (steps.py), so nothing else is kept. What waits for a file that is not there, and what fails, is named; the rest goes on. Left out: several machines, retries.
 """
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -64,7 +65,7 @@ def run(steps, out, lock, jobs=1):
     """Run what is to do, in order and `jobs` at once -> {name: seconds} of what ran, [names] of what failed. All that a step says goes to logs/NAME.log."""
     (out / "logs").mkdir(exist_ok=True)
     made = {s.out: s for s in steps}
-    state, cores = states(steps), sorted(os.sched_getaffinity(0))
+    state, cores = states(steps), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # Linux alone has it
     shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}  # steps side by side have cores of their own: two that share all of them take longer than one after the other
     waiting = [s for s in steps if state[s.name] == "to do"]
     total, count, ran, failed, running = len(waiting), 0, {}, [], {}
@@ -89,7 +90,9 @@ def run(steps, out, lock, jobs=1):
                 log.flush()
                 child = subprocess.Popen([sys.executable, *step.argv], stdout=log, stderr=log, pass_fds=[lock.fileno()])  # a step whose grid was killed keeps the lock
                 share = next(k for k in shares if k not in {r[-1] for r in running.values()})
-                os.sched_setaffinity(child.pid, shares[share])
+                if cores:
+                    with contextlib.suppress(ProcessLookupError):  # it has ended already
+                        os.sched_setaffinity(child.pid, shares[share])
                 running[step.name] = step, child, time.monotonic(), log, share
             for step, child, started, log, _ in list(running.values()):
                 if child.poll() is None:

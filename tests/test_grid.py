@@ -154,3 +154,19 @@ def test_a_half_trained_run_and_a_half_written_result_are_not_done(tmp_path):
 def test_a_command_with_spaces_in_its_paths_survives_the_shell():
     step = Step("x", ("train.py", "--data", "my mix.jsonl", "--out", "$HOME"), "o", "run")
     assert shlex.split(grid.command(step)) == ["python", *step.argv]
+
+
+def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(tmp_path, monkeypatch):
+    code = RESULT.format("import os,time; time.sleep(.3); (p/'seen').write_text(json.dumps([sorted(os.sched_getaffinity(0)), time.time()]))")
+    out = tmp_path / "o"
+
+    def make(args):
+        one = lambda name, *needs: Step(name, ("-c", code, str(out / name), str(tmp_path / "ran")), str(out / name), "result", tuple(str(out / n) for n in needs), {"base": f"{len(name)}M"})
+        return [one("a"), one("bb"), one("ccc", "a", "bb")], []
+
+    monkeypatch.setitem(grid.PRESETS, "mini", types.SimpleNamespace(flags=lambda p: None, steps=make))
+    assert grid.main(["--preset", "mini", "--out", str(out), "--run", "--jobs", "2"]) == 0
+    (first, one), (second, two), (_, last) = (json.loads((out / name / "seen").read_text()) for name in ("a", "bb", "ccc"))
+    assert last > max(one, two)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert not set(first) & set(second)
