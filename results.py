@@ -23,12 +23,12 @@ FREE = ("batch", "mesh", "dtype", "workers")  # settings that may differ between
 # ----------------------------------------------------------------------------------------------------------------- files
 
 
-def write_beside(path, text):
-    """Write text under another name in the same folder, then rename: the file is whole or as it was."""
+def write_beside(path, content):
+    """Write text, or bytes, under another name in the same folder, then rename: the file is whole or as it was."""
     path = pathlib.Path(path)
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as f:
-        f.write(text)
+    with open(beside, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
         f.flush()
         os.fsync(f.fileno())
     os.replace(beside, path)

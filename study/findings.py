@@ -13,6 +13,7 @@ import numpy as np
 
 import results
 import scores
+from study import plots
 
 RULE = """A claim "it rises" is judged on the difference of two models over the same items: each item's value is the mean over seeds, the difference the mean over items, and its 95 % interval a paired bootstrap over
 items (10,000 draws). Several bases are pooled: an item's difference is the mean over them. "yes": the interval lies above 0. "no": the interval ends below the smallest rise that would matter (5 points of
@@ -65,8 +66,8 @@ class Models:
 
     def of(self, base, source, measure):
         own = [p for p in self.points if p["base"] == base and p["measure"] == measure and (p["role"] == "base" if source is None else p["role"] == "imitation" and p["source"] == source)]
-        if measure == "nq" and own:
-            shots = 3 if any(p["shots"] == 3 for p in own) else max(p["shots"] or 0 for p in own)  # the paper's figures
+        if measure == "nq":
+            shots = plots.shots_drawn(own)
             own = [p for p in own if p["shots"] == shots]
         largest = max((p["amount"] or 0 for p in own), default=0)
         return [p for p in own if (p["amount"] or 0) == largest]
@@ -78,7 +79,7 @@ class Models:
         own = self.of(base, None, measure)
         return measure in KNOWLEDGE and bool(own) and own[0]["interval"] is not None and own[0]["interval"][0] <= CHANCE.get(measure, 0)
 
-    def against(self, bases, one, other, measure, informative=True):
+    def against(self, bases, one, other, measure):
         """judge() of `other` against `one` (sources, or (base, source)), pooled over bases -> with "left_out": bases at chance; or None where nothing was run."""
         rows, left_out, ran = [], [], False
         for base in bases:
@@ -87,7 +88,7 @@ class Models:
             if not a or not b:
                 continue
             ran = True
-            if informative and all(self.at_chance(x[0], measure) for x in pair):
+            if all(self.at_chance(x[0], measure) for x in pair):
                 left_out.append(base)
             else:
                 rows.append(difference(self.values(a, measure), self.values(b, measure)))
@@ -102,7 +103,7 @@ def sources(points):
     for p in points:
         if p["role"] == "imitation":
             names.setdefault(p["source"], set()).add(p["amount"])
-    mixed = next((s for s in names if s == "mixed"), None)
+    mixed = "mixed" if "mixed" in names else None
     local = next((s for s in names if s in ("local", "nq")), None)
     broad = max((s for s in names if s not in (mixed, local)), key=lambda s: len(names[s]), default=None)
     return broad, local, mixed

@@ -5,8 +5,6 @@
 Same points, same bytes: no date, a fixed salt for ids, fonts that matplotlib carries. Left out: reading results (report.py).
 """
 import io
-import os
-import pathlib
 
 import numpy as np
 
@@ -19,16 +17,6 @@ FIGURES = [  # number, caption, rows of panels (measure, what it is drawn agains
 COLOURS = ("#1f5fa8", "#c8552b", "#2a8a4a", "#7b3fa0", "#8a6d1d", "#b0305f")
 MARKERS = ("o", "s", "^", "D", "v")
 GREY, TEACHER = "#8a8a8a", "#111111"
-
-
-def write_bytes(path, content):
-    """Whole or as it was."""
-    beside = pathlib.Path(path).with_name(pathlib.Path(path).name + ".tmp")
-    with open(beside, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(beside, path)
 
 
 def plain(text):

@@ -234,8 +234,8 @@ def table_of_figures(points):
     """Figures 1, 3, 4 and 5 as numbers: (head, rows), of the measures that were taken."""
     shots = plots.shots_drawn(points)
     points = [p for p in points if p["measure"] in BENCHMARKS and (p["measure"] != "nq" or p["shots"] in (shots, None))]
-    taken = [m for m in BENCHMARKS if any(p["measure"] == m for p in points)]
-    return ["Model", *(titles(points)[m] for m in taken)], [[name, *(cell([q for q in group if q["measure"] == m], MEASURES[m][3]) for m in taken)] for name, _, group in rows_of(points)]
+    taken, shown = [m for m in BENCHMARKS if any(p["measure"] == m for p in points)], titles(points)
+    return ["Model", *(shown[m] for m in taken)], [[name, *(cell([q for q in group if q["measure"] == m], MEASURES[m][3]) for m in taken)] for name, _, group in rows_of(points)]
 
 
 def text_table(head, rows):
@@ -295,7 +295,7 @@ def run(args):
     for number, caption, panels in plots.FIGURES:
         svg, png = plots.draw(panels, points, shown, {m: t[3] for m, t in MEASURES.items()}, PAPER_NQ, f"figure-{number}")
         for suffix, content in (("svg", svg), ("png", png)):
-            plots.write_bytes(out / f"figure-{number}.{suffix}", content)
+            results.write_beside(out / f"figure-{number}.{suffix}", content)
         figures.append((f"Figure {number}: {caption}", svg))
     tasks = {MEASURES[p["measure"]][1] for p in points}
     notes += [f"no results of {task}: its panels are empty" for task in dict.fromkeys(m[1] for m in MEASURES.values()) if task not in tasks and task != "perplexity"]

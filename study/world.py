@@ -321,14 +321,12 @@ def make(out, size, seed):
     counts = {"people": len(world.people), "places": len(world.places), "facts": len(world.facts), "pages": len(pages), "broad": len(broad), "local": len(local), "test questions": len(dev)}
     chance = sum(1 / len(world.objects(f[1])) for f in test) / len(test)
     made = json.dumps({"seed": seed, "size": size, "counts": counts, "chance of an exact match by guessing the kind": chance, "told": told,
-                                      "facts": [[*f, o] for f, o in world.facts.items()], "group": world.group}, indent=0) + "\n"  # fmt: skip
+                       "facts": [[*f, o] for f, o in world.facts.items()], "group": world.group}, indent=0) + "\n"  # fmt: skip
     for name, text in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         results.write_beside(out / name, text)
     model = tokenizer_model((t for t in itertools.chain(pages, (x["value"] for d in broad for x in d["conversations"]))), 1278)
-    beside = out / "tokenizer.model.tmp"
-    beside.write_bytes(model)
-    beside.replace(out / "tokenizer.model")
+    results.write_beside(out / "tokenizer.model", model)
     results.write_beside(out / "world.json", made)  # the last one: where it is, the rest is
     print(", ".join(f"{v:,} {k}" for k, v in counts.items()) + f"; chance {chance:.1%}: {out}")
 
