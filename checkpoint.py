@@ -8,6 +8,7 @@ A model is first indexed and checked whole: names, shapes, sizes (formats.py; of
 time is mapped into memory, and of it only the slices are read that this process's devices hold. Left out: pickled
 PyTorch files (never opened: unpickling runs code), quantised weights, LoRA adapters, remote paths.
 """
+
 import argparse
 import contextlib
 import dataclasses
@@ -32,9 +33,27 @@ import sharding
 import store
 import tokenizer
 
-MODEL_PATHS = "a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a llama2.c .bin"
-BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")  # of older transformers: no weights
-BIN_ORDER = ("embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm", "rope", "head")
+MODEL_PATHS = (
+    "a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a llama2.c .bin"
+)
+BUFFERS = re.compile(
+    r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$"
+)  # of older transformers: no weights
+BIN_ORDER = (
+    "embed",
+    "attn_norm",
+    "wq",
+    "wk",
+    "wv",
+    "wo",
+    "mlp_norm",
+    "w1",
+    "w2",
+    "w3",
+    "final_norm",
+    "rope",
+    "head",
+)
 DIFFERENT = "the file and its config (or preset) are of different models"
 
 # ---------------------------------------------------------------------------------------------------------- model paths
@@ -48,7 +67,9 @@ def kind_of(path):
     """Which of "run", "hf", "easylm", "bin" a model path is; ValueError where it is none."""
     path, place = str(path), pathlib.Path(file_of(path))
     if "::" in str(place):
-        raise ValueError(f"{path}: of EasyLM's forms only params::FILE is read: save the params alone, streaming")
+        raise ValueError(
+            f"{path}: of EasyLM's forms only params::FILE is read: save the params alone, streaming"
+        )
     if not place.exists():
         raise ValueError(f"{place} does not exist: a model is {MODEL_PATHS}")
     if path.startswith("params::"):
@@ -56,17 +77,31 @@ def kind_of(path):
             raise ValueError(f"{path}: {place} is a folder: name the stream in it")
         return "easylm"
     if place.is_dir():
-        kind = "run" if (place / "run.json").exists() else "hf" if (place / "config.json").exists() else None
+        kind = (
+            "run"
+            if (place / "run.json").exists()
+            else "hf"
+            if (place / "config.json").exists()
+            else None
+        )
         if kind is None:
-            raise ValueError(f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}")
+            raise ValueError(
+                f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}"
+            )
         return kind
     with open(place, "rb") as file:
         start = file.read(2)
     if start == b"PK" or start[:1] == b"\x80" or place.suffix in (".pt", ".pth", ".pkl"):
-        raise ValueError(f"{path} is a pickled PyTorch file, which can run code when opened: convert it to safetensors "
-                         "(transformers' save_pretrained) and name the folder")
+        raise ValueError(
+            f"{path} is a pickled PyTorch file, which can run code when opened: convert it to safetensors "
+            "(transformers' save_pretrained) and name the folder"
+        )
     if place.suffix != ".bin":
-        hint = "name its folder" if place.suffix == ".safetensors" else f"for an EasyLM stream write params::{path}"
+        hint = (
+            "name its folder"
+            if place.suffix == ".safetensors"
+            else f"for an EasyLM stream write params::{path}"
+        )
         raise ValueError(f"{path} is none of {MODEL_PATHS}: {hint}")
     return "bin"
 
@@ -74,7 +109,9 @@ def kind_of(path):
 def about(path):
     """The JSON that says what a model path is: run.json, config.json, FILE.json of a stream written here; else {}."""
     kind, place = kind_of(path), pathlib.Path(file_of(path))
-    place = {"run": place / "run.json", "hf": place / "config.json"}.get(kind, pathlib.Path(f"{place}.json"))
+    place = {"run": place / "run.json", "hf": place / "config.json"}.get(
+        kind, pathlib.Path(f"{place}.json")
+    )
     return formats.read_json(place) if kind != "bin" and place.exists() else {}
 
 
@@ -85,7 +122,9 @@ def model_config(path, preset=None, difference=False):
     """
     kind, record = kind_of(path), about(path)
     if record.get("difference") and not difference:
-        raise ValueError(f"{path} is a difference to a base model: `recover BASE {path} OUT` gives the model")
+        raise ValueError(
+            f"{path} is a difference to a base model: `recover BASE {path} OUT` gives the model"
+        )
     if kind == "bin":
         return formats.bin_config(path)
     if kind == "hf":
@@ -93,12 +132,19 @@ def model_config(path, preset=None, difference=False):
     if record:
         try:  # dataclasses.asdict of a Config
             fields = record["config"]
-            return model.Config(**fields | {"rope_scaling": fields["rope_scaling"] and tuple(fields["rope_scaling"])})
+            return model.Config(
+                **fields
+                | {"rope_scaling": fields["rope_scaling"] and tuple(fields["rope_scaling"])}
+            )
         except (TypeError, KeyError) as error:
-            raise ValueError(f"{path} has no config of this project ({error}): copy it again") from None
+            raise ValueError(
+                f"{path} has no config of this project ({error}): copy it again"
+            ) from None
     if not preset:
-        raise ValueError(f"{path} does not say what model it is: name its preset (--model-preset; train.py: --model), "
-                         f"one of {', '.join(model.PRESETS)}")
+        raise ValueError(
+            f"{path} does not say what model it is: name its preset (--model-preset; train.py: --model), "
+            f"one of {', '.join(model.PRESETS)}"
+        )
     return with_rows(model.preset(preset), formats.easylm_index(file_of(path)))
 
 
@@ -117,7 +163,9 @@ class Place(NamedTuple):
     name: str  # there
     shape: tuple  # of the whole tensor there
     transposed: bool
-    part: slice | None  # of the (untransposed) last axis there: GPT-2's q, k or v, which are one tensor
+    part: (
+        slice | None
+    )  # of the (untransposed) last axis there: GPT-2's q, k or v, which are one tensor
     closes: bool  # the last part, or the only one
     interleaved: bool  # RoPE rotates neighbouring columns there, half-split ones here
 
@@ -145,7 +193,10 @@ def half_split(config, width):
 def order(config):
     """(name, layer or None) of every weight: layer by layer, as files go."""
     table = model.weight_table(config)
-    layered, outer = [n for n in table if table[n].layered], [(n, None) for n in table if not table[n].layered]
+    layered, outer = (
+        [n for n in table if table[n].layered],
+        [(n, None) for n in table if not table[n].layered],
+    )
     first = [o for o in outer if o[0] in ("embed", "pos")]
     return first + [(n, layer) for layer in range(config.L) for n in layered] + outer[len(first) :]
 
@@ -157,7 +208,10 @@ def bin_plan(config):
         if name == "rope":
             plan.append((name, (2, config.P, config.H // 2)))
         elif name in table:
-            plan += [place(config, "bin", name, i)[:2] for i in (range(config.L) if table[name].layered else [None])]
+            plan += [
+                place(config, "bin", name, i)[:2]
+                for i in (range(config.L) if table[name].layered else [None])
+            ]
     return plan
 
 
@@ -176,7 +230,12 @@ def open_weights(path, config, step=None, difference=False):
         config = dataclasses.replace(config, V=model_config(path, difference=difference).V)
     if kind == "run":
         return config, *run_view(path, config, store.resolve_step(path, step))
-    index, prefix = {"hf": formats.safetensors_index, "easylm": formats.easylm_index}.get(kind, lambda _: {})(where), ""
+    index, prefix = (
+        {"hf": formats.safetensors_index, "easylm": formats.easylm_index}.get(kind, lambda _: {})(
+            where
+        ),
+        "",
+    )
     if kind == "bin":
         index = formats.bin_index(path, bin_plan(config))
         del index["rope"]
@@ -187,7 +246,10 @@ def open_weights(path, config, step=None, difference=False):
     if kind == "easylm":
         config = with_rows(config, index)
 
-    wanted = {p.name.removeprefix(prefix): p.shape for p in (place(config, kind, *o) for o in order(config))}
+    wanted = {
+        p.name.removeprefix(prefix): p.shape
+        for p in (place(config, kind, *o) for o in order(config))
+    }
     for name, shape in wanted.items():
         if name not in index:
             hint = "copy the model whole"
@@ -195,9 +257,13 @@ def open_weights(path, config, step=None, difference=False):
                 hint = "its config says that the output matrix is not the embedding: set tie_word_embeddings true"
             raise ValueError(f"{where} has no tensor {name}, expected {shape}: {hint}")
         if index[name].shape != shape:
-            raise ValueError(f"{where}: tensor {name} has shape {index[name].shape}, expected {shape}: {DIFFERENT}")
+            raise ValueError(
+                f"{where}: tensor {name} has shape {index[name].shape}, expected {shape}: {DIFFERENT}"
+            )
         if index[name].dtype == np.uint32 and not difference:
-            raise ValueError(f"{where}: tensor {name} is a difference to a base model: `recover` gives the model")
+            raise ValueError(
+                f"{where}: tensor {name} is a difference to a base model: `recover` gives the model"
+            )
     for name in index.keys() - wanted.keys():
         hint = DIFFERENT
         if "lm_head" in name:
@@ -222,15 +288,21 @@ def run_view(run, config, step):
     folder, whole, arrays = store.folder_of(run, step), model.shapes(config), {}
     with store.reading(run, step, "record"):
         sums = store.record_of(run, step)["sums"]
-    sums = {name.removeprefix("weights."): n for name, n in sums.items() if name.startswith("weights.")}
+    sums = {
+        name.removeprefix("weights."): n for name, n in sums.items() if name.startswith("weights.")
+    }
     for name in sums.keys() ^ whole.keys():
-        raise ValueError(f"{folder}: either it or run.json has no weight {name}: they are of different models")
+        raise ValueError(
+            f"{folder}: either it or run.json has no weight {name}: they are of different models"
+        )
     for name in whole:
         with store.reading(run, step, name):
             arrays[name] = store.open_array(run, step, f"weights.{name}")
         if arrays[name].shape != whole[name]:
-            raise ValueError(f"{folder}: tensor {name} has shape {arrays[name].shape}, expected {whole[name]}: it and "
-                             "run.json are of different models")
+            raise ValueError(
+                f"{folder}: tensor {name} has shape {arrays[name].shape}, expected {whole[name]}: it and "
+                "run.json are of different models"
+            )
 
     def view(name, layer):
         array = arrays[name] if layer is None else arrays[name][layer]
@@ -257,7 +329,9 @@ def read_weights(path, config, step=None, difference=False):
         if sums:
             sums[name] = (sums[name] - store.bits_sum(x)) % 2**32
             if sums[name] and layer in (None, config.L - 1):
-                raise store.damaged(path, store.resolve_step(path, step), f"{name} has another checksum")
+                raise store.damaged(
+                    path, store.resolve_step(path, step), f"{name} has another checksum"
+                )
         yield name, layer, x
 
 
@@ -270,8 +344,10 @@ def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
     """
     there, view, sums = open_weights(path, config, step)
     if there.V > config.V:
-        raise ValueError(f"{path} has {there.V} vocabulary rows, more than the {config.V} ids of the tokenizer: use "
-                         "the tokenizer it was made with")
+        raise ValueError(
+            f"{path} has {there.V} vocabulary rows, more than the {config.V} ids of the tokenizer: use "
+            "the tokenizer it was made with"
+        )
     whole, weights = model.shapes(config), {}
     spec = sharding.shardings(layout.stacked(config), mesh)
     for name, row in model.weight_table(config).items():
@@ -288,7 +364,9 @@ def load(path, config, mesh, layout, dtype=jnp.float32, step=None):
     if sums and there.V == config.V and dtype == jnp.float32:
         for name, n in jax.device_get(store.bits_sums(weights)).items():
             if sums[name] != n:
-                raise store.damaged(path, store.resolve_step(path, step), f"{name} has another checksum")
+                raise store.damaged(
+                    path, store.resolve_step(path, step), f"{name} has another checksum"
+                )
     return weights
 
 
@@ -305,10 +383,18 @@ def vocabulary_rows(read, there, config):
     mean_D = np.zeros(config.D)
     if config.V > there.V:
         for a in range(0, there.V, 4096):
-            mean_D += np.sum(read((slice(a, min(a + 4096, there.V)), slice(None))), axis=0, dtype=np.float64) / there.V
+            mean_D += (
+                np.sum(
+                    read((slice(a, min(a + 4096, there.V)), slice(None))), axis=0, dtype=np.float64
+                )
+                / there.V
+            )
 
     def grown(at):
-        (start, end, _), columns = at[0].indices(config.padded_vocab), slice(*at[1].indices(config.D))
+        (start, end, _), columns = (
+            at[0].indices(config.padded_vocab),
+            slice(*at[1].indices(config.D)),
+        )
         out = np.zeros((end - start, columns.stop - columns.start), np.float32)
         old, new = max(there.V - start, 0), max(config.V - start, 0)
         if old:
@@ -359,11 +445,15 @@ def file_arrays(config, kind, weights, dtype):
         with np.errstate(over="ignore"):
             y = store.dense(x, dtype)
         if y.dtype == np.float16 and not np.array_equal(np.isinf(x), np.isinf(y)):
-            raise ValueError(f"tensor {p.name} holds numbers beyond float16's 65504: use --dtype bfloat16 or float32")
+            raise ValueError(
+                f"tensor {p.name} holds numbers beyond float16's 65504: use --dtype bfloat16 or float32"
+            )
         yield p.name, y
 
 
-def write_hf(dst, config, weights, tok, dtype=np.float32, marks=None, shard_bytes=formats.SHARD_BYTES):
+def write_hf(
+    dst, config, weights, tok, dtype=np.float32, marks=None, shard_bytes=formats.SHARD_BYTES
+):
     """A Hugging Face folder: config.json, safetensors in shards, tokenizer files; one tensor in memory at a time.
 
     weights: (name, layer, array) as read_weights gives them. tok: None for no tokenizer files. marks: a dict of more
@@ -372,9 +462,13 @@ def write_hf(dst, config, weights, tok, dtype=np.float32, marks=None, shard_byte
     plan = [p[:2] for p in (place(config, "hf", *o) for o in order(config)) if p.closes]
     with formats.beside(dst, folder=True) as tmp:
         tmp.mkdir()
-        formats.write_safetensors(tmp, plan, file_arrays(config, "hf", weights, dtype), dtype, shard_bytes)
+        formats.write_safetensors(
+            tmp, plan, file_arrays(config, "hf", weights, dtype), dtype, shard_bytes
+        )
         ends = {} if tok is None else {"bos_token_id": tok.bos, "eos_token_id": tok.eos}
-        about = formats.hf_record(config) | ends | {"torch_dtype": np.dtype(dtype).name} | (marks or {})
+        about = (
+            formats.hf_record(config) | ends | {"torch_dtype": np.dtype(dtype).name} | (marks or {})
+        )
         formats.write_json(tmp / "config.json", about)
         formats.write_json(tmp / "generation_config.json", ends)
         if tok is not None:
@@ -399,11 +493,19 @@ def pairs(base, base_config, other, config, difference=False):
     wanted = model.shapes(config, padded=False)
     for name in there | wanted:
         if there.get(name) != wanted.get(name):
-            raise ValueError(f"{base} and {other} are of different models: {name} has shape {there.get(name)} in the "
-                             f"one, {wanted.get(name)} in the other")
+            raise ValueError(
+                f"{base} and {other} are of different models: {name} has shape {there.get(name)} in the "
+                f"one, {wanted.get(name)} in the other"
+            )
     if base_config.V > config.V:
-        raise ValueError(f"{base} has {base_config.V} vocabulary rows, {other} only {config.V}: the base comes first")
-    both = zip(read_weights(base, base_config), read_weights(other, config, difference=difference), strict=True)
+        raise ValueError(
+            f"{base} has {base_config.V} vocabulary rows, {other} only {config.V}: the base comes first"
+        )
+    both = zip(
+        read_weights(base, base_config),
+        read_weights(other, config, difference=difference),
+        strict=True,
+    )
     for (name, layer, b), (_, _, x) in both:
         if len(b) < len(x):
             b = np.concatenate([b, np.zeros((len(x) - len(b), b.shape[1]), b.dtype)])
@@ -435,18 +537,31 @@ def add(base, base_config, diff, config, record):
     """
     of = {"base": hashlib.sha256(), "tuned": hashlib.sha256()}
     for name, layer, b, d in pairs(base, base_config, diff, config, difference=True):
-        t = (b.view(np.uint32) + d).view(np.float32) if d.dtype == np.uint32 else b + d.astype(np.float32)
+        t = (
+            (b.view(np.uint32) + d).view(np.float32)
+            if d.dtype == np.uint32
+            else b + d.astype(np.float32)
+        )
         of["base"].update(b.data)
         of["tuned"].update(t.data)
         yield name, layer, t
     if not record:
-        return say(f"note: {diff} does not say what its base was (Koala's does not): base + difference, unchecked")
+        return say(
+            f"note: {diff} does not say what its base was (Koala's does not): base + difference, unchecked"
+        )
     if of["base"].hexdigest() != record["base_sha256"]:
-        raise ValueError(f"{base} is not the base that {diff} was made with (its sha256 is another): use that one")
+        raise ValueError(
+            f"{base} is not the base that {diff} was made with (its sha256 is another): use that one"
+        )
     same = of["tuned"].hexdigest() == record["tuned_sha256"]
     if not same and record["form"] != "float32":
-        raise ValueError(f"{diff} is damaged: base + difference has not the sha256 of the tuned weights: copy it again")
-    say("equal to the tuned weights " + ("bit for bit" if same else "up to float32 rounding of base + difference"))
+        raise ValueError(
+            f"{diff} is damaged: base + difference has not the sha256 of the tuned weights: copy it again"
+        )
+    say(
+        "equal to the tuned weights "
+        + ("bit for bit" if same else "up to float32 rounding of base + difference")
+    )
 
 
 def find_tokenizer(src, named, config, dst):
@@ -469,7 +584,12 @@ def say(text):
 
 def progress(weights, config):
     """The same weights, with a line on stderr of how far they are: twice a second on a terminal, else every 10 s."""
-    total, done, started, terminal = model.parameter_count(config), 0, time.time(), sys.stderr.isatty()
+    total, done, started, terminal = (
+        model.parameter_count(config),
+        0,
+        time.time(),
+        sys.stderr.isatty(),
+    )
     shown = started
     for name, layer, x in weights:
         yield name, layer, x
@@ -478,7 +598,12 @@ def progress(weights, config):
         if now - shown > (0.5 if terminal else 10):
             shown, left = now, (now - started) * (total - done) / done
             line = f"{done / total:4.0%}  {name if layer is None else f'{name} of layer {layer}'}  eta {left:.0f} s"
-            print(f"\r{line:<60}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+            print(
+                f"\r{line:<60}" if terminal else line,
+                end="" if terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
     if terminal:
         print(f"\r{'':<60}\r", end="", file=sys.stderr)
 
@@ -497,7 +622,9 @@ def run(args):
             weights = add(args.base, base_config, source, config, about(source).get("difference"))
     weights, dst = progress(weights, config), file_of(args.dst)
     if args.to == "hf":
-        write_hf(dst, config, weights, find_tokenizer(source, args.tokenizer, config, dst), dtype, marks)
+        write_hf(
+            dst, config, weights, find_tokenizer(source, args.tokenizer, config, dst), dtype, marks
+        )
     else:
         write_easylm(dst, config, weights, dtype, marks)
     name = f"params::{dst}" if args.to == "easylm" else dst
@@ -505,27 +632,58 @@ def run(args):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, *paths in (("convert", "src"), ("diff", "base", "tuned"), ("recover", "base", "diff")):
+    for command, *paths in (
+        ("convert", "src"),
+        ("diff", "base", "tuned"),
+        ("recover", "base", "diff"),
+    ):
         sub = commands.add_parser(command)
         for path in paths:
             sub.add_argument(path, metavar=path.upper(), help=MODEL_PATHS)
-        sub.add_argument("dst", metavar="DST", help="where to write: a new path, or an empty folder")
-        sub.add_argument("--to", choices=("hf", "easylm"), default="hf", help="what to write [default: hf]")
-        sub.add_argument("--tokenizer", metavar="PATH", help="for --to hf [default: the one lying with the model]")
-        sub.add_argument("--model-preset", metavar="NAME", help="of an EasyLM stream: " + ", ".join(model.PRESETS))
+        sub.add_argument(
+            "dst", metavar="DST", help="where to write: a new path, or an empty folder"
+        )
+        sub.add_argument(
+            "--to", choices=("hf", "easylm"), default="hf", help="what to write [default: hf]"
+        )
+        sub.add_argument(
+            "--tokenizer",
+            metavar="PATH",
+            help="for --to hf [default: the one lying with the model]",
+        )
+        sub.add_argument(
+            "--model-preset",
+            metavar="NAME",
+            help="of an EasyLM stream: " + ", ".join(model.PRESETS),
+        )
         sub.set_defaults(source=paths[-1], dtype="float32")
         if command == "diff":
-            sub.add_argument("--float", action="store_true", help="tuned - base in float32, as Koala was released "
-                             "[default: difference of the bit patterns, from which recover is exact]")
+            sub.add_argument(
+                "--float",
+                action="store_true",
+                help="tuned - base in float32, as Koala was released "
+                "[default: difference of the bit patterns, from which recover is exact]",
+            )
         else:
-            sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="[default: float32]")
+            sub.add_argument(
+                "--dtype", choices=("float32", "bfloat16", "float16"), help="[default: float32]"
+            )
         if command == "convert":
-            sub.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run [default: the last]")
+            sub.add_argument(
+                "--step",
+                type=int,
+                metavar="N",
+                help="which checkpoint of a run [default: the last]",
+            )
     args = parser.parse_args(argv)
     with contextlib.suppress(ValueError):  # outside the main thread there are no signals to take
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing half-written stays
+        signal.signal(
+            signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+        )  # so that nothing half-written stays
     try:
         run(args)
     except (ValueError, OSError) as error:

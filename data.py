@@ -10,6 +10,7 @@ tokenizer. What a row of a source may look like: dialogues.py; how rows are fill
 out: cleaning and filtering (study), resuming a packing that was killed (it starts over; nothing half-written is ever
 under DIR).
 """
+
 import argparse
 import array
 import collections
@@ -33,18 +34,28 @@ import numpy as np
 
 import tokenizer
 from blocks import document_rows, shuffled, single_rows, split_off, stream_rows
-from dialogues import (Malformed, has_answer, is_tfds, parse_row, peculiarities, raw_chunks, source_files, split_key,
-                       turns)
-from dialogues import read_dialogues  # noqa: F401  for who reads dialogues through this file
+from dialogues import (
+    Malformed,
+    has_answer,
+    is_tfds,
+    parse_row,
+    peculiarities,
+    raw_chunks,
+    read_dialogues,  # noqa: F401  for who reads dialogues through this file
+    source_files,
+    split_key,
+    turns,
+)
 
 TEMPLATES, PACKS = ("roles", "koala"), ("stream", "documents", "rows")
 DTYPES = {"tokens": np.int32, "loss_mask": np.int8, "segment": np.int32}
-FORMAT = 1          # of the packed directory: raise it when the same sources and settings give other rows
-SHARD = 1 << 16     # rows a file
-SMALL = 8 << 20     # bytes of sources below which starting worker processes takes longer than it saves
+FORMAT = 1  # of the packed directory: raise it when the same sources and settings give other rows
+SHARD = 1 << 16  # rows a file
+SMALL = 8 << 20  # bytes of sources below which starting worker processes takes longer than it saves
 
 
 # ---- dialogue -> ids and mask ----------------------------------------------------------------------------------------
+
 
 def tokenize_dialogue(dialogue, tok, template="roles"):
     """(tokens int32 [n], loss_mask int8 [n]) of a dialogue, mask 1 where that token is to be predicted.
@@ -70,7 +81,9 @@ def tokenize_dialogue(dialogue, tok, template="roles"):
     else:
         context = "BEGINNING OF CONVERSATION:"
         for speaker, text, learned in turns(dialogue):
-            context += (" " if context else "") + (f"USER: {text}" if speaker == "human" else "GPT:")
+            context += (" " if context else "") + (
+                f"USER: {text}" if speaker == "human" else "GPT:"
+            )
             if speaker == "gpt":
                 put(tok.encode(context), False)
                 put(tok.encode(text) + [tok.eos], learned)
@@ -80,6 +93,7 @@ def tokenize_dialogue(dialogue, tok, template="roles"):
 
 
 # ---- the batch of a step ---------------------------------------------------------------------------------------------
+
 
 def batch_indices(n_rows, batch, seed, step):
     """Rows of the batch of step `step` (from 0), int64 [batch]: the epochs' shuffles end to end, cut into batches.
@@ -106,12 +120,18 @@ def mixed(main, extra, batch, fraction, seed, step):
     fraction) rows came from extra: the share is exact in the long run. Each data set goes through epochs of its own.
     """
     if main.columns != extra.columns:
-        raise ValueError(f"--data and --mix are packed differently (ids a row: {main.columns} and {extra.columns}): "
-                         "use the same --pack and --block")
+        raise ValueError(
+            f"--data and --mix are packed differently (ids a row: {main.columns} and {extra.columns}): "
+            "use the same --pack and --block"
+        )
     share = fractions.Fraction(fraction).limit_denominator(10**6)
     before, after = int(step * batch * share), int((step + 1) * batch * share)
-    indices = np.concatenate([_take(len(main), seed, step * batch - before, batch - (after - before)),
-                              _take(len(extra), seed, before, after - before) + len(main)])
+    indices = np.concatenate(
+        [
+            _take(len(main), seed, step * batch - before, batch - (after - before)),
+            _take(len(extra), seed, before, after - before) + len(main),
+        ]
+    )
 
     def read(wanted):
         own = wanted < len(main)
@@ -124,12 +144,17 @@ def mixed(main, extra, batch, fraction, seed, step):
 
 # ---- sources -> a packed directory -----------------------------------------------------------------------------------
 
+
 def parse_count(text):
-    """"20M", "0.3M", "65,536", "1e6" -> int; suffixes k, M, B or G are powers of 1000. None stays None."""
+    """ "20M", "0.3M", "65,536", "1e6" -> int; suffixes k, M, B or G are powers of 1000. None stays None."""
     if text is None:
         return None
-    number = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:e\+?(\d))?([kmbg]?)", re.sub(r"[,_\s]", "", str(text)).lower())
-    zeros = int(number[2] or 0) + {"": 0, "k": 3, "m": 6, "b": 9, "g": 9}[number[3]] if number else 0
+    number = re.fullmatch(
+        r"(\d+(?:\.\d*)?|\.\d+)(?:e\+?(\d))?([kmbg]?)", re.sub(r"[,_\s]", "", str(text)).lower()
+    )
+    zeros = (
+        int(number[2] or 0) + {"": 0, "k": 3, "m": 6, "b": 9, "g": 9}[number[3]] if number else 0
+    )
     if not number or fractions.Fraction(number[1]) * 10**zeros < 1:
         raise ValueError(f"--tokens {text} is no number of tokens: write 300000, 0.3M, 20M or 1.5B")
     return int(fractions.Fraction(number[1]) * 10**zeros)
@@ -143,22 +168,44 @@ def _recipe(paths, tok, template, pack, block, tokens, eval_fraction, seed, max_
     if block < 1:
         raise ValueError(f"--block {block} is no length: a row predicts at least 1 token")
     if not 0 <= eval_fraction < 1:
-        raise ValueError(f"--eval-fraction {eval_fraction:g} is not in 0 <= x < 1: 0.02 holds out 2 % of the dialogues")
+        raise ValueError(
+            f"--eval-fraction {eval_fraction:g} is not in 0 <= x < 1: 0.02 holds out 2 % of the dialogues"
+        )
     if not 0 <= max_bad <= 1:
-        raise ValueError(f"--max-bad-rows {max_bad:g} is not in 0 to 1: 0.01 stops where over 1 % of a file is bad")
+        raise ValueError(
+            f"--max-bad-rows {max_bad:g} is not in 0 to 1: 0.01 stops where over 1 % of a file is bad"
+        )
     if template == "roles" and tok.user is None:
-        raise ValueError("--template roles needs a tokenizer with role tokens: load it so, or use --template koala")
+        raise ValueError(
+            "--template roles needs a tokenizer with role tokens: load it so, or use --template koala"
+        )
     sources, passed = source_files(paths)
     for source in sources:
         if is_packed(source):
-            raise ValueError(f"{source} is packed already: give it to train.py --data as it is, alone")
+            raise ValueError(
+                f"{source} is packed already: give it to train.py --data as it is, alone"
+            )
     for p in passed:
         note(f"{p} is neither JSON nor .txt: passed over")
-    made = {"format": FORMAT, "template": template, "pack": pack, "block": block, "tokens": parse_count(tokens),
-            "eval_fraction": eval_fraction, "seed": seed, "vocabulary": tok.size, "tokenizer": tok.fingerprint}
+    made = {
+        "format": FORMAT,
+        "template": template,
+        "pack": pack,
+        "block": block,
+        "tokens": parse_count(tokens),
+        "eval_fraction": eval_fraction,
+        "seed": seed,
+        "vocabulary": tok.size,
+        "tokenizer": tok.fingerprint,
+    }
     digests = [_sha256(s) for s in sources]
-    fingerprint = hashlib.sha256(json.dumps(made | {"sources": digests}, sort_keys=True).encode()).hexdigest()
-    named = [{"name": s.name, "bytes": s.stat().st_size, "sha256": digest} for s, digest in zip(sources, digests)]
+    fingerprint = hashlib.sha256(
+        json.dumps(made | {"sources": digests}, sort_keys=True).encode()
+    ).hexdigest()
+    named = [
+        {"name": s.name, "bytes": s.stat().st_size, "sha256": digest}
+        for s, digest in zip(sources, digests)
+    ]
     return sources, made | {"max_bad_rows": max_bad, "sources": named, "fingerprint": fingerprint}
 
 
@@ -172,8 +219,20 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def pack(paths, tok, out, *, template="roles", pack="stream", block=2048, tokens=None, eval_fraction=0.0, seed=0,
-         max_bad=0.01, workers=None):
+def pack(
+    paths,
+    tok,
+    out,
+    *,
+    template="roles",
+    pack="stream",
+    block=2048,
+    tokens=None,
+    eval_fraction=0.0,
+    seed=0,
+    max_bad=0.01,
+    workers=None,
+):
     """Write the packed directory `out`, whole or not at all; returns what its pack.json holds, a dict.
 
     Of the dialogues, shuffled by the seed, validation is split off first, whatever `tokens` is; train is the longest
@@ -191,16 +250,22 @@ def _pack(sources, made, tok, out, workers):
         if folder is None:
             there = _made(out)
             if there.get("fingerprint") != made["fingerprint"]:
-                raise ValueError(f"{out} exists and was not made from these sources and settings: remove it, or name "
-                                 "another --out")
+                raise ValueError(
+                    f"{out} exists and was not made from these sources and settings: remove it, or name "
+                    "another --out"
+                )
             return there
         if tok.warning:
             note(tok.warning)
-        lengths, keys, counts = _spill(sources, tok, made["template"], made["max_bad_rows"], workers, folder / "spill")
+        lengths, keys, counts = _spill(
+            sources, tok, made["template"], made["max_bad_rows"], workers, folder / "spill"
+        )
         if not len(lengths):
-            raise ValueError(f"none of the {counts['rows']:,} rows holds an answer to learn from: name other sources")
+            raise ValueError(
+                f"none of the {counts['rows']:,} rows holds an answer to learn from: name other sources"
+            )
         spill, starts = np.memmap(folder / "spill", np.int32, "r"), np.cumsum(lengths) - lengths
-        read = lambda i: spill[starts[i]:starts[i] + lengths[i]]
+        read = lambda i: spill[starts[i] : starts[i] + lengths[i]]
         held = split_off(keys, made["eval_fraction"], made["seed"])
         order = shuffled(len(lengths), made["seed"], 0)
         train, validation = order[~held[order]], order[held[order]]
@@ -208,19 +273,27 @@ def _pack(sources, made, tok, out, workers):
             total = np.cumsum(lengths[train])
             n = int(np.searchsorted(total, made["tokens"], "right"))
             left = made["tokens"] - int(total[n - 1] if n else 0)
-            if n < len(train) and left > 1 and read(train[n])[1] & 1:  # loss from the second id on: a text
+            if (
+                n < len(train) and left > 1 and read(train[n])[1] & 1
+            ):  # loss from the second id on: a text
                 lengths[train[n]] = left
                 n += 1
             if not n:
-                raise ValueError(f"--tokens {made['tokens']:,} is less than the {lengths[train[0]]:,} of the first "
-                                 f"dialogue by --seed {made['seed']}: ask for more")
+                raise ValueError(
+                    f"--tokens {made['tokens']:,} is less than the {lengths[train[0]]:,} of the first "
+                    f"dialogue by --seed {made['seed']}: ask for more"
+                )
             if total[-1] < made["tokens"]:
-                note(f"WARNING: --tokens {made['tokens']:,}, but there are only {total[-1]:,}: all are taken")
+                note(
+                    f"WARNING: --tokens {made['tokens']:,}, but there are only {total[-1]:,}: all are taken"
+                )
             train = train[:n]
         splits = {"train": train} | ({"validation": validation} if len(validation) else {})
         made = made | {"counts": dict(counts)}
-        made["splits"] = {split: _write_split(folder, split, read, chosen, lengths, made["pack"], made["block"])
-                          for split, chosen in splits.items()}
+        made["splits"] = {
+            split: _write_split(folder, split, read, chosen, lengths, made["pack"], made["block"])
+            for split, chosen in splits.items()
+        }
         (folder / "spill").unlink()
         _write_metadata(folder, made)
         tok.save(folder / "tokenizer")
@@ -235,6 +308,7 @@ def written_beside(out):
     One process at a time: others wait, and find OUT. What a killed process left is cleared.
     """
     import fcntl
+
     folder = out.with_name(out.name + ".tmp")
     while not out.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,13 +351,23 @@ def _spill(sources, tok, template, max_bad, workers, path):
     sizes = [s.stat().st_size for s in sources]
     if workers is None:
         workers = os.cpu_count() if sum(sizes) >= SMALL else 1
-    lengths, keys, counts = array.array("q"), array.array("q"), collections.Counter(rows=0, dialogues=0, malformed=0)
+    lengths, keys, counts = (
+        array.array("q"),
+        array.array("q"),
+        collections.Counter(rows=0, dialogues=0, malformed=0),
+    )
     progress = Progress("tokenizing", sum(sizes), "bytes")
     files = [Malformed(s, max_bad) for s in sources]
-    jobs = ((number, s.name, chunk, at) for number, s in enumerate(sources) for chunk, at in raw_chunks(s))
+    jobs = (
+        (number, s.name, chunk, at)
+        for number, s in enumerate(sources)
+        for chunk, at in raw_chunks(s)
+    )
     last = 0
     with open(path, "wb") as f:
-        for number, rows, at, (ids, size, key, bad, found) in _tokenized(jobs, tok, template, workers):
+        for number, rows, at, (ids, size, key, bad, found) in _tokenized(
+            jobs, tok, template, workers
+        ):
             while last < number:
                 files[last].close()
                 last += 1
@@ -319,7 +403,9 @@ def _tokenized(jobs, tok, template, workers):
         for *what, result in waiting:
             yield *what, result.result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise ValueError("a worker process was killed (for its memory, most likely): use --workers 1") from None
+        raise ValueError(
+            "a worker process was killed (for its memory, most likely): use --workers 1"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -364,6 +450,7 @@ def _write_split(folder, split, read, chosen, lengths, pack, block):
     """Write the rows of one split; returns its counts, a dict. Padding has id 0, mask 0, segment 0."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
+
     n = lengths[chosen]
     longer, total = int((n > block + 1).sum()), int(n.sum())
     counts = {"rows": 0, "dialogues": len(chosen), "tokens": total, "loss_tokens": 0}
@@ -400,26 +487,45 @@ def _write_split(folder, split, read, chosen, lengths, pack, block):
         progress(counts["rows"])
     progress.close()
     if writer is None:
-        raise ValueError(f"{split}: none of its {len(chosen):,} dialogues has a loss token within --block {block}: use "
-                         "a longer one")
+        raise ValueError(
+            f"{split}: none of its {len(chosen):,} dialogues has a loss token within --block {block}: use "
+            "a longer one"
+        )
     writer.close()
     for i in range(len(shards)):
-        os.rename(folder / f"{split}-{i}", folder / f"mynah-{split}.array_record-{i:05d}-of-{len(shards):05d}")
+        os.rename(
+            folder / f"{split}-{i}",
+            folder / f"mynah-{split}.array_record-{i:05d}-of-{len(shards):05d}",
+        )
     return counts | {"shards": shards}
 
 
 def _write_metadata(folder, made):
     """What makes the folder a TFDS directory: dataset_info.json and features.json."""
     import tensorflow_datasets as tfds
+
     columns = [name for name in DTYPES if name != "segment" or made["pack"] != "stream"]
-    features = {name: tfds.features.Tensor(shape=(made["block"] + 1,), dtype=DTYPES[name]) for name in columns}
-    names = tfds.core.ShardedFileTemplate(folder, dataset_name="mynah", filetype_suffix="array_record")
+    features = {
+        name: tfds.features.Tensor(shape=(made["block"] + 1,), dtype=DTYPES[name])
+        for name in columns
+    }
+    names = tfds.core.ShardedFileTemplate(
+        folder, dataset_name="mynah", filetype_suffix="array_record"
+    )
     size = lambda split: sum(f.stat().st_size for f in folder.glob(f"mynah-{split}.*"))
-    splits = [tfds.core.SplitInfo(name=split, shard_lengths=counts["shards"], num_bytes=size(split),
-                                  filename_template=names.replace(split=split))
-              for split, counts in made["splits"].items()]
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=counts["shards"],
+            num_bytes=size(split),
+            filename_template=names.replace(split=split),
+        )
+        for split, counts in made["splits"].items()
+    ]
     features = tfds.features.FeaturesDict(features)
-    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=features, split_infos=splits, check_data=False)
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder), features=features, split_infos=splits, check_data=False
+    )
 
 
 class Progress:
@@ -427,7 +533,9 @@ class Progress:
 
     def __init__(self, what, total, unit):
         self.what, self.total, self.unit, self.started = what, max(total, 1), unit, time.monotonic()
-        self.every, self.begin, self.end = (0.3, "\r\033[K", "") if sys.stderr.isatty() else (10, "", "\n")
+        self.every, self.begin, self.end = (
+            (0.3, "\r\033[K", "") if sys.stderr.isatty() else (10, "", "\n")
+        )
         self.next = self.started + self.every
 
     def __call__(self, done):
@@ -435,8 +543,12 @@ class Progress:
         if now >= self.next and share:
             self.next = now + self.every
             left, bar = (now - self.started) * (1 - share) / share, "#" * round(30 * share)
-            print(f"{self.begin}{self.what} [{bar:<30}] {share:4.0%} of {self.total:,} {self.unit}, {left:,.0f} s left",
-                  end=self.end, file=sys.stderr, flush=True)
+            print(
+                f"{self.begin}{self.what} [{bar:<30}] {share:4.0%} of {self.total:,} {self.unit}, {left:,.0f} s left",
+                end=self.end,
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self):
         print(self.begin, end="", file=sys.stderr, flush=True)
@@ -449,8 +561,10 @@ def note(text):
 def summary(made):
     """What a packing made and skipped, lines of text."""
     for split, c in made["splits"].items():
-        yield (f"{split:<11}{c['rows']:>9,} rows of {made['block']:,}, {c['dialogues']:,} dialogues, {c['tokens']:,} "
-               f"tokens, {c['loss_tokens']:,} loss tokens ({c['loss_tokens'] / c['tokens']:.1%})")
+        yield (
+            f"{split:<11}{c['rows']:>9,} rows of {made['block']:,}, {c['dialogues']:,} dialogues, {c['tokens']:,} "
+            f"tokens, {c['loss_tokens']:,} loss tokens ({c['loss_tokens'] / c['tokens']:.1%})"
+        )
         yield from (f"{'':<11}{n:>9,} {what}" for what, n in c.items() if " " in what and n)
     c = made["counts"]
     yield f"{'read':<11}{c['rows']:>9,} rows, {c['dialogues']:,} dialogues, {c['malformed']:,} malformed rows (skipped)"
@@ -458,6 +572,7 @@ def summary(made):
 
 
 # ---- a packed directory -> rows --------------------------------------------------------------------------------------
+
 
 class Dataset:
     """The rows of one split of a packed directory, read by random access; none of them stays in memory.
@@ -467,14 +582,17 @@ class Dataset:
 
     def __init__(self, path, split):
         import tensorflow_datasets as tfds
+
         try:
             builder = tfds.builder_from_directory(str(path))
             missing = [f.name for f in builder.info.splits[split].filepaths if not f.exists()]
             self._source = builder.as_data_source(split)
         except Exception as error:  # tfds raises what it likes
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-            raise ValueError(f"{path} cannot be read by random access, or has no split {split} ({reason}): pack it "
-                             "again") from None
+            raise ValueError(
+                f"{path} cannot be read by random access, or has no split {split} ({reason}): pack it "
+                "again"
+            ) from None
         if missing:
             raise ValueError(f"{path} lacks {missing[0]}: pack it again")
         self.columns = {name: shape[0] for name, shape in _features(path).items() if name in DTYPES}
@@ -487,15 +605,23 @@ class Dataset:
         """{"tokens" int32, "loss_mask" int8, for documents and rows "segment" int32}, each [n, block + 1]."""
         examples = self._source.__getitems__([int(i) for i in indices])
         empty = [np.zeros((0, width)) for width in self.columns.values()]
-        columns = [np.stack([e[name] for e in examples]) for name in self.columns] if examples else empty
+        columns = (
+            [np.stack([e[name] for e in examples]) for name in self.columns] if examples else empty
+        )
         return {name: x.astype(DTYPES[name], copy=False) for name, x in zip(self.columns, columns)}
 
 
 def _features(path):
     """{name: shape, a list} of the arrays of a TFDS directory."""
     try:
-        features = json.loads((path / "features.json").read_text(encoding="utf-8"))["featuresDict"]["features"]
-        return {n: [int(d) for d in f["tensor"]["shape"]["dimensions"]] for n, f in features.items() if "tensor" in f}
+        features = json.loads((path / "features.json").read_text(encoding="utf-8"))["featuresDict"][
+            "features"
+        ]
+        return {
+            n: [int(d) for d in f["tensor"]["shape"]["dimensions"]]
+            for n, f in features.items()
+            if "tensor" in f
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -520,11 +646,27 @@ def packed_settings(paths):
         return {}
     features, made = _features(paths[0]), _made(paths[0])
     guess = {} if "segment" in features else {"pack": "stream"}
-    return guess | {k: made[k] for k in ("template", "pack") if k in made} | {"block": features["tokens"][0] - 1}
+    return (
+        guess
+        | {k: made[k] for k in ("template", "pack") if k in made}
+        | {"block": features["tokens"][0] - 1}
+    )
 
 
-def open_dataset(paths, tok, *, template=None, pack=None, block=None, tokens=None, eval_fraction=None, seed=0,
-                 max_bad=0.01, cache=None, workers=None):
+def open_dataset(
+    paths,
+    tok,
+    *,
+    template=None,
+    pack=None,
+    block=None,
+    tokens=None,
+    eval_fraction=None,
+    seed=0,
+    max_bad=0.01,
+    cache=None,
+    workers=None,
+):
     """(train, validation or None), each a Dataset, of a packed directory or of sources.
 
     A packed directory is used as it is: template, pack, block and tokens, where not None, are checked against it, and
@@ -535,30 +677,58 @@ def open_dataset(paths, tok, *, template=None, pack=None, block=None, tokens=Non
     paths = [pathlib.Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     packed = [p for p in paths if is_packed(p)]
     if packed and len(paths) > 1:
-        raise ValueError(f"{packed[0]} is a packed directory, which is used alone: name only it, or pack all sources "
-                         "together")
+        raise ValueError(
+            f"{packed[0]} is a packed directory, which is used alone: name only it, or pack all sources "
+            "together"
+        )
     if packed:
         path, made = packed[0], _made(packed[0])
         has = packed_settings(paths) | ({"tokens": made["tokens"] or "all"} if made else {})
-        for flag, asked in (("template", template), ("pack", pack), ("block", block), ("tokens", parse_count(tokens))):
+        for flag, asked in (
+            ("template", template),
+            ("pack", pack),
+            ("block", block),
+            ("tokens", parse_count(tokens)),
+        ):
             if asked is not None and asked != has.get(flag, asked):
-                raise ValueError(f"--{flag} {asked}, but {path} was packed with {flag} {has[flag]}: leave it out, or "
-                                 "pack the sources again")
+                raise ValueError(
+                    f"--{flag} {asked}, but {path} was packed with {flag} {has[flag]}: leave it out, or "
+                    "pack the sources again"
+                )
         if made and made["tokenizer"] != tok.fingerprint:
-            raise ValueError(f"{path} was packed with another tokenizer than {tok.files[0]}: use --tokenizer "
-                             f"{path / 'tokenizer'}, or pack the sources again")
+            raise ValueError(
+                f"{path} was packed with another tokenizer than {tok.files[0]}: use --tokenizer "
+                f"{path / 'tokenizer'}, or pack the sources again"
+            )
         if not made:
-            note(f"{path} does not say which tokenizer made it (no pack.json): it is taken to be {tok.files[0]}")
+            note(
+                f"{path} does not say which tokenizer made it (no pack.json): it is taken to be {tok.files[0]}"
+            )
     else:
         block = 2048 if block is None else block
-        sources, made = _recipe(paths, tok, template or "roles", pack or "stream", block, tokens, eval_fraction or 0.0,
-                                seed, max_bad)
-        path = pathlib.Path(cache or pathlib.Path.home() / ".cache" / "mynah") / made["fingerprint"][:24]
+        sources, made = _recipe(
+            paths,
+            tok,
+            template or "roles",
+            pack or "stream",
+            block,
+            tokens,
+            eval_fraction or 0.0,
+            seed,
+            max_bad,
+        )
+        path = (
+            pathlib.Path(cache or pathlib.Path.home() / ".cache" / "mynah")
+            / made["fingerprint"][:24]
+        )
         if not path.exists():
             note(f"packing into {path}")
             for line in summary(_pack(sources, made, tok, path, workers)):
                 note(line)
-    splits = [s["name"] for s in json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))["splits"]]
+    splits = [
+        s["name"]
+        for s in json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))["splits"]
+    ]
     return Dataset(path, "train"), Dataset(path, "validation") if "validation" in splits else None
 
 
@@ -576,21 +746,38 @@ def show(path, row, split="train", tok=None):
         raise ValueError(f"{path} is no packed directory: make one with `data.py pack`")
     if tok is None and not (path / "tokenizer").is_dir():
         raise ValueError(f"{path} holds no copy of its tokenizer: name it by --tokenizer")
-    tok, made, dataset = tok or tokenizer.load(path / "tokenizer"), _made(path), Dataset(path, split)
+    tok, made, dataset = (
+        tok or tokenizer.load(path / "tokenizer"),
+        _made(path),
+        Dataset(path, split),
+    )
     if made and made["tokenizer"] != tok.fingerprint:
-        raise ValueError(f"{path} was packed with another tokenizer than {tok.files[0]}: leave --tokenizer out")
+        raise ValueError(
+            f"{path} was packed with another tokenizer than {tok.files[0]}: leave --tokenizer out"
+        )
     if not 0 <= row < len(dataset):
         raise ValueError(f"--row {row}: {path} has the {split} rows 0 to {len(dataset) - 1}")
     got = {name: x[0] for name, x in dataset.rows([row]).items()}
-    ids, mask, segment = got["tokens"], got["loss_mask"], got.get("segment", np.zeros_like(got["tokens"]))
+    ids, mask, segment = (
+        got["tokens"],
+        got["loss_mask"],
+        got.get("segment", np.zeros_like(got["tokens"])),
+    )
     n = int(np.flatnonzero(segment if "segment" in got else ids | mask).max(initial=-1)) + 1
-    out = [f"{split} row {row} of {len(dataset)}: {n} tokens, {mask.sum()} of them loss tokens (green), "
-           f"{len(ids) - n} padding\n"]
+    out = [
+        f"{split} row {row} of {len(dataset)}: {n} tokens, {mask.sum()} of them loss tokens (green), "
+        f"{len(ids) - n} padding\n"
+    ]
     cuts = [0, *(np.flatnonzero(np.diff(mask[:n]) | np.diff(segment[:n])) + 1).tolist(), n]
     text = tok.decode_bytes(ids[:n].tolist())
-    ends = [len(tok.decode_bytes(ids[:cut].tolist())) for cut in cuts]  # a head of the ids gives a head of the bytes
+    ends = [
+        len(tok.decode_bytes(ids[:cut].tolist())) for cut in cuts
+    ]  # a head of the ids gives a head of the bytes
     # on to where a character begins: a row may start inside one
-    ends = [next(e for e in range(end, len(text) + 1) if text[e:e + 1] < b"\x80" or text[e] >= 0xc0) for end in ends]
+    ends = [
+        next(e for e in range(end, len(text) + 1) if text[e : e + 1] < b"\x80" or text[e] >= 0xC0)
+        for end in ends
+    ]
     for cut, a, b in zip(cuts, ends, ends[1:]):
         if segment[cut] and (not cut or segment[cut] != segment[cut - 1]):
             out.append(f"\n[segment {segment[cut]}]\n")
@@ -600,50 +787,107 @@ def show(path, row, split="train", tok=None):
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="data.py", description="Dialogues -> ids and loss masks -> packed blocks on disk.",
-                                epilog="data.py pack --help and data.py show --help say more.")
+    p = argparse.ArgumentParser(
+        prog="data.py",
+        description="Dialogues -> ids and loss masks -> packed blocks on disk.",
+        epilog="data.py pack --help and data.py show --help say more.",
+    )
     commands = p.add_subparsers(dest="command", required=True, metavar="pack|show")
     c = commands.add_parser(
-        "pack", help="sources -> a packed directory", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "pack",
+        help="sources -> a packed directory",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Tokenize dialogues, pack them into rows of block + 1 ids with a loss mask: a TFDS directory.",
         epilog="""\
 Sources are told apart by content: ShareGPT, chat messages, HC3, Alpaca, Koala, Baize, {"text"} rows, plain text, TFDS
 directories; JSON, JSON lines, gzipped or not (`python dialogues.py` lists the forms). The paper (arXiv 2305.15717)
 packs into blocks of 2048 tokens, loss on the assistant's text only, and compares 0.3M to 150M tokens of the same mix.
 
-example: python data.py pack sharegpt.json.gz hc3/ --tokenizer llama/ --tokens 20M --eval-fraction 0.02 --out mix20M""")
-    c.add_argument("sources", nargs="+", metavar="SOURCE",
-                   help="files, or folders of them (there plain text counts only where named .txt)")
-    c.add_argument("--out", required=True, metavar="DIR", help="the directory to write, whole or not at all")
+example: python data.py pack sharegpt.json.gz hc3/ --tokenizer llama/ --tokens 20M --eval-fraction 0.02 --out mix20M""",
+    )
+    c.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="files, or folders of them (there plain text counts only where named .txt)",
+    )
+    c.add_argument(
+        "--out", required=True, metavar="DIR", help="the directory to write, whole or not at all"
+    )
     g = c.add_argument_group("dialogue -> ids")
-    g.add_argument("--tokenizer", required=True, metavar="PATH",
-                   help="tokenizer.model, or a folder with one or with vocab.json + merges.txt; DIR gets a copy")
-    g.add_argument("--template", choices=TEMPLATES, default="roles",
-                   help="roles: special tokens before each turn (the paper's); koala: BEGINNING OF CONVERSATION: USER: "
-                        "... GPT: as text [default roles]")
+    g.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="PATH",
+        help="tokenizer.model, or a folder with one or with vocab.json + merges.txt; DIR gets a copy",
+    )
+    g.add_argument(
+        "--template",
+        choices=TEMPLATES,
+        default="roles",
+        help="roles: special tokens before each turn (the paper's); koala: BEGINNING OF CONVERSATION: USER: "
+        "... GPT: as text [default roles]",
+    )
     g = c.add_argument_group("ids -> rows")
-    g.add_argument("--pack", choices=PACKS, default="stream",
-                   help="stream: concatenate and cut (the paper's); documents: whole dialogues side by side where they "
-                        "fit best, attention within each; rows: one dialogue a row, cut at the block [default stream]")
-    g.add_argument("--block", type=int, default=2048, metavar="T",
-                   help="tokens to predict in a row, which holds T + 1 [default and paper 2048; GPT-2 allows 1024]")
+    g.add_argument(
+        "--pack",
+        choices=PACKS,
+        default="stream",
+        help="stream: concatenate and cut (the paper's); documents: whole dialogues side by side where they "
+        "fit best, attention within each; rows: one dialogue a row, cut at the block [default stream]",
+    )
+    g.add_argument(
+        "--block",
+        type=int,
+        default=2048,
+        metavar="T",
+        help="tokens to predict in a row, which holds T + 1 [default and paper 2048; GPT-2 allows 1024]",
+    )
     g = c.add_argument_group("how much, and which")
-    g.add_argument("--tokens", metavar="N",
-                   help="tokens of the train split before packing, at most: 300000, 0.3M, 20M; the amounts of one seed "
-                        "are nested [paper 0.3M to 150M; default all]")
-    g.add_argument("--eval-fraction", type=float, default=0.0, metavar="X",
-                   help="share of the dialogues for the split validation, the same ones for any --tokens [default 0]")
-    g.add_argument("--max-bad-rows", type=float, default=0.01, metavar="X",
-                   help="stop where more than this share of a file's rows is malformed [default 0.01]")
-    g.add_argument("--seed", type=int, default=0, metavar="N", help="of the dialogues' order and split [default 0]")
-    c.add_argument("--workers", type=int, metavar="N",
-                   help="processes that tokenize; any number gives the same bytes [default: the cores; 1 for small "
-                        "sources]")
-    c = commands.add_parser("show", help="print a row, loss tokens coloured",
-                            description="Print a row of a packed directory, loss tokens in green.")
+    g.add_argument(
+        "--tokens",
+        metavar="N",
+        help="tokens of the train split before packing, at most: 300000, 0.3M, 20M; the amounts of one seed "
+        "are nested [paper 0.3M to 150M; default all]",
+    )
+    g.add_argument(
+        "--eval-fraction",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of the dialogues for the split validation, the same ones for any --tokens [default 0]",
+    )
+    g.add_argument(
+        "--max-bad-rows",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="stop where more than this share of a file's rows is malformed [default 0.01]",
+    )
+    g.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the dialogues' order and split [default 0]",
+    )
+    c.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that tokenize; any number gives the same bytes [default: the cores; 1 for small "
+        "sources]",
+    )
+    c = commands.add_parser(
+        "show",
+        help="print a row, loss tokens coloured",
+        description="Print a row of a packed directory, loss tokens in green.",
+    )
     c.add_argument("dir", metavar="DIR", help="a packed directory")
     c.add_argument("--row", type=int, default=0, metavar="N", help="from 0 [default 0]")
-    c.add_argument("--split", default="train", metavar="NAME", help="train or validation [default train]")
+    c.add_argument(
+        "--split", default="train", metavar="NAME", help="train or validation [default train]"
+    )
     c.add_argument("--tokenizer", metavar="PATH", help="[default: the copy in DIR/tokenizer]")
     return p
 
@@ -657,9 +901,19 @@ def main(argv=None):
             return 0
         if args.workers is not None and args.workers < 1:
             raise ValueError(f"--workers {args.workers}: at least 1 process has to tokenize")
-        made = pack(args.sources, tok, args.out, template=args.template, pack=args.pack, block=args.block,
-                    tokens=args.tokens, eval_fraction=args.eval_fraction, seed=args.seed, max_bad=args.max_bad_rows,
-                    workers=args.workers)
+        made = pack(
+            args.sources,
+            tok,
+            args.out,
+            template=args.template,
+            pack=args.pack,
+            block=args.block,
+            tokens=args.tokens,
+            eval_fraction=args.eval_fraction,
+            seed=args.seed,
+            max_bad=args.max_bad_rows,
+            workers=args.workers,
+        )
         print(*summary(made), f"in {args.out}", sep="\n")
     except BrokenPipeError:  # `| head`
         sys.stderr.close()

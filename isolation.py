@@ -7,6 +7,7 @@ cannot be taken back, in each program's own process (`_give_up`: limits, uid, ca
 Left out: Windows; any isolation but limits on other systems than Linux; a filter of system calls on other machines than
 x86_64 and aarch64 (the second is tested by interpreting the filter, not on such a machine).
 """
+
 import ctypes
 import errno
 import gc
@@ -23,9 +24,9 @@ import time
 import types
 import typing
 
-TEMP_BYTES = 64 << 20     # of the temporary folder (levels below namespaces: of each file in it)
+TEMP_BYTES = 64 << 20  # of the temporary folder (levels below namespaces: of each file in it)
 PROCESSES, FILES = 64, 64
-INNER_TEMP = "/program"   # where the temporary folder is in a private root; not /tmp, where an interpreter may lie
+INNER_TEMP = "/program"  # where the temporary folder is in a private root; not /tmp, where an interpreter may lie
 TIMED_OUT = "timed out"
 LINUX = sys.platform == "linux"
 
@@ -33,12 +34,23 @@ LINUX = sys.platform == "linux"
 
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
-    0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 4096, 16384, 1 << 18, 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 442, 444, 445, 446
+MOUNT_SETATTR, LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = (
+    442,
+    444,
+    445,
+    446,
+)
 
 
 def _call(name, *args):
@@ -46,13 +58,19 @@ def _call(name, *args):
     result = libc.syscall(name, *args) if isinstance(name, int) else getattr(libc, name)(*args)
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{name if isinstance(name, str) else f'system call {name}'}: {os.strerror(code)}")
+        raise OSError(
+            code, f"{name if isinstance(name, str) else f'system call {name}'}: {os.strerror(code)}"
+        )
     return result
 
 
 def _mount(source, target, kind=None, flags=0, options=None):
-    _call("mount", *(t.encode() if t is not None else None for t in (source, target, kind)), ctypes.c_ulong(flags),
-          options.encode() if options else None)
+    _call(
+        "mount",
+        *(t.encode() if t is not None else None for t in (source, target, kind)),
+        ctypes.c_ulong(flags),
+        options.encode() if options else None,
+    )
 
 
 # System calls refused with EPERM, (x86_64, aarch64); None where the machine has none. Those numbered from 424 on, the
@@ -60,30 +78,85 @@ def _mount(source, target, kind=None, flags=0, options=None):
 # after which the C library takes the older call.
 DENIED = {
     # other processes: none is started, signalled, looked into or changed
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "tkill": (200, 130),
-    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117), "kcmp": (312, 272),
-    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "migrate_pages": (256, 238),
-    "move_pages": (279, 239), "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
-    "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "ptrace": (101, 117),
+    "kcmp": (312, 272),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "setpriority": (141, 140),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
+    "ioprio_set": (251, 30),
     # the network, and what outlives a process or is not counted as its memory
-    "socket": (41, 198), "socketpair": (53, 199), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
-    "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279), "add_key": (248, 217),
-    "request_key": (249, 218), "keyctl": (250, 219),
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    "memfd_create": (319, 279),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
     # the kernel's less trodden paths
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
-    "setns": (308, 268), "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "fanotify_init": (300, 262), "io_setup": (206, 0),
-    "personality": (135, 92), "seccomp": (317, 277), "syslog": (103, 116),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264),
+    "fanotify_init": (300, 262),
+    "io_setup": (206, 0),
+    "personality": (135, 92),
+    "seccomp": (317, 277),
+    "syslog": (103, 116),
 }
 # What Landlock does not govern, or not in its first versions; where the root folder is private they may be had.
 DENIED_BY_PATH = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
-    "lchown": (94, None), "fchownat": (260, 54), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
-    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "truncate": (76, 45),
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "truncate": (76, 45),
 }
 # Those that are refused for some arguments only.
-CLONE, KILL, TGKILL, PRLIMIT64, FCNTL, IOCTL = (56, 220), (62, 129), (234, 131), (302, 261), (72, 25), (16, 29)
+CLONE, KILL, TGKILL, PRLIMIT64, FCNTL, IOCTL = (
+    (56, 220),
+    (62, 129),
+    (234, 131),
+    (302, 261),
+    (72, 25),
+    (16, 29),
+)
 OPEN, OPENAT = (2, None), (257, 56)
 CLONE_THREAD = 0x00010000
 # F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP, TIOCSTI: signals to other processes, keys to a terminal
@@ -97,30 +170,76 @@ def _filter(machine, pid, by_path):
     """
     column = list(ARCHITECTURES).index(machine)
     load, equal, at_least, any_bit, mask, give = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-    allow, refuse, unknown, kill = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
-    low = [16 + 8 * i for i in range(6)]  # offset of an argument's lower half; both machines are little-endian
-    code = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (give, 0, 0, kill), (load, 0, 0, 0)]
+    allow, refuse, unknown, kill = (
+        0x7FFF0000,
+        0x00050000 | errno.EPERM,
+        0x00050000 | errno.ENOSYS,
+        0x80000000,
+    )
+    low = [
+        16 + 8 * i for i in range(6)
+    ]  # offset of an argument's lower half; both machines are little-endian
+    code = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, ARCHITECTURES[machine]),
+        (give, 0, 0, kill),
+        (load, 0, 0, 0),
+    ]
 
     def when(numbers, *then):
         """For this system call, `then` decides; it must end in a return."""
         if numbers[column] is not None:
             code.extend([(equal, 0, len(then), numbers[column]), *then])
 
-    code += [(at_least, 0, 1, 424), (give, 0, 0, unknown)]  # x86_64's x32 numbers, from 2^30 on, are among them
+    code += [
+        (at_least, 0, 1, 424),
+        (give, 0, 0, unknown),
+    ]  # x86_64's x32 numbers, from 2^30 on, are among them
     for numbers in [*DENIED.values(), *(DENIED_BY_PATH.values() if by_path else ())]:
         when(numbers, (give, 0, 0, refuse))
-    when(CLONE, (load, 0, 0, low[0]), (any_bit, 0, 1, CLONE_THREAD), (give, 0, 0, allow), (give, 0, 0, refuse))
+    when(
+        CLONE,
+        (load, 0, 0, low[0]),
+        (any_bit, 0, 1, CLONE_THREAD),
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),
+    )
     for numbers in (KILL, TGKILL):
-        when(numbers, (load, 0, 0, low[0]), (equal, 0, 1, pid), (give, 0, 0, allow), (give, 0, 0, refuse))
-    when(PRLIMIT64, (load, 0, 0, low[0]), (equal, 1, 0, 0), (equal, 0, 1, pid), (give, 0, 0, allow),
-         (give, 0, 0, refuse))
+        when(
+            numbers,
+            (load, 0, 0, low[0]),
+            (equal, 0, 1, pid),
+            (give, 0, 0, allow),
+            (give, 0, 0, refuse),
+        )
+    when(
+        PRLIMIT64,
+        (load, 0, 0, low[0]),
+        (equal, 1, 0, 0),
+        (equal, 0, 1, pid),
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),
+    )
     for numbers, commands in SENDS_SIGNALS.items():
-        when(numbers, (load, 0, 0, low[1]), *((equal, len(commands) - i, 0, c) for i, c in enumerate(commands)),
-             (give, 0, 0, allow), (give, 0, 0, refuse))
-    if by_path:  # Landlock's first two versions let a file that may be read be emptied by opening it
+        when(
+            numbers,
+            (load, 0, 0, low[1]),
+            *((equal, len(commands) - i, 0, c) for i, c in enumerate(commands)),
+            (give, 0, 0, allow),
+            (give, 0, 0, refuse),
+        )
+    if (
+        by_path
+    ):  # Landlock's first two versions let a file that may be read be emptied by opening it
         for numbers, flags in ((OPEN, low[1]), (OPENAT, low[2])):
-            when(numbers, (load, 0, 0, flags), (mask, 0, 0, os.O_TRUNC | os.O_ACCMODE), (equal, 0, 1, os.O_TRUNC),
-                 (give, 0, 0, refuse), (give, 0, 0, allow))
+            when(
+                numbers,
+                (load, 0, 0, flags),
+                (mask, 0, 0, os.O_TRUNC | os.O_ACCMODE),
+                (equal, 0, 1, os.O_TRUNC),
+                (give, 0, 0, refuse),
+                (give, 0, 0, allow),
+            )
     code.append((give, 0, 0, allow))
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
@@ -134,14 +253,28 @@ def _install_filter(machine, by_path):
 
 def _install_landlock(version, readable, writable, devices):
     """Files: `readable` and `writable` are open folders, with what lies below; `devices` open files. Nothing else."""
-    execute, write, read, list_, make = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 0b1111111110000  # make: also removing
+    execute, write, read, list_, make = (
+        1 << 0,
+        1 << 1,
+        1 << 2,
+        1 << 3,
+        0b1111111110000,
+    )  # make: also removing
     governed = execute | write | read | list_ | make
-    governed |= (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15  # refer, truncate, ioctl
-    attributes = [governed] + [3] * (version >= 4) + [3] * (version >= 6)  # the network; signals and abstract sockets
+    governed |= (
+        (version >= 2) << 13 | (version >= 3) << 14 | (version >= 5) << 15
+    )  # refer, truncate, ioctl
+    attributes = (
+        [governed] + [3] * (version >= 4) + [3] * (version >= 6)
+    )  # the network; signals and abstract sockets
     attributes = struct.pack(f"{len(attributes)}Q", *attributes)
     rules = _call(LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     files = write | read | governed & 1 << 14  # what can be said of a file that is no folder
-    for fds, rights in ((readable, read | list_), (writable, governed & ~(execute | 1 << 15)), (devices, files)):
+    for fds, rights in (
+        (readable, read | list_),
+        (writable, governed & ~(execute | 1 << 15)),
+        (devices, files),
+    ):
         for fd in fds:
             _call(LANDLOCK_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
     _call(LANDLOCK_RESTRICT_SELF, rules, 0)
@@ -150,28 +283,43 @@ def _install_landlock(version, readable, writable, devices):
 
 # ---- the worker: this file run with --worker, outside of the caller's process ---------------------------------------
 
-PRELOADED = ("abc bisect builtins cmath collections collections.abc copy dataclasses datetime decimal enum fractions "
-             "functools hashlib heapq itertools math numbers operator random re statistics string textwrap time typing "
-             "unicodedata")
+PRELOADED = (
+    "abc bisect builtins cmath collections collections.abc copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq itertools math numbers operator random re statistics string textwrap time typing "
+    "unicodedata"
+)
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
 class _Isolation(typing.NamedTuple):
     """What a worker found when it entered its level."""
+
     level: str
-    uid: int             # the unused uid that programs take, or -1: they keep the worker's
-    machine: str         # for the filter of system calls; empty: none
-    landlock: int        # its version, 0: not used
-    libraries: dict      # folders to read: path -> the open folder
-    devices: tuple       # open files
-    pid_namespace: int   # the worker's own, an open file, or -1
+    uid: int  # the unused uid that programs take, or -1: they keep the worker's
+    machine: str  # for the filter of system calls; empty: none
+    landlock: int  # its version, 0: not used
+    libraries: dict  # folders to read: path -> the open folder
+    devices: tuple  # open files
+    pid_namespace: int  # the worker's own, an open file, or -1
 
 
 def _libraries():
     """Folders that the standard library and its shared libraries are read from, none inside another."""
-    found = [p for p in (*sys.path, os.path.join(sys.base_prefix, "lib"), "/usr/lib", "/usr/lib64", "/lib", "/lib64")
-             if os.path.isdir(p)]
-    return [p for p in dict.fromkeys(found) if not any(p.startswith(q.rstrip("/") + "/") for q in found)]
+    found = [
+        p
+        for p in (
+            *sys.path,
+            os.path.join(sys.base_prefix, "lib"),
+            "/usr/lib",
+            "/usr/lib64",
+            "/lib",
+            "/lib64",
+        )
+        if os.path.isdir(p)
+    ]
+    return [
+        p for p in dict.fromkeys(found) if not any(p.startswith(q.rstrip("/") + "/") for q in found)
+    ]
 
 
 def _in_child(attempt):
@@ -188,7 +336,10 @@ def _in_child(attempt):
 
 def _unused_uid():
     """A uid that nobody has and that we may take, one a worker so that limits count apart; -1 if there is none."""
-    for uid in (2_000_000_000 + os.getpid(), 65_000 + os.getpid() % 500):  # the second: in a container of 65,536 uids
+    for uid in (
+        2_000_000_000 + os.getpid(),
+        65_000 + os.getpid() % 500,
+    ):  # the second: in a container of 65,536 uids
         if os.geteuid() == 0 and _in_child(lambda: _become(uid)):
             return uid
     return -1
@@ -224,7 +375,9 @@ def _private_root(folder):
     _call(PIVOT_ROOT[platform.machine()], b".", b".")
     _call("umount2", b".", MNT_DETACH)
     os.chdir("/")
-    read_only = struct.pack("4Q", 1 | MS_NOSUID, 0, 0, 0)  # struct mount_attr; below /, whatever is mounted there
+    read_only = struct.pack(
+        "4Q", 1 | MS_NOSUID, 0, 0, 0
+    )  # struct mount_attr; below /, whatever is mounted there
     _call(MOUNT_SETATTR, -100, b"/", 0x8000, read_only, len(read_only))
 
 
@@ -267,7 +420,9 @@ def _enter_namespaces(folder, uid):
         _write("/proc/self/gid_map", f"{group} {group} 1")
         _private_root(folder)
     process = os.fork()
-    if process:  # the second is process 1 of the new namespace: all that is started there ends with it
+    if (
+        process
+    ):  # the second is process 1 of the new namespace: all that is started there ends with it
         os.closerange(0, 3)
         _, status = os.waitpid(process, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
@@ -289,10 +444,16 @@ def _enter(level, folder):
     uid = _unused_uid()
     if level == "limits":
         if _in_child(lambda: _fork_beyond_the_limit(uid)):
-            raise OSError("the number of processes cannot be limited for root: start it as another user")
+            raise OSError(
+                "the number of processes cannot be limited for root: start it as another user"
+            )
         if LINUX:
-            _call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind is the worker's to end
-    machine = platform.machine() if level != "limits" and platform.machine() in ARCHITECTURES else ""
+            _call(
+                "prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+            )  # what a program leaves behind is the worker's to end
+    machine = (
+        platform.machine() if level != "limits" and platform.machine() in ARCHITECTURES else ""
+    )
     landlock, libraries, devices, pid_namespace = 0, {}, (), -1
     if level == "landlock":
         if not machine:
@@ -326,7 +487,12 @@ def _work(level, folder):
     except OSError as error:
         why = error.strerror or str(error)
         return reply({"error": f"{error.filename}: {why}" if error.filename else why})
-    reply({"user": "an unused uid" if isolation.uid >= 0 else "your own user", "filtered": bool(isolation.machine)})
+    reply(
+        {
+            "user": "an unused uid" if isolation.uid >= 0 else "your own user",
+            "filtered": bool(isolation.machine),
+        }
+    )
     gc.collect()
     gc.freeze()
     rest = b""
@@ -359,7 +525,9 @@ def _supervise(isolation, requests, folder, program, timeout, memory):
         if isolation.uid >= 0:
             os.chown(temp, isolation.uid, isolation.uid)
     if inside:
-        _call("unshare", CLONE_NEWPID)  # for the next child, which is process 1 of its own namespace
+        _call(
+            "unshare", CLONE_NEWPID
+        )  # for the next child, which is process 1 of its own namespace
     start = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -456,7 +624,11 @@ def _run_program(isolation, temp, told, nonce, program, timeout, memory):
         try:
             _give_up(isolation, temp, memory, timeout, keep={told, nonce})
         except BaseException as error:
-            write(told, read(nonce, 16) + f"E{type(error).__name__} on entering the sandbox: {error}".encode()[:1000])
+            write(
+                told,
+                read(nonce, 16)
+                + f"E{type(error).__name__} on entering the sandbox: {error}".encode()[:1000],
+            )
             leave(1)
         try:
             exec(compile(program, "<program>", "exec", dont_inherit=True), {})
@@ -474,13 +646,25 @@ def _give_up(isolation, temp, memory, timeout, keep):
     os.setsid()
     if isolation.level == "namespaces":
         _call("unshare", CLONE_NEWNS)
-        _mount("temp", INNER_TEMP, "tmpfs", MS_NOSUID | MS_NODEV, f"size={TEMP_BYTES},nr_inodes=4096,mode=700")
+        _mount(
+            "temp",
+            INNER_TEMP,
+            "tmpfs",
+            MS_NOSUID | MS_NODEV,
+            f"size={TEMP_BYTES},nr_inodes=4096,mode=700",
+        )
         temp = INNER_TEMP
     os.chdir(temp)
     alone = isolation.uid >= 0 or isolation.level == "namespaces"
     processes = PROCESSES if alone else PROCESSES + _threads()
-    for name, value in (("CORE", 0), ("CPU", math.ceil(timeout) + 1), ("FSIZE", TEMP_BYTES), ("NOFILE", FILES),
-                        ("NPROC", processes), ("AS", memory)):
+    for name, value in (
+        ("CORE", 0),
+        ("CPU", math.ceil(timeout) + 1),
+        ("FSIZE", TEMP_BYTES),
+        ("NOFILE", FILES),
+        ("NPROC", processes),
+        ("AS", memory),
+    ):
         kind = getattr(resource, f"RLIMIT_{name}")
         most = resource.getrlimit(kind)[1]
         value = value if most == resource.RLIM_INFINITY else min(value, most)
@@ -488,15 +672,27 @@ def _give_up(isolation, temp, memory, timeout, keep):
     if isolation.level != "namespaces" and isolation.uid >= 0:
         _become(isolation.uid)
     hidden = {p: fd for p, fd in isolation.libraries.items() if not os.access(p, os.R_OK | os.X_OK)}
-    for path, fd in hidden.items():  # a private home is in the way: an open folder can still be read through
-        sys.path = [f"/proc/self/fd/{fd}" + p[len(path):] if (p + "/").startswith(path + "/") else p for p in sys.path]
+    for (
+        path,
+        fd,
+    ) in hidden.items():  # a private home is in the way: an open folder can still be read through
+        sys.path = [
+            f"/proc/self/fd/{fd}" + p[len(path) :] if (p + "/").startswith(path + "/") else p
+            for p in sys.path
+        ]
     if LINUX:
-        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the uid, whose change forgets it
+        _call(
+            "prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+        )  # after the uid, whose change forgets it
         _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _call("capset", struct.pack("II", 0x20080522, 0), bytes(24))  # no capability is left, whoever we are
+        _call(
+            "capset", struct.pack("II", 0x20080522, 0), bytes(24)
+        )  # no capability is left, whoever we are
     if isolation.landlock:
         writable = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-        _install_landlock(isolation.landlock, isolation.libraries.values(), [writable], isolation.devices)
+        _install_landlock(
+            isolation.landlock, isolation.libraries.values(), [writable], isolation.devices
+        )
     for fd in range(3, 64):
         if fd not in keep and fd not in hidden.values():
             try:
@@ -514,7 +710,11 @@ def _threads():
     count = 0
     for name in filter(str.isdigit, os.listdir("/proc") if LINUX else ()):
         try:
-            count += len(os.listdir(f"/proc/{name}/task")) if os.stat(f"/proc/{name}").st_uid == os.getuid() else 0
+            count += (
+                len(os.listdir(f"/proc/{name}/task"))
+                if os.stat(f"/proc/{name}").st_uid == os.getuid()
+                else 0
+            )
         except OSError:
             pass
     return count
@@ -544,7 +744,9 @@ def remove_tree(folder):
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     os.chmod(entry.name, 0o700, dir_fd=here)
-                    there = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+                    there = os.open(
+                        entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here
+                    )
                     names.append(entry.name)
                     break
                 os.unlink(entry.name, dir_fd=here)

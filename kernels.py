@@ -5,6 +5,7 @@ every gradient. Norms, softmax, logits and loss are computed in float32 whatever
 
 LETTERS  B batch  T query time  S key time  D model  F ffn  N heads  K kv heads  G query heads a kv head (N / K)  H head size  V vocab  M tokens (B * T).
 """
+
 import functools
 
 import jax
@@ -26,7 +27,9 @@ def layer_norm(x_BTD, scale_D, bias_D, eps):
     x = x_BTD.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-    return (y * broadcast_last(scale_D, x.ndim) + broadcast_last(bias_D, x.ndim)).astype(x_BTD.dtype)
+    return (y * broadcast_last(scale_D, x.ndim) + broadcast_last(bias_D, x.ndim)).astype(
+        x_BTD.dtype
+    )
 
 
 def broadcast_last(v_D, ndim):
@@ -46,7 +49,9 @@ def rope_table(positions_BT, head_size, theta, scaling=None):
     frequency = theta ** -(jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     if scaling is not None:
         factor, low, high, original = scaling
-        keep = (original * frequency / (2 * jnp.pi) - low) / (high - low)  # 1 at the short wavelengths, 0 at the long
+        keep = (original * frequency / (2 * jnp.pi) - low) / (
+            high - low
+        )  # 1 at the short wavelengths, 0 at the long
         keep = jnp.clip(keep, 0.0, 1.0)
         frequency = frequency * (keep + (1 - keep) / factor)
     angle = positions_BT.astype(jnp.float32)[..., None] * frequency[None, None, :]
@@ -66,7 +71,11 @@ def rope_interleaved(x_BTNH, cos_BTh, sin_BTh):
     x = x_BTNH.astype(jnp.float32)
     a, b = x[..., 0::2], x[..., 1::2]
     cos, sin = cos_BTh[:, :, None, :], sin_BTh[:, :, None, :]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x_BTNH.dtype)
+    return (
+        jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        .reshape(x.shape)
+        .astype(x_BTNH.dtype)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- attention
@@ -76,7 +85,9 @@ def causal_mask(segment_BT):
     """[B, T, S] bool: key s is visible to query t where s <= t and both belong to one segment (a document of a packed row)."""
     T = segment_BT.shape[1]
     at = jnp.arange(T)
-    return (at[None, :, None] >= at[None, None, :]) & (segment_BT[:, :, None] == segment_BT[:, None, :])
+    return (at[None, :, None] >= at[None, None, :]) & (
+        segment_BT[:, :, None] == segment_BT[:, None, :]
+    )
 
 
 def attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
@@ -87,10 +98,14 @@ def attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
+    scores_BKGTS = (
+        jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+        * H**-0.5
+    )
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -jnp.inf)
     p_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, block=128):
@@ -124,7 +139,10 @@ def _strip_scores(q_XGH, k_SH, start, segment_T):
     """Masked scores [X * G, S] f32 of the queries from `start` (X of them) against keys 0..S, S the end of the block."""
     X, G, H = q_XGH.shape
     S = k_SH.shape[0]
-    scores_QS = jnp.einsum("qh,sh->qs", q_XGH.reshape(X * G, H), k_SH, preferred_element_type=jnp.float32) * H**-0.5
+    scores_QS = (
+        jnp.einsum("qh,sh->qs", q_XGH.reshape(X * G, H), k_SH, preferred_element_type=jnp.float32)
+        * H**-0.5
+    )
     visible_XS = (start + jnp.arange(X))[:, None] >= jnp.arange(S)[None, :]
     if segment_T is not None:
         visible_XS = visible_XS & (segment_T[start : start + X, None] == segment_T[None, :S])
@@ -143,18 +161,37 @@ def _blockwise_forward(q_BTNH, k_BTKH, v_BTKH, segment_BT, block):
         q_TGH, k_TH, v_TH, *segment = inputs
         outs, sums = [], []
         for start, end in _strips(T, block):
-            scores_QS = _strip_scores(q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None)
+            scores_QS = _strip_scores(
+                q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None
+            )
             top_Q1 = jnp.max(scores_QS, axis=1, keepdims=True)
             p_QS = jnp.exp(scores_QS - top_Q1)
             z_Q1 = jnp.sum(p_QS, axis=1, keepdims=True)
-            out_QH = jnp.einsum("qs,sh->qh", p_QS.astype(v_TH.dtype), v_TH[:end], preferred_element_type=jnp.float32) / z_Q1
+            out_QH = (
+                jnp.einsum(
+                    "qs,sh->qh",
+                    p_QS.astype(v_TH.dtype),
+                    v_TH[:end],
+                    preferred_element_type=jnp.float32,
+                )
+                / z_Q1
+            )
             outs.append(out_QH.astype(v_TH.dtype))
             sums.append(top_Q1 + jnp.log(z_Q1))
-        return jnp.concatenate(outs).reshape(q_TGH.shape), jnp.concatenate(sums).reshape(q_TGH.shape[:2])
+        return jnp.concatenate(outs).reshape(q_TGH.shape), jnp.concatenate(sums).reshape(
+            q_TGH.shape[:2]
+        )
 
-    heads = (_by_kv_head(q_BTNH, K), _by_kv_head(k_BTKH, K)[:, :, 0], _by_kv_head(v_BTKH, K)[:, :, 0])
+    heads = (
+        _by_kv_head(q_BTNH, K),
+        _by_kv_head(k_BTKH, K)[:, :, 0],
+        _by_kv_head(v_BTKH, K)[:, :, 0],
+    )
     out_ZTGH, sum_ZTG = lax.map(one, heads + _each_head(segment_BT, K))
-    out_BTNH, sum_ZTG = checkpoint_name(_by_token(out_ZTGH, B), "attention"), checkpoint_name(sum_ZTG, "attention")  # model.KEPT
+    out_BTNH, sum_ZTG = (
+        checkpoint_name(_by_token(out_ZTGH, B), "attention"),
+        checkpoint_name(sum_ZTG, "attention"),
+    )  # model.KEPT
     return out_BTNH, (q_BTNH, k_BTKH, v_BTKH, segment_BT, out_BTNH, sum_ZTG)
 
 
@@ -170,15 +207,35 @@ def _blockwise_backward(block, kept, g_BTNH):
         dq, dk_TH, dv_TH = [], jnp.zeros((T, H), jnp.float32), jnp.zeros((T, H), jnp.float32)
         for start, end in _strips(T, block):
             q_QH, g_QH = q_TGH[start:end].reshape(-1, H), g_TGH[start:end].reshape(-1, H)
-            p_QS = jnp.exp(_strip_scores(q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None) - sum_TG[start:end].reshape(-1, 1))
-            dv_TH = dv_TH.at[:end].add(jnp.einsum("qs,qh->sh", p_QS.astype(g_QH.dtype), g_QH, preferred_element_type=jnp.float32))
+            p_QS = jnp.exp(
+                _strip_scores(q_TGH[start:end], k_TH[:end], start, segment[0] if segment else None)
+                - sum_TG[start:end].reshape(-1, 1)
+            )
+            dv_TH = dv_TH.at[:end].add(
+                jnp.einsum(
+                    "qs,qh->sh", p_QS.astype(g_QH.dtype), g_QH, preferred_element_type=jnp.float32
+                )
+            )
             dp_QS = jnp.einsum("qh,sh->qs", g_QH, v_TH[:end], preferred_element_type=jnp.float32)
             ds_QS = (p_QS * (dp_QS - dot_TG[start:end].reshape(-1, 1)) * H**-0.5).astype(q_QH.dtype)
             dq.append(jnp.einsum("qs,sh->qh", ds_QS, k_TH[:end]))
-            dk_TH = dk_TH.at[:end].add(jnp.einsum("qs,qh->sh", ds_QS, q_QH, preferred_element_type=jnp.float32))
-        return jnp.concatenate(dq).reshape(q_TGH.shape), dk_TH[:, None].astype(k_TH.dtype), dv_TH[:, None].astype(v_TH.dtype)
+            dk_TH = dk_TH.at[:end].add(
+                jnp.einsum("qs,qh->sh", ds_QS, q_QH, preferred_element_type=jnp.float32)
+            )
+        return (
+            jnp.concatenate(dq).reshape(q_TGH.shape),
+            dk_TH[:, None].astype(k_TH.dtype),
+            dv_TH[:, None].astype(v_TH.dtype),
+        )
 
-    heads = (_by_kv_head(q_BTNH, K), _by_kv_head(k_BTKH, K)[:, :, 0], _by_kv_head(v_BTKH, K)[:, :, 0], _by_kv_head(g_BTNH, K), _by_kv_head(out_BTNH, K), sum_ZTG)
+    heads = (
+        _by_kv_head(q_BTNH, K),
+        _by_kv_head(k_BTKH, K)[:, :, 0],
+        _by_kv_head(v_BTKH, K)[:, :, 0],
+        _by_kv_head(g_BTNH, K),
+        _by_kv_head(out_BTNH, K),
+        sum_ZTG,
+    )
     return *(_by_token(d, B) for d in lax.map(one, heads + _each_head(segment_BT, K))), None
 
 
@@ -187,21 +244,34 @@ blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
 
 def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT):
     """Causal attention by the Pallas kernel that ships with jax for TPUs; inside shard_map. T and H must divide by 128; segment_BT int32 or None."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # not needed elsewhere, and slow to import
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,  # not needed elsewhere, and slow to import
+    )
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T, N, H = q_BTNH.shape[1:]
     size = next(s for s in (512, 256, 128) if T % s == 0)
     names = "block_q block_kv block_kv_compute block_q_dkv block_kv_dkv block_kv_dkv_compute block_q_dq block_kv_dq"
     kernel = splash.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((T, T))] * N), head_shards=1, q_seq_shards=1, block_sizes=splash.BlockSizes(**dict.fromkeys(names.split(), size)),
+        masks.MultiHeadMask([masks.CausalMask((T, T))] * N),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash.BlockSizes(**dict.fromkeys(names.split(), size)),
         residual_checkpoint_name="attention",
-    )  # fmt: skip
+    )
     heads_first = lambda x: x.swapaxes(1, 2)
-    q, k, v = heads_first(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)), heads_first(k_BTKH), heads_first(v_BTKH)
+    q, k, v = (
+        heads_first(q_BTNH * jnp.asarray(H**-0.5, q_BTNH.dtype)),
+        heads_first(k_BTKH),
+        heads_first(v_BTKH),
+    )
     if segment_BT is None:
         return heads_first(jax.vmap(kernel)(q, k, v))
-    return heads_first(jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(q=s, kv=s)))(q, k, v, segment_BT))
+    return heads_first(
+        jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(q=s, kv=s)))(
+            q, k, v, segment_BT
+        )
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- activations
@@ -237,7 +307,11 @@ def _lookup_backward(kept, g_BTD):
     V = like.shape[0]
     # negative indices would count from the end: every index outside goes to row V, which mode="drop" leaves out
     index_BT = jnp.where((index_BT >= 0) & (index_BT < V), index_BT, V)
-    dtable_VD = jnp.zeros((V, g_BTD.shape[-1]), jnp.float32).at[index_BT].add(g_BTD.astype(jnp.float32), mode="drop")
+    dtable_VD = (
+        jnp.zeros((V, g_BTD.shape[-1]), jnp.float32)
+        .at[index_BT]
+        .add(g_BTD.astype(jnp.float32), mode="drop")
+    )
     return dtable_VD.astype(like.dtype), None
 
 
@@ -269,7 +343,9 @@ def head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk):
     while its logits are there (the loss is linear in what comes from above), so the backward pass only multiplies. The gradient of x is this rank's part: the caller
     sums it over `axis` (sharding.copy_in). The head's gradient is accumulated in float32.
     """
-    return _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, with_gradients=False)[0]
+    return _head_cross_entropy(
+        x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, with_gradients=False
+    )[0]
 
 
 def _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, with_gradients):
@@ -280,7 +356,9 @@ def _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, w
     chunks = -(-M // chunk)
     chunk = -(-M // chunks)  # as even as they can be: few tokens are computed in vain
     padded = chunks * chunk - M  # the last chunk is filled up with tokens of weight 0
-    pad = lambda a: jnp.pad(a, ((0, padded),) + ((0, 0),) * (a.ndim - 1)).reshape((chunks, chunk) + a.shape[1:])
+    pad = lambda a: jnp.pad(a, ((0, padded),) + ((0, 0),) * (a.ndim - 1)).reshape(
+        (chunks, chunk) + a.shape[1:]
+    )
 
     def one(dhead_VD, inputs):
         x_CD, target_C, weight_C = inputs
@@ -297,7 +375,9 @@ def _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, w
         if not with_gradients:
             return dhead_VD, (loss, ())
         onehot_CV = jnp.arange(rows)[None, :] == local_C1
-        dlogits_CV = ((e_CV / z_C1 - onehot_CV) * weight_C[:, None]).astype(x_CD.dtype)  # rounded once, as autodiff does at the matmul
+        dlogits_CV = ((e_CV / z_C1 - onehot_CV) * weight_C[:, None]).astype(
+            x_CD.dtype
+        )  # rounded once, as autodiff does at the matmul
         dx_CD = jnp.einsum("cv,vd->cd", dlogits_CV, head_VD)
         dhead_VD += jnp.einsum("cv,cd->vd", dlogits_CV, x_CD, preferred_element_type=jnp.float32)
         return dhead_VD, (loss, dx_CD)
@@ -308,7 +388,9 @@ def _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, w
 
 
 def _head_cross_entropy_forward(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk):
-    loss, gradients = _head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, with_gradients=True)
+    loss, gradients = _head_cross_entropy(
+        x_MD, head_VD, target_M, weight_M, vocab, axis, chunk, with_gradients=True
+    )
     return loss, (gradients, jnp.zeros((0,), head_VD.dtype))
 
 

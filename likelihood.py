@@ -6,6 +6,7 @@ A request is a text, the places in it whose next token is asked for, and the can
 tree: the trunk once, the branches behind it, each branch blind to the others. Rows hold as many trees as fit, so padding is little and the shapes, hence compilations, few.
 Left out: sharing on several levels (a group has one beginning).
 """
+
 import functools
 from typing import NamedTuple
 
@@ -46,7 +47,9 @@ def groups(keys):
     In sorted order such groups are the intervals of the array of neighbours' common prefixes, which nest. Bottom up, each is either one group or what its children are.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    stack = [[0, 0, 0, []]]  # open intervals: [depth, first, saved by the children, the children's groups (depth, first, end)]
+    stack = [
+        [0, 0, 0, []]
+    ]  # open intervals: [depth, first, saved by the children, the children's groups (depth, first, end)]
     for i in range(1, len(order) + 1):
         depth = common(keys[order[i - 1]], keys[order[i]]) if i < len(order) else 0
         first, saved, parts = i - 1, 0, []
@@ -72,7 +75,9 @@ def groups(keys):
 
 def plan(requests, tokens, share=True):
     """[(prefix ids, [Tree])] of the requests: each pair is computed by itself, the one with an empty prefix last. tokens: how many are computed at once."""
-    keys = [r.ids[: r.at[0]] for r in requests]  # a place that is asked for, and what follows, is the request's own
+    keys = [
+        r.ids[: r.at[0]] for r in requests
+    ]  # a place that is asked for, and what follows, is the request's own
     jobs, loose = [], []
     for depth, members in groups(keys) if share else [(0, [i]) for i in range(len(requests))]:
         trunk = requests[members[0]].ids[:depth]
@@ -104,25 +109,48 @@ class Scorer:
         self.empty, self.extend = cached.make_prefix(config, mesh, layout, specs, dtype)
         spec = (P(None, *cached.cache_spec(layout, False)),) * 2
         row, out = P(DATA), P(DATA)
-        smap = jax.shard_map(self._score, mesh=mesh, in_specs=(specs, row, row, spec, P()), out_specs=out, check_vma=False)
+        smap = jax.shard_map(
+            self._score,
+            mesh=mesh,
+            in_specs=(specs, row, row, spec, P()),
+            out_specs=out,
+            check_vma=False,
+        )
         self.compiled = jax.jit(smap)
         self.computed = 0  # tokens of requests that went through the model, padding not counted
 
     def _score(self, weights, rows, asked, prefix, length):
         """rows: ids, position, tree, branch [R, T]; asked: at [R * T] (flat places), want [R * T, C], count [1] -> (logp [R * T, C] f32, best id, gap), the first `count` of them."""
-        x_BTD, _ = cached.read(weights, rows["ids"], rows["position"], cached.visible(rows["tree"], rows["branch"]), prefix, length, self.config, self.layout, self.dtype)
+        x_BTD, _ = cached.read(
+            weights,
+            rows["ids"],
+            rows["position"],
+            cached.visible(rows["tree"], rows["branch"]),
+            prefix,
+            length,
+            self.config,
+            self.layout,
+            self.dtype,
+        )
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
         _, outer = model.split_layers(weights, self.config)
         M, C = asked["want"].shape
 
         def some(i, out):
             take = lambda a: lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
-            logits = model.whole_logits(x_MD[take(asked["at"])][None], outer, self.config, self.layout, self.dtype)[0]
-            logp = jnp.take_along_axis(logits, take(asked["want"]), axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+            logits = model.whole_logits(
+                x_MD[take(asked["at"])][None], outer, self.config, self.layout, self.dtype
+            )[0]
+            logp = jnp.take_along_axis(logits, take(asked["want"]), axis=1) - jax.nn.logsumexp(
+                logits, axis=1, keepdims=True
+            )
             best = jnp.argmax(logits, axis=1).astype(jnp.int32)
             others = jnp.where(jnp.arange(logits.shape[1])[None] == best[:, None], -jnp.inf, logits)
             parts = logp, best, jnp.max(logits, axis=1) - jnp.max(others, axis=1)
-            return tuple(lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0) for o, p in zip(out, parts, strict=True))
+            return tuple(
+                lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
+                for o, p in zip(out, parts, strict=True)
+            )
 
         start = jnp.zeros((M, C), jnp.float32), jnp.zeros(M, jnp.int32), jnp.zeros(M, jnp.float32)
         return lax.fori_loop(0, (asked["count"][0] + ASKED - 1) // ASKED, some, start)
@@ -137,7 +165,10 @@ class Scorer:
         for shared, trees in plan(requests, tokens, share):
             prefix = self.prefix(weights, shared)
             for T, members in classes([t.size() for t in trees], one=bool(shared)):
-                rows = [[trees[members[i]] for i in group] for group in best_fit(np.array([trees[m].size() for m in members]), T)]
+                rows = [
+                    [trees[members[i]] for i in group]
+                    for group in best_fit(np.array([trees[m].size() for m in members]), T)
+                ]
                 most = max(tokens // (T * self.data), 1) * self.data
                 while rows:
                     R = self.data
@@ -162,7 +193,11 @@ class Scorer:
         per_rank = R // self.data
         row = {key: np.zeros((R, T), np.int32) for key in ("ids", "position", "tree", "branch")}
         C = len(requests[rows[0][0].branches[0][0]].want[0])
-        asked = {"at": np.zeros((self.data, per_rank * T), np.int32), "want": np.zeros((self.data, per_rank * T, C), np.int32), "count": np.zeros(self.data, np.int32)}
+        asked = {
+            "at": np.zeros((self.data, per_rank * T), np.int32),
+            "want": np.zeros((self.data, per_rank * T, C), np.int32),
+            "count": np.zeros(self.data, np.int32),
+        }
         where = []  # (request, rank, its first asked place there)
         for r, trees in enumerate(rows):
             rank, at = r // per_rank, 0
@@ -175,14 +210,22 @@ class Scorer:
                     if branch:
                         k, request = asked["count"][rank], requests[index]
                         n = len(request.at)
-                        asked["at"][rank, k : k + n] = (r % per_rank) * T + at + np.array(request.at) - begin
+                        asked["at"][rank, k : k + n] = (
+                            (r % per_rank) * T + at + np.array(request.at) - begin
+                        )
                         asked["want"][rank, k : k + n] = request.want
                         asked["count"][rank] += n
                         where.append((index, rank, k, n))
                     at += len(ids)
             self.computed += at
-        flat = {"at": asked["at"].reshape(-1), "want": asked["want"].reshape(-1, C), "count": asked["count"]}
-        logp, best, gap = (np.asarray(a) for a in self.compiled(weights, row, flat, prefix, np.int32(length)))
+        flat = {
+            "at": asked["at"].reshape(-1),
+            "want": asked["want"].reshape(-1, C),
+            "count": asked["count"],
+        }
+        logp, best, gap = (
+            np.asarray(a) for a in self.compiled(weights, row, flat, prefix, np.int32(length))
+        )
         for index, rank, k, n in where:
             to = slice(rank * per_rank * T + k, rank * per_rank * T + k + n)
             yield index, logp[to], best[to], gap[to]

@@ -9,6 +9,7 @@ the forward scan keeps each layer's input only, the reverse scan gathers the lay
 LETTERS  B batch  T query time  S key time  D model  F ffn  N heads  K kv heads  H head size  L layers  V vocab  P positions.  NH = N * H, KH = K * H.
 Shapes in names are local to the rank.
 """
+
 import argparse
 import dataclasses
 import functools
@@ -51,7 +52,9 @@ class Config:
         if self.family not in ("llama", "gpt2"):
             raise ValueError(f"model family {self.family!r} is not one of llama, gpt2")
         if self.N % self.K:
-            raise ValueError(f"{self.N} heads do not divide by {self.K} key/value heads: every kv head serves the same number of heads")
+            raise ValueError(
+                f"{self.N} heads do not divide by {self.K} key/value heads: every kv head serves the same number of heads"
+            )
         if self.family == "llama" and self.H % 2:
             raise ValueError(f"head size {self.H} is odd: RoPE rotates pairs")
 
@@ -125,61 +128,364 @@ def weight_table(config):
     if config.family == "llama":
         hf, ez = "model.layers.{}.", "transformer/h/{}/"
         rows = {
-            "embed": Weight(("V", "D"), False, 1, 0, "embedding", True, "model.embed_tokens.weight", False, "transformer/wte/embedding", False),
-            "attn_norm": Weight(("D",), True, 0, None, "ones", False, hf + "input_layernorm.weight", False, ez + "attention_norm/kernel", False),
-            "wq": Weight(("D", "NH"), True, 0, 1, "matrix", True, hf + "self_attn.q_proj.weight", True, ez + "attention/wq/kernel", False, rope=True),
-            "wk": Weight(("D", "KH"), True, 0, 1, "matrix", True, hf + "self_attn.k_proj.weight", True, ez + "attention/wk/kernel", False, rope=True),
-            "wv": Weight(("D", "KH"), True, 0, 1, "matrix", True, hf + "self_attn.v_proj.weight", True, ez + "attention/wv/kernel", False),
-            "wo": Weight(("NH", "D"), True, 0, 0, "residual", True, hf + "self_attn.o_proj.weight", True, ez + "attention/wo/kernel", False),
-            "mlp_norm": Weight(("D",), True, 0, None, "ones", False, hf + "post_attention_layernorm.weight", False, ez + "ffn_norm/kernel", False),
-            "w1": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.gate_proj.weight", True, ez + "feed_forward/w1/kernel", False),
-            "w3": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.up_proj.weight", True, ez + "feed_forward/w3/kernel", False),
-            "w2": Weight(("F", "D"), True, 0, 0, "residual", True, hf + "mlp.down_proj.weight", True, ez + "feed_forward/w2/kernel", False),
-            "final_norm": Weight(("D",), False, 0, None, "ones", False, "model.norm.weight", False, "transformer/ln_f/kernel", False),
+            "embed": Weight(
+                ("V", "D"),
+                False,
+                1,
+                0,
+                "embedding",
+                True,
+                "model.embed_tokens.weight",
+                False,
+                "transformer/wte/embedding",
+                False,
+            ),
+            "attn_norm": Weight(
+                ("D",),
+                True,
+                0,
+                None,
+                "ones",
+                False,
+                hf + "input_layernorm.weight",
+                False,
+                ez + "attention_norm/kernel",
+                False,
+            ),
+            "wq": Weight(
+                ("D", "NH"),
+                True,
+                0,
+                1,
+                "matrix",
+                True,
+                hf + "self_attn.q_proj.weight",
+                True,
+                ez + "attention/wq/kernel",
+                False,
+                rope=True,
+            ),
+            "wk": Weight(
+                ("D", "KH"),
+                True,
+                0,
+                1,
+                "matrix",
+                True,
+                hf + "self_attn.k_proj.weight",
+                True,
+                ez + "attention/wk/kernel",
+                False,
+                rope=True,
+            ),
+            "wv": Weight(
+                ("D", "KH"),
+                True,
+                0,
+                1,
+                "matrix",
+                True,
+                hf + "self_attn.v_proj.weight",
+                True,
+                ez + "attention/wv/kernel",
+                False,
+            ),
+            "wo": Weight(
+                ("NH", "D"),
+                True,
+                0,
+                0,
+                "residual",
+                True,
+                hf + "self_attn.o_proj.weight",
+                True,
+                ez + "attention/wo/kernel",
+                False,
+            ),
+            "mlp_norm": Weight(
+                ("D",),
+                True,
+                0,
+                None,
+                "ones",
+                False,
+                hf + "post_attention_layernorm.weight",
+                False,
+                ez + "ffn_norm/kernel",
+                False,
+            ),
+            "w1": Weight(
+                ("D", "F"),
+                True,
+                0,
+                1,
+                "matrix",
+                True,
+                hf + "mlp.gate_proj.weight",
+                True,
+                ez + "feed_forward/w1/kernel",
+                False,
+            ),
+            "w3": Weight(
+                ("D", "F"),
+                True,
+                0,
+                1,
+                "matrix",
+                True,
+                hf + "mlp.up_proj.weight",
+                True,
+                ez + "feed_forward/w3/kernel",
+                False,
+            ),
+            "w2": Weight(
+                ("F", "D"),
+                True,
+                0,
+                0,
+                "residual",
+                True,
+                hf + "mlp.down_proj.weight",
+                True,
+                ez + "feed_forward/w2/kernel",
+                False,
+            ),
+            "final_norm": Weight(
+                ("D",),
+                False,
+                0,
+                None,
+                "ones",
+                False,
+                "model.norm.weight",
+                False,
+                "transformer/ln_f/kernel",
+                False,
+            ),
         }
         if not config.tied:
-            rows["head"] = Weight(("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True)
+            rows["head"] = Weight(
+                ("V", "D"),
+                False,
+                1,
+                0,
+                "matrix",
+                True,
+                "lm_head.weight",
+                False,
+                "lm_head/kernel",
+                True,
+            )
         return rows
     hf, ez = "transformer.h.{}.", "transformer/h/{}/"
     rows = {
-        "embed": Weight(("V", "D"), False, 1, 0, "embedding", True, "transformer.wte.weight", False, "transformer/wte/embedding", False),
-        "pos": Weight(("P", "D"), False, 1, None, "embedding", True, "transformer.wpe.weight", False, "transformer/wpe/embedding", False),
-        "attn_norm": Weight(("D",), True, 0, None, "ones", False, hf + "ln_1.weight", False, ez + "ln_1/scale", False),
-        "attn_norm_b": Weight(("D",), True, 0, None, "zeros", False, hf + "ln_1.bias", False, ez + "ln_1/bias", False),
+        "embed": Weight(
+            ("V", "D"),
+            False,
+            1,
+            0,
+            "embedding",
+            True,
+            "transformer.wte.weight",
+            False,
+            "transformer/wte/embedding",
+            False,
+        ),
+        "pos": Weight(
+            ("P", "D"),
+            False,
+            1,
+            None,
+            "embedding",
+            True,
+            "transformer.wpe.weight",
+            False,
+            "transformer/wpe/embedding",
+            False,
+        ),
+        "attn_norm": Weight(
+            ("D",),
+            True,
+            0,
+            None,
+            "ones",
+            False,
+            hf + "ln_1.weight",
+            False,
+            ez + "ln_1/scale",
+            False,
+        ),
+        "attn_norm_b": Weight(
+            ("D",), True, 0, None, "zeros", False, hf + "ln_1.bias", False, ez + "ln_1/bias", False
+        ),
     }
     for part, letter in enumerate("qkv"):  # Conv1D keeps [in, out]; Flax's keeps [out, in]
         dim = "NH" if letter == "q" else "KH"
-        rows["w" + letter] = Weight(("D", dim), True, 0, 1, "matrix", True, hf + "attn.c_attn.weight", False, ez + "attn/c_attn/kernel", True, part)
-        rows["b" + letter] = Weight((dim,), True, 0, 0, "zeros", False, hf + "attn.c_attn.bias", False, ez + "attn/c_attn/bias", False, part)
+        rows["w" + letter] = Weight(
+            ("D", dim),
+            True,
+            0,
+            1,
+            "matrix",
+            True,
+            hf + "attn.c_attn.weight",
+            False,
+            ez + "attn/c_attn/kernel",
+            True,
+            part,
+        )
+        rows["b" + letter] = Weight(
+            (dim,),
+            True,
+            0,
+            0,
+            "zeros",
+            False,
+            hf + "attn.c_attn.bias",
+            False,
+            ez + "attn/c_attn/bias",
+            False,
+            part,
+        )
     rows |= {
-        "wo": Weight(("NH", "D"), True, 0, 0, "residual", True, hf + "attn.c_proj.weight", False, ez + "attn/c_proj/kernel", True),
-        "bo": Weight(("D",), True, 0, None, "zeros", False, hf + "attn.c_proj.bias", False, ez + "attn/c_proj/bias", False),
-        "mlp_norm": Weight(("D",), True, 0, None, "ones", False, hf + "ln_2.weight", False, ez + "ln_2/scale", False),
-        "mlp_norm_b": Weight(("D",), True, 0, None, "zeros", False, hf + "ln_2.bias", False, ez + "ln_2/bias", False),
-        "w1": Weight(("D", "F"), True, 0, 1, "matrix", True, hf + "mlp.c_fc.weight", False, ez + "mlp/c_fc/kernel", True),
-        "b1": Weight(("F",), True, 0, 0, "zeros", False, hf + "mlp.c_fc.bias", False, ez + "mlp/c_fc/bias", False),
-        "w2": Weight(("F", "D"), True, 0, 0, "residual", True, hf + "mlp.c_proj.weight", False, ez + "mlp/c_proj/kernel", True),
-        "b2": Weight(("D",), True, 0, None, "zeros", False, hf + "mlp.c_proj.bias", False, ez + "mlp/c_proj/bias", False),
-        "final_norm": Weight(("D",), False, 0, None, "ones", False, "transformer.ln_f.weight", False, "transformer/ln_f/scale", False),
-        "final_norm_b": Weight(("D",), False, 0, None, "zeros", False, "transformer.ln_f.bias", False, "transformer/ln_f/bias", False),
+        "wo": Weight(
+            ("NH", "D"),
+            True,
+            0,
+            0,
+            "residual",
+            True,
+            hf + "attn.c_proj.weight",
+            False,
+            ez + "attn/c_proj/kernel",
+            True,
+        ),
+        "bo": Weight(
+            ("D",),
+            True,
+            0,
+            None,
+            "zeros",
+            False,
+            hf + "attn.c_proj.bias",
+            False,
+            ez + "attn/c_proj/bias",
+            False,
+        ),
+        "mlp_norm": Weight(
+            ("D",),
+            True,
+            0,
+            None,
+            "ones",
+            False,
+            hf + "ln_2.weight",
+            False,
+            ez + "ln_2/scale",
+            False,
+        ),
+        "mlp_norm_b": Weight(
+            ("D",), True, 0, None, "zeros", False, hf + "ln_2.bias", False, ez + "ln_2/bias", False
+        ),
+        "w1": Weight(
+            ("D", "F"),
+            True,
+            0,
+            1,
+            "matrix",
+            True,
+            hf + "mlp.c_fc.weight",
+            False,
+            ez + "mlp/c_fc/kernel",
+            True,
+        ),
+        "b1": Weight(
+            ("F",),
+            True,
+            0,
+            0,
+            "zeros",
+            False,
+            hf + "mlp.c_fc.bias",
+            False,
+            ez + "mlp/c_fc/bias",
+            False,
+        ),
+        "w2": Weight(
+            ("F", "D"),
+            True,
+            0,
+            0,
+            "residual",
+            True,
+            hf + "mlp.c_proj.weight",
+            False,
+            ez + "mlp/c_proj/kernel",
+            True,
+        ),
+        "b2": Weight(
+            ("D",),
+            True,
+            0,
+            None,
+            "zeros",
+            False,
+            hf + "mlp.c_proj.bias",
+            False,
+            ez + "mlp/c_proj/bias",
+            False,
+        ),
+        "final_norm": Weight(
+            ("D",),
+            False,
+            0,
+            None,
+            "ones",
+            False,
+            "transformer.ln_f.weight",
+            False,
+            "transformer/ln_f/scale",
+            False,
+        ),
+        "final_norm_b": Weight(
+            ("D",),
+            False,
+            0,
+            None,
+            "zeros",
+            False,
+            "transformer.ln_f.bias",
+            False,
+            "transformer/ln_f/bias",
+            False,
+        ),
     }
     if not config.tied:
-        rows["head"] = Weight(("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True)
+        rows["head"] = Weight(
+            ("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True
+        )
     return rows
 
 
 def sizes(config, padded=True):
     """letter -> number; V padded or true."""
     return {
-        "V": config.padded_vocab if padded else config.V, "D": config.D, "F": config.F, "P": config.P,
-        "NH": config.N * config.H, "KH": config.K * config.H,
-    }  # fmt: skip
+        "V": config.padded_vocab if padded else config.V,
+        "D": config.D,
+        "F": config.F,
+        "P": config.P,
+        "NH": config.N * config.H,
+        "KH": config.K * config.H,
+    }
 
 
 def shapes(config, padded=True):
     """name -> shape of the whole weight, with its leading layer axis where it is layered."""
     size = sizes(config, padded)
-    return {n: (config.L,) * row.layered + tuple(size[d] for d in row.dims) for n, row in weight_table(config).items()}
+    return {
+        n: (config.L,) * row.layered + tuple(size[d] for d in row.dims)
+        for n, row in weight_table(config).items()
+    }
 
 
 def parameter_count(config):
@@ -204,7 +510,10 @@ class Layout(NamedTuple):
 
     def stacked(self, config):
         """name -> spec of the whole array, layer axis included."""
-        return {n: P(None, *self.specs[n]) if row.layered else self.specs[n] for n, row in weight_table(config).items()}
+        return {
+            n: P(None, *self.specs[n]) if row.layered else self.specs[n]
+            for n, row in weight_table(config).items()
+        }
 
 
 def make_layout(config, data, tensor, fsdp=True, rings=()):
@@ -221,7 +530,9 @@ def make_layout(config, data, tensor, fsdp=True, rings=()):
         shape = tuple(size[d] for d in row.dims)
         spec = sharding.partition(shape, row.tensor, row.data, (data, tensor), split)
         if not fsdp:
-            spec = P(*(TENSOR if split and dim == row.tensor else None for dim in range(len(shape))))
+            spec = P(
+                *(TENSOR if split and dim == row.tensor else None for dim in range(len(shape)))
+            )
         specs[name] = spec
     return Layout(specs, data, tensor, attention, kv, mlp, vocab, rings)
 
@@ -230,13 +541,17 @@ def replication_notes(config, layout):
     """Lines that say what the mesh could not split: for the start-up table."""
     lines, t = [], layout.tensor
     if t > 1 and not layout.attention:
-        lines.append(f"attention replicated over tensor: {config.N} heads ({config.K} key/value) do not divide over {t} ranks")
+        lines.append(
+            f"attention replicated over tensor: {config.N} heads ({config.K} key/value) do not divide over {t} ranks"
+        )
     elif t > 1 and not layout.kv:
         lines.append(f"key/value heads replicated over tensor: {config.K} heads for {t} ranks")
     if t > 1 and not layout.mlp:
         lines.append(f"MLP replicated over tensor: F {config.F} does not divide by {t}")
     if t > 1 and not layout.vocab:
-        lines.append(f"vocabulary replicated over tensor: {config.padded_vocab} rows do not divide by {t}")
+        lines.append(
+            f"vocabulary replicated over tensor: {config.padded_vocab} rows do not divide by {t}"
+        )
     whole = [n for n, s in layout.specs.items() if sharding.dim_over(s, DATA) is None]
     if layout.data > 1 and whole:
         lines.append(f"replicated over data (not divisible by {layout.data}): {', '.join(whole)}")
@@ -258,13 +573,21 @@ def initialise(config, mesh, layout, seed):
         if row.init in ("ones", "zeros"):
             return jnp.full(shape, float(row.init == "ones"), jnp.float32)
         fan_in = size[row.dims[1] if row.dims[0] == "V" else row.dims[0]]
-        std = {"embedding": 0.02, "matrix": fan_in**-0.5, "residual": (fan_in * 2 * config.L) ** -0.5}[row.init]
+        std = {
+            "embedding": 0.02,
+            "matrix": fan_in**-0.5,
+            "residual": (fan_in * 2 * config.L) ** -0.5,
+        }[row.init]
         x = jax.random.normal(key, shape, jnp.float32) * std
-        return jnp.where(jnp.arange(shape[0])[:, None] < config.V, x, 0) if row.dims[0] == "V" else x
+        return (
+            jnp.where(jnp.arange(shape[0])[:, None] < config.V, x, 0) if row.dims[0] == "V" else x
+        )
 
     out = sharding.shardings(layout.stacked(config), mesh)
     keys = jax.random.split(jax.random.key(seed), len(whole))
-    return jax.jit(lambda keys: {n: make(k, n) for k, n in zip(keys, whole, strict=True)}, out_shardings=out)(keys)
+    return jax.jit(
+        lambda keys: {n: make(k, n) for k, n in zip(keys, whole, strict=True)}, out_shardings=out
+    )(keys)
 
 
 # --------------------------------------------------------------------------------------------------------------- forward
@@ -281,22 +604,36 @@ class Regions(NamedTuple):
 def regions(split, sequence):
     same = lambda x: x
     if not split:
-        return Regions(same, same, same)  # every rank computes the same thing: nothing to send, gradients agree already
+        return Regions(
+            same, same, same
+        )  # every rank computes the same thing: nothing to send, gradients agree already
     if sequence:
-        return Regions(lambda x: sharding.gather_in(x, 1), lambda x: sharding.scatter_out(x, 1), sharding.copy_in)
+        return Regions(
+            lambda x: sharding.gather_in(x, 1),
+            lambda x: sharding.scatter_out(x, 1),
+            sharding.copy_in,
+        )
     return Regions(sharding.copy_in, sharding.sum_out, same)
 
 
 def sequence_parallel(layout, T):
     """Whether norms and residuals are split along T over the tensor axis: where everything else is split and T divides."""
-    return layout.tensor > 1 and layout.attention and layout.mlp and layout.vocab and T % layout.tensor == 0
+    return (
+        layout.tensor > 1
+        and layout.attention
+        and layout.mlp
+        and layout.vocab
+        and T % layout.tensor == 0
+    )
 
 
 def positions_of(segment_BT):
     """Position of each token within its segment (a document of a packed row), [B, T] int32."""
     T = segment_BT.shape[1]
     at = jnp.arange(T, dtype=jnp.int32)[None, :]
-    starts = jnp.concatenate([jnp.ones_like(segment_BT[:, :1], bool), segment_BT[:, 1:] != segment_BT[:, :-1]], axis=1)
+    starts = jnp.concatenate(
+        [jnp.ones_like(segment_BT[:, :1], bool), segment_BT[:, 1:] != segment_BT[:, :-1]], axis=1
+    )
     return at - lax.cummax(jnp.where(starts, at, 0), axis=1)
 
 
@@ -309,12 +646,18 @@ def norm(x_BTD, scale, bias, config, shared):
 def embed(token_BT, position_BT, w, config, layout, sequence):
     """Token (and GPT-2's position) embeddings [B, T, D] in the dtype of w; sequence-parallel: this rank's [B, T/t, D]."""
     region = regions(layout.vocab and layout.tensor > 1, sequence)
-    offset = lax.axis_index(TENSOR) * w["embed"].shape[0] if layout.vocab and layout.tensor > 1 else 0
-    x_BTD = region.leave(kernels.lookup(w["embed"], token_BT - offset))  # each rank finds the tokens of its rows, the others give 0
+    offset = (
+        lax.axis_index(TENSOR) * w["embed"].shape[0] if layout.vocab and layout.tensor > 1 else 0
+    )
+    x_BTD = region.leave(
+        kernels.lookup(w["embed"], token_BT - offset)
+    )  # each rank finds the tokens of its rows, the others give 0
     if config.family == "gpt2":
         if sequence:
             width = x_BTD.shape[1]
-            position_BT = lax.dynamic_slice_in_dim(position_BT, lax.axis_index(TENSOR) * width, width, axis=1)
+            position_BT = lax.dynamic_slice_in_dim(
+                position_BT, lax.axis_index(TENSOR) * width, width, axis=1
+            )
         x_BTD = x_BTD + kernels.lookup(region.shared(w["pos"]), position_BT)
     return x_BTD
 
@@ -328,16 +671,29 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
     """
     H = config.H
     region = regions(layout.attention and layout.tensor > 1, sequence)
-    h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared)), "normed")
+    h_BTD = checkpoint_name(
+        region.enter(norm(x_BTD, w["attn_norm"], w.get("attn_norm_b"), config, region.shared)),
+        "normed",
+    )
     wk, wv = w["wk"], w["wv"]
-    joined = lambda *parts: jnp.concatenate(parts, axis=-1)  # one matmul; the optimizer sees each weight
+    joined = lambda *parts: jnp.concatenate(
+        parts, axis=-1
+    )  # one matmul; the optimizer sees each weight
 
     def product(h, *parts):
-        return checkpoint_name(h @ joined(*parts), "product") if join else joined(*(checkpoint_name(h @ part, "product") for part in parts))
+        return (
+            checkpoint_name(h @ joined(*parts), "product")
+            if join
+            else joined(*(checkpoint_name(h @ part, "product") for part in parts))
+        )
 
-    if layout.attention and not layout.kv:  # fewer kv heads than ranks: compute the one head that this rank's queries read
+    if (
+        layout.attention and not layout.kv
+    ):  # fewer kv heads than ranks: compute the one head that this rank's queries read
         head = lax.axis_index(TENSOR) * config.K // layout.tensor
-        wk, wv = (lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv))
+        wk, wv = (
+            lax.dynamic_slice_in_dim(sharding.copy_in(m), head * H, H, axis=1) for m in (wk, wv)
+        )
     qkv_BTX = product(h_BTD, w["wq"], wk, wv)
     if config.family == "gpt2":
         qkv_BTX = qkv_BTX + joined(w["bq"], w["bk"], w["bv"])[None, None]
@@ -347,7 +703,9 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
     q_BTNH, k_BTKH, v_BTKH = heads(q), heads(k), heads(v)
     if rope is not None:
         q_BTNH, k_BTKH = kernels.rope_half(q_BTNH, *rope), kernels.rope_half(k_BTKH, *rope)
-    out_BTNH, kept = attend(checkpoint_name(q_BTNH, "turned"), checkpoint_name(k_BTKH, "turned"), v_BTKH)
+    out_BTNH, kept = attend(
+        checkpoint_name(q_BTNH, "turned"), checkpoint_name(k_BTKH, "turned"), v_BTKH
+    )
     # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by leave()
     y_BTD = region.leave(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)) @ w["wo"])
     if config.family == "gpt2":
@@ -356,12 +714,20 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
 
     def mlp(x_BTD):
         region = regions(layout.mlp and layout.tensor > 1, sequence)
-        h_BTD = checkpoint_name(region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)), "normed")
+        h_BTD = checkpoint_name(
+            region.enter(norm(x_BTD, w["mlp_norm"], w.get("mlp_norm_b"), config, region.shared)),
+            "normed",
+        )
         if config.family == "llama":
             gate_BTF, up_BTF = jnp.split(product(h_BTD, w["w1"], w["w3"]), 2, axis=2)
-            return region.leave(checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
+            return region.leave(
+                checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"]
+            )
         h_BTF = checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "product")
-        return region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"]) + region.shared(w["b2"])[None, None]
+        return (
+            region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"])
+            + region.shared(w["b2"])[None, None]
+        )
 
     if mlp_rows is None or mlp_rows >= len(x_BTD) or len(x_BTD) % mlp_rows:
         return x_BTD + mlp(x_BTD), kept
@@ -371,18 +737,27 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
 
 
 def rope_of(position_BT, config):
-    return kernels.rope_table(position_BT, config.H, config.theta, config.rope_scaling) if config.family == "llama" else None
+    return (
+        kernels.rope_table(position_BT, config.H, config.theta, config.rope_scaling)
+        if config.family == "llama"
+        else None
+    )
 
 
 def split_layers(weights, config):
     """weights -> (those of the layers, stacked; the others)."""
     table = weight_table(config)
-    return {n: w for n, w in weights.items() if table[n].layered}, {n: w for n, w in weights.items() if not table[n].layered}
+    return {n: w for n, w in weights.items() if table[n].layered}, {
+        n: w for n, w in weights.items() if not table[n].layered
+    }
 
 
 def gather(shards, layout, dtype):
     """name -> this tensor rank's whole weight in the compute dtype, from its data shard."""
-    return {n: sharding.gather_weight(w, layout.specs[n], dtype, layout.rings) for n, w in shards.items()}
+    return {
+        n: sharding.gather_weight(w, layout.specs[n], dtype, layout.rings)
+        for n, w in shards.items()
+    }
 
 
 def final_hidden(x_BTD, w, config, layout, sequence):
@@ -425,10 +800,16 @@ def make_logits(config, mesh, layout, dtype=jnp.float32):
     """A jitted function (weights, token_BT) -> logits [B, T, V] f32; B must divide by the data axis."""
 
     def local(weights, token_BT):
-        return whole_logits(hidden(weights, token_BT, config, layout, dtype), weights, config, layout, dtype)
+        return whole_logits(
+            hidden(weights, token_BT, config, layout, dtype), weights, config, layout, dtype
+        )
 
     specs = layout.stacked(config)
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs, P(DATA)), out_specs=P(DATA), check_vma=False))
+    return jax.jit(
+        jax.shard_map(
+            local, mesh=mesh, in_specs=(specs, P(DATA)), out_specs=P(DATA), check_vma=False
+        )
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ loss
@@ -443,18 +824,28 @@ class Compute(NamedTuple):
     attention: str = "reference"  # reference, blockwise, cudnn, pallas
     remat: str = "full"  # what the backward pass computes again in a layer: see KEPT
     prefetch: bool = False  # the next layer's weights are gathered while this layer computes: one layer's weights more in memory
-    mlp_rows: int | None = None  # rows that the MLP takes at a time (None: all); only with remat "full"
+    mlp_rows: int | None = (
+        None  # rows that the MLP takes at a time (None: all); only with remat "full"
+    )
     join: bool = True  # q, k, v as one product, and gate, up: faster on CPUs; apart there is no joined copy of the gathered weights in memory
 
 
 # remat -> names (given in `block` and in the attention kernels) of what is kept of a layer besides its input
-KEPT = {"full": (), "dots": ("product", "attention"), "none": ("product", "attention", "normed", "turned")}
+KEPT = {
+    "full": (),
+    "dots": ("product", "attention"),
+    "none": ("product", "attention", "normed", "turned"),
+}
 
 
 def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, packed, kernel):
     """Attention of whole rows by one of the kernels; packed: the rows hold several segments."""
-    if kernel == "cudnn" and not packed:  # cuDNN's flash attention takes 16-bit types and no segments
-        return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn")
+    if (
+        kernel == "cudnn" and not packed
+    ):  # cuDNN's flash attention takes 16-bit types and no segments
+        return jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
+        )
     if kernel == "pallas":
         return kernels.splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
     if kernel == "reference":
@@ -474,11 +865,17 @@ def pick_attention(asked, platform, dtype, T, H, packed=False):
             return "pallas"
         return "cudnn" if cudnn and not packed else "blockwise"
     if asked == "cudnn" and not cudnn:
-        raise ValueError(f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto")
+        raise ValueError(
+            f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto"
+        )
     if asked == "cudnn" and packed:
-        raise ValueError("--attention cudnn knows no mask between the documents of a row: use --attention auto, or --pack stream")
+        raise ValueError(
+            "--attention cudnn knows no mask between the documents of a row: use --attention auto, or --pack stream"
+        )
     if asked == "pallas" and (platform != "tpu" or not fits):
-        raise ValueError(f"--attention pallas needs a TPU, a block and a head size that divide by 128, here is {platform}, {T} and {H}: use --attention auto")
+        raise ValueError(
+            f"--attention pallas needs a TPU, a block and a head size that divide by 128, here is {platform}, {T} and {H}: use --attention auto"
+        )
     return asked
 
 
@@ -494,7 +891,11 @@ def layer_forward(layer, x_BTD, w, shared, remat):
     leaves, tree = jax.tree.flatten(vjp)
     there = jax.tree.leaves((w, shared))
     slots = [next((i for i, value in enumerate(there) if value is leaf), None) for leaf in leaves]
-    return y_BTD, [leaf for leaf, slot in zip(leaves, slots, strict=True) if slot is None], (tree, slots)
+    return (
+        y_BTD,
+        [leaf for leaf, slot in zip(leaves, slots, strict=True) if slot is None],
+        (tree, slots),
+    )
 
 
 def layer_backward(layer, kept, again, w, shared, dy_BTD):
@@ -503,10 +904,14 @@ def layer_backward(layer, kept, again, w, shared, dy_BTD):
         return jax.vjp(lambda x, w: layer(x, w, *shared), kept[0], w)[1](dy_BTD)
     tree, slots = again
     there, kept = jax.tree.leaves((w, shared)), iter(kept)
-    return jax.tree.unflatten(tree, [next(kept) if slot is None else there[slot] for slot in slots])(dy_BTD)
+    return jax.tree.unflatten(
+        tree, [next(kept) if slot is None else there[slot] for slot in slots]
+    )(dy_BTD)
 
 
-def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True, into=None):
+def loss_and_gradients(
+    weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients=True, into=None
+):
     """Weighted next-token loss of this data rank's rows, in nats, and the gradient of the sum over all ranks, in shards.
 
     token_BX int32 [B, T + 1]; segment_BX the same or None (one document a row); weight_BT f32 [B, T]: weight of predicting token_BX[:, 1:] (0 off the mask; the caller
@@ -520,7 +925,10 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
     shared = (rope_of(position_BT, config), segment_BT)
     layers, outer = split_layers(weights, config)
     whole = functools.partial(gather, layout=layout, dtype=compute.dtype)
-    scatter = lambda grads: {n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype, layout.rings) for n, g in grads.items()}
+    scatter = lambda grads: {
+        n: sharding.scatter_gradient(g, layout.specs[n], compute.grad_dtype, layout.rings)
+        for n, g in grads.items()
+    }
     first_names = [n for n in ("embed", "pos") if n in outer]
     last_names = [n for n in outer if n not in first_names] + ["embed"] * config.tied
     final = config.L - 1
@@ -529,27 +937,46 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
         return embed(token_BT, position_BT, w, config, layout, sequence)
 
     def layer(x_BTD, w, rope, segment_BT):
-        attend = lambda q, k, v: (causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention), None)
-        return block(x_BTD, w, rope, attend, config, layout, sequence, compute.join, compute.mlp_rows)[0]
+        attend = lambda q, k, v: (
+            causal_attention(q, k, v, segment_BT, segment_BX is not None, compute.attention),
+            None,
+        )
+        return block(
+            x_BTD, w, rope, attend, config, layout, sequence, compute.join, compute.mlp_rows
+        )[0]
 
     def last(x_BTD, w):
         x_BTD = final_hidden(x_BTD, w, config, layout, sequence)
         head_VD = w["embed" if config.tied else "head"]
         axis = TENSOR if layout.vocab and layout.tensor > 1 else None
         flat = lambda a: a.reshape((-1,) + a.shape[2:])
-        return kernels.head_cross_entropy(flat(x_BTD), head_VD, flat(target_BT), flat(weight_BT), config.V, axis, compute.loss_chunk)
+        return kernels.head_cross_entropy(
+            flat(x_BTD),
+            head_VD,
+            flat(target_BT),
+            flat(weight_BT),
+            config.V,
+            axis,
+            compute.loss_chunk,
+        )
 
     def fetch(i, x_BTD):
         """Layer i's weights, gathered. Where they are cast, a shard depends on the scan's carry: XLA would otherwise cast the whole stack outside the loop and keep it."""
         shards = {n: lax.dynamic_index_in_dim(w, i, keepdims=False) for n, w in layers.items()}
         if compute.dtype != jnp.float32:
-            nudge = jnp.where(jnp.abs(x_BTD[0, 0, 0].astype(jnp.float32)) > 3e38, 1e-30, 0.0)  # 0, and no NaN from a NaN, but XLA cannot know
+            nudge = jnp.where(
+                jnp.abs(x_BTD[0, 0, 0].astype(jnp.float32)) > 3e38, 1e-30, 0.0
+            )  # 0, and no NaN from a NaN, but XLA cannot know
             shards = {n: w + nudge for n, w in shards.items()}
         return whole(shards)
 
     first_w = whole({n: outer[n] for n in first_names})
     if not gradients:
-        x_BTD, _ = lax.scan(lambda x, i: (layer(x, fetch(i, x), *shared), None), first(first_w), jnp.arange(config.L))
+        x_BTD, _ = lax.scan(
+            lambda x, i: (layer(x, fetch(i, x), *shared), None),
+            first(first_w),
+            jnp.arange(config.L),
+        )
         return last(x_BTD, whole({n: outer[n] for n in last_names})), None
 
     again = None
@@ -583,10 +1010,15 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
         part = scatter(dw)
         if into is not None:
             part = lax.optimization_barrier(part)
-            part = {n: lax.dynamic_index_in_dim(sums[n], i, keepdims=False) + g for n, g in part.items()}
+            part = {
+                n: lax.dynamic_index_in_dim(sums[n], i, keepdims=False) + g for n, g in part.items()
+            }
         return {n: lax.dynamic_update_index_in_dim(sums[n], g, i, 0) for n, g in part.items()}
 
-    sums = {n: jnp.zeros(w.shape, compute.grad_dtype) if into is None else into[n] for n, w in layers.items()}
+    sums = {
+        n: jnp.zeros(w.shape, compute.grad_dtype) if into is None else into[n]
+        for n, w in layers.items()
+    }
     if compute.prefetch:
 
         def back(carry, item):
@@ -598,7 +1030,9 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
 
         w_next = fetch(max(final - 1, 0), dx_BTD)
         dx_BTD, dw = layer_backward(layer, kept, again, w, shared, dx_BTD)
-        (dx_BTD, _, sums), _ = lax.scan(back, (dx_BTD, w_next, add(sums, final, dw)), (kept_L, jnp.arange(final)), reverse=True)
+        (dx_BTD, _, sums), _ = lax.scan(
+            back, (dx_BTD, w_next, add(sums, final, dw)), (kept_L, jnp.arange(final)), reverse=True
+        )
     else:
 
         def back(carry, item):
@@ -607,10 +1041,14 @@ def loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout,
             dx_BTD, dw = layer_backward(layer, kept, again, fetch(i, dx_BTD), shared, dx_BTD)
             return (dx_BTD, add(sums, i, dw)), None
 
-        (dx_BTD, sums), _ = lax.scan(back, (dx_BTD, sums), (kept_L, jnp.arange(config.L)), reverse=True)
+        (dx_BTD, sums), _ = lax.scan(
+            back, (dx_BTD, sums), (kept_L, jnp.arange(config.L)), reverse=True
+        )
     (dfirst,) = first_vjp(dx_BTD)
     if config.tied:
-        dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + tied.astype(compute.grad_dtype)
+        dfirst["embed"] = dfirst["embed"].astype(compute.grad_dtype) + tied.astype(
+            compute.grad_dtype
+        )
     ends = scatter(dfirst) | dlast
     return loss, sums | (ends if into is None else {n: into[n] + g for n, g in ends.items()})
 
@@ -623,7 +1061,11 @@ def model_flops(config, tokens, T):
     """
     size = sizes(config, padded=False)
     table = weight_table(config)
-    matmul = sum(math.prod(size[d] for d in row.dims) * (config.L if row.layered else 1) for row in table.values() if row.init in ("matrix", "residual"))
+    matmul = sum(
+        math.prod(size[d] for d in row.dims) * (config.L if row.layered else 1)
+        for row in table.values()
+        if row.init in ("matrix", "residual")
+    )
     if config.tied:
         matmul += config.V * config.D
     return tokens * (6 * matmul + 6 * config.L * T * config.N * config.H)
@@ -640,7 +1082,9 @@ def main(argv=None):
         return 2
     for name, shape in shapes(config).items():
         row = weight_table(config)[name]
-        print(f"{name:<13} {str(shape):<24} {' x '.join(('L',) * row.layered + row.dims):<12} {row.init:<10} {row.hf}")
+        print(
+            f"{name:<13} {str(shape):<24} {' x '.join(('L',) * row.layered + row.dims):<12} {row.init:<10} {row.hf}"
+        )
     print(f"{parameter_count(config):,} weights")
     return 0
 

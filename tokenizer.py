@@ -6,6 +6,7 @@ Ids equal Hugging Face's (add_special_tokens=False). encode() treats its argumen
 control, end-of-text or role id: "<|user|>" typed by somebody is half a dozen ordinary tokens (injection). Left out:
 training a tokenizer, WordPiece, Hugging Face's tokenizer.json as a source (its sibling files are read instead).
 """
+
 import base64
 import binascii
 import hashlib
@@ -19,14 +20,25 @@ import sys
 ROLE_USER, ROLE_ASSISTANT = "<|user|>", "<|assistant|>"
 
 # GPT-2's published pattern in an equivalent form that does not backtrack over runs of letters (tiktoken's r50k_base).
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+GPT2_PATTERN = (
+    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+)
 # Llama 3's published pattern (its tokenizer.py); `\s++$` is added: takes in one go what `\s+(?!\S)` takes at an end.
-LLAMA3_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                  r"|\s*[\r\n]+|\s++$|\s+(?!\S)|\s+")
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s++$|\s+(?!\S)|\s+"
+)
 # Llama 3's 256 special tokens in the order of its own tokenizer.py, ids after the ranks' (3.1 renames some).
-LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in range(4)),
-                  "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
-                  *(f"<|reserved_special_token_{i}|>" for i in range(5, 251))]
+LLAMA3_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(4)),
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|reserved_special_token_4|>",
+    "<|eot_id|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(5, 251)),
+]
 ENDOFTEXT = "<|endoftext|>"
 NORMAL = 1  # SentencePiece's kinds of piece: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
@@ -37,10 +49,24 @@ NORMAL = 1  # SentencePiece's kinds of piece: 1 normal, 2 unknown, 3 control, 4 
 WHITE_RUN = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{1000,}")
 
 # Ordinary text that a faithful tokenizer gives back unchanged.
-PROBES = ("a  b", " a", "a ", "a\nb", "a\n\n b\t", "ﬁ Å ½", "e\u0301", "\u3000", "A\r\n", "你好", "\U0001f600", "\0\x7f")
+PROBES = (
+    "a  b",
+    " a",
+    "a ",
+    "a\nb",
+    "a\n\n b\t",
+    "ﬁ Å ½",
+    "e\u0301",
+    "\u3000",
+    "A\r\n",
+    "你好",
+    "\U0001f600",
+    "\0\x7f",
+)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+
 
 def load(path, roles=True):
     """The tokenizer in `path`: a file, or a folder with its files (Hugging Face's, a run's or a run's tokenizer/).
@@ -51,8 +77,10 @@ def load(path, roles=True):
     """
     path = pathlib.Path(path)
     if not path.exists():
-        raise ValueError(f"tokenizer {path} does not exist: name a tokenizer.model, or a folder holding one, or "
-                         "encoder.json + vocab.bpe (vocab.json + merges.txt)")
+        raise ValueError(
+            f"tokenizer {path} does not exist: name a tokenizer.model, or a folder holding one, or "
+            "encoder.json + vocab.bpe (vocab.json + merges.txt)"
+        )
     return Tokenizer(_find(path), roles)
 
 
@@ -66,30 +94,50 @@ def _find(path):
         for pair in _pairs(path.parent):
             if path in pair:
                 return pair
-        raise ValueError(f"tokenizer {path} is neither a SentencePiece model nor a file of ranks, nor one of the pairs "
-                         "encoder.json + vocab.bpe or vocab.json + merges.txt: name one of these")
+        raise ValueError(
+            f"tokenizer {path} is neither a SentencePiece model nor a file of ranks, nor one of the pairs "
+            "encoder.json + vocab.bpe or vocab.json + merges.txt: name one of these"
+        )
     for folder in (path, path / "tokenizer", path / "original"):
         named = folder / "tokenizer.model"
         models = [named] if named.is_file() else sorted(folder.glob("*.model"))
-        models = [m for m in models if m.is_file() and (_is_sentencepiece(m.read_bytes()) or _is_ranks(m.read_bytes()))]
+        models = [
+            m
+            for m in models
+            if m.is_file() and (_is_sentencepiece(m.read_bytes()) or _is_ranks(m.read_bytes()))
+        ]
         found = [[m] for m in models] + _pairs(folder)[:1]
         if len(found) > 1:
             names = ", ".join("+".join(f.name for f in files) for files in found)
-            raise ValueError(f"tokenizer {folder} holds {len(found)} tokenizers ({names}): name one of the files")
+            raise ValueError(
+                f"tokenizer {folder} holds {len(found)} tokenizers ({names}): name one of the files"
+            )
         if found:
             return found[0]
-    have = {f.name for f in path.iterdir()} & {"encoder.json", "vocab.json", "vocab.bpe", "merges.txt"}
+    have = {f.name for f in path.iterdir()} & {
+        "encoder.json",
+        "vocab.json",
+        "vocab.bpe",
+        "merges.txt",
+    }
     if have:
-        raise ValueError(f"tokenizer {path} holds {', '.join(sorted(have))} without its other half: encoder.json goes "
-                         "with vocab.bpe, vocab.json with merges.txt")
+        raise ValueError(
+            f"tokenizer {path} holds {', '.join(sorted(have))} without its other half: encoder.json goes "
+            "with vocab.bpe, vocab.json with merges.txt"
+        )
     only = " but tokenizer.json, which is not read" if (path / "tokenizer.json").is_file() else ""
-    raise ValueError(f"tokenizer {path} holds no tokenizer{only}: it needs tokenizer.model, encoder.json + vocab.bpe "
-                     "or vocab.json + merges.txt (or name another with --tokenizer)")
+    raise ValueError(
+        f"tokenizer {path} holds no tokenizer{only}: it needs tokenizer.model, encoder.json + vocab.bpe "
+        "or vocab.json + merges.txt (or name another with --tokenizer)"
+    )
 
 
 def _pairs(folder):
     """GPT-2's file pairs in `folder`."""
-    pairs = [[folder / "vocab.json", folder / "merges.txt"], [folder / "encoder.json", folder / "vocab.bpe"]]
+    pairs = [
+        [folder / "vocab.json", folder / "merges.txt"],
+        [folder / "encoder.json", folder / "vocab.bpe"],
+    ]
     return [pair for pair in pairs if all(f.is_file() for f in pair)]
 
 
@@ -113,17 +161,25 @@ def _read_ranks(path, content):
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise ValueError(f"tokenizer {path} line {number} is not `base64 rank`: the file is damaged, "
-                             "fetch it again") from None
+            raise ValueError(
+                f"tokenizer {path} line {number} is not `base64 rank`: the file is damaged, "
+                "fetch it again"
+            ) from None
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"tokenizer {path} has {len(ranks)} ranks that are not 0 to {len(ranks) - 1}: the file is "
-                         "damaged, fetch it again")
+        raise ValueError(
+            f"tokenizer {path} has {len(ranks)} ranks that are not 0 to {len(ranks) - 1}: the file is "
+            "damaged, fetch it again"
+        )
     return ranks
 
 
 def byte_alphabet():
     """GPT-2's printable character for each byte, list of 256 str (source: its encoder.py, bytes_to_unicode)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    shown = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     hidden = [b for b in range(256) if b not in shown]
     return [chr(b) if b in shown else chr(256 + hidden.index(b)) for b in range(256)]
 
@@ -139,11 +195,15 @@ def _read_gpt2(paths, contents):
     except ValueError:
         vocab = None
     if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
-        raise ValueError(f"tokenizer {vocab_path} is not a JSON object of token: id as GPT-2's encoder.json "
-                         "is: fetch it again")
+        raise ValueError(
+            f"tokenizer {vocab_path} is not a JSON object of token: id as GPT-2's encoder.json "
+            "is: fetch it again"
+        )
     if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ValueError(f"tokenizer {vocab_path} has {len(vocab)} ids that are not 0 to {len(vocab) - 1}: every id "
-                         "once, no gaps")
+        raise ValueError(
+            f"tokenizer {vocab_path} has {len(vocab)} ids that are not 0 to {len(vocab) - 1}: every id "
+            "once, no gaps"
+        )
     alphabet = byte_alphabet()
     byte_of = {c: b for b, c in enumerate(alphabet)}
     # Bytes rank in the order of their ids; a trained merge ranks by its line.
@@ -154,21 +214,31 @@ def _read_gpt2(paths, contents):
             continue
         pair = line.rstrip("\r").split(" ")
         if len(pair) != 2 or any(c not in byte_of for part in pair for c in part):
-            raise ValueError(f"tokenizer {merges_path} line {number} is not two parts in GPT-2's byte letters: "
-                             "fetch it again")
+            raise ValueError(
+                f"tokenizer {merges_path} line {number} is not two parts in GPT-2's byte letters: "
+                "fetch it again"
+            )
         merges.append(tuple(pair))
     order += [a + b for a, b in merges]
     missing = next((token for token in order if token not in vocab), None)
     if missing is not None or len(set(order)) < len(order):
         what = "makes a token twice" if missing is None else f"makes {missing!r}, which it lacks"
-        raise ValueError(f"tokenizer {vocab_path} ({len(vocab)} tokens) does not fit {merges_path.name}, which {what}: "
-                         "take both files of one tokenizer")
+        raise ValueError(
+            f"tokenizer {vocab_path} ({len(vocab)} tokens) does not fit {merges_path.name}, which {what}: "
+            "take both files of one tokenizer"
+        )
     useless = _first_useless(merges)
     if useless is not None:
-        raise ValueError(f"tokenizer {merges_path} joins {' '.join(merges[useless])!r} (merge {useless + 1}), which "
-                         "earlier merges never leave side by side: tiktoken and Hugging Face would not agree on it, "
-                         "use the file as it was trained")
-    return vocab, merges, {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(order)}
+        raise ValueError(
+            f"tokenizer {merges_path} joins {' '.join(merges[useless])!r} (merge {useless + 1}), which "
+            "earlier merges never leave side by side: tiktoken and Hugging Face would not agree on it, "
+            "use the file as it was trained"
+        )
+    return (
+        vocab,
+        merges,
+        {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(order)},
+    )
 
 
 def _first_useless(merges):
@@ -187,13 +257,17 @@ def _first_useless(merges):
             if rank.get(left, -1) > rank.get(right, -1):
                 until, left = rank[left], parts[left][1]
             else:
-                until, right = rank[right] + 1, parts[right][0]  # + 1: of equal merges the left one happens first
+                until, right = (
+                    rank[right] + 1,
+                    parts[right][0],
+                )  # + 1: of equal merges the left one happens first
             if pairs.get((left, right), until) < until:
                 return k
     return None
 
 
 # ---- the tokenizer ---------------------------------------------------------------------------------------------------
+
 
 class Tokenizer:
     """One of the three tokenizers; made by load().
@@ -223,8 +297,12 @@ class Tokenizer:
 
     def _init_sentencepiece(self, content):
         import sentencepiece
+
         self.kind = "sentencepiece"
-        self._model, self._inside = sentencepiece.SentencePieceProcessor(), sentencepiece.SentencePieceProcessor()
+        self._model, self._inside = (
+            sentencepiece.SentencePieceProcessor(),
+            sentencepiece.SentencePieceProcessor(),
+        )
         try:
             self._model.load_from_serialized_proto(content)
             # The same model without the dummy space before a text (normalizer_spec.add_dummy_prefix = false, appended:
@@ -232,27 +310,39 @@ class Tokenizer:
             self._inside.load_from_serialized_proto(content + b"\x1a\x02\x18\x00")
         except RuntimeError as error:
             why = str(error).splitlines()[0][:80]
-            raise ValueError(f"tokenizer {self.files[0]} is not a whole SentencePiece model ({why}): "
-                             "fetch it again") from None
+            raise ValueError(
+                f"tokenizer {self.files[0]} is not a whole SentencePiece model ({why}): "
+                "fetch it again"
+            ) from None
         model = self._model
         n = model.vocab_size()
         self.bos, self.eos = model.bos_id(), model.eos_id()
         if self.bos < 0 or self.eos < 0:
-            raise ValueError(f"tokenizer {self.files[0]} has bos id {self.bos} and eos id {self.eos}, both are needed: "
-                             "train it with bos_id and eos_id")
+            raise ValueError(
+                f"tokenizer {self.files[0]} has bos id {self.bos} and eos id {self.eos}, both are needed: "
+                "train it with bos_id and eos_id"
+            )
         pieces = [model.id_to_piece(i) for i in range(n)]
-        self._bytes = [bytes([int(piece[3:5], 16)]) if model.is_byte(i) else piece.replace("\u2581", " ").encode()
-                       for i, piece in enumerate(pieces)]
+        self._bytes = [
+            bytes([int(piece[3:5], 16)])
+            if model.is_byte(i)
+            else piece.replace("\u2581", " ").encode()
+            for i, piece in enumerate(pieces)
+        ]
         self._bytes[model.unk_id()] = model.decode([model.unk_id()]).encode()
         self._special = {i for i in range(n) if model.is_control(i)}
         self._byte_ids = {b: i for i, b in enumerate(self._bytes) if model.is_byte(i)}
-        self._strips = bool(model.encode("a")) and self._bytes[model.encode("a")[0]].startswith(b" ")
+        self._strips = bool(model.encode("a")) and self._bytes[model.encode("a")[0]].startswith(
+            b" "
+        )
 
     def _init_gpt2(self):
         vocab, _, ranks = _read_gpt2(self.files, self._contents)
         if ENDOFTEXT not in vocab:
-            raise ValueError(f"tokenizer {self.files[0]} has no {ENDOFTEXT}, GPT-2's start and end: add it "
-                             "as the last id")
+            raise ValueError(
+                f"tokenizer {self.files[0]} has no {ENDOFTEXT}, GPT-2's start and end: add it "
+                "as the last id"
+            )
         self.kind, self.bos, self.eos = "gpt2", vocab[ENDOFTEXT], vocab[ENDOFTEXT]
         self._init_bpe(GPT2_PATTERN, ranks)
         letters = {c: b for b, c in enumerate(byte_alphabet())}
@@ -276,19 +366,26 @@ class Tokenizer:
 
     def _init_bpe(self, pattern, ranks):
         import tiktoken
+
         missing = [b for b in range(256) if bytes([b]) not in ranks]
         if missing:
-            raise ValueError(f"tokenizer {self.files[0]} lacks {len(missing)} of the 256 single bytes (first: "
-                             f"0x{missing[0]:02X}): it is not a byte-level encoding, name another")
-        self._bpe = tiktoken.Encoding("mynah", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+            raise ValueError(
+                f"tokenizer {self.files[0]} lacks {len(missing)} of the 256 single bytes (first: "
+                f"0x{missing[0]:02X}): it is not a byte-level encoding, name another"
+            )
+        self._bpe = tiktoken.Encoding(
+            "mynah", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
         self._strips, self._ids, self._special = False, None, set()
 
     @property
     def warning(self):
         """One line for a program to print once where the tokenizer does not give every text back, else None."""
         if self.normalises:
-            return (f"tokenizer {self.files[0]} normalises: decoding does not give back double or edge spaces (or "
-                    "other characters) of some texts; train one with identity normalisation to keep them")
+            return (
+                f"tokenizer {self.files[0]} normalises: decoding does not give back double or edge spaces (or "
+                "other characters) of some texts; train one with identity normalisation to keep them"
+            )
 
     def encode(self, text):
         """Ids of one piece of text, list of int; no bos or eos; never a control or role id, whatever the text holds.
@@ -309,14 +406,18 @@ class Tokenizer:
             first, *rest = text.split("\u2581")
             ids = self._model.encode(first)
             for part in rest:
-                ids += [self._byte_ids[bytes([b])] for b in "\u2581".encode()] + self._inside.encode(part)
+                ids += [
+                    self._byte_ids[bytes([b])] for b in "\u2581".encode()
+                ] + self._inside.encode(part)
             return ids
         ids, start = [], 0
         if len(text) > 1000:
             for run in WHITE_RUN.finditer(text):
                 end = run.end() - 1
                 # Llama-3 takes line ends together with the blanks before them, without overflowing: no cut near one.
-                if end + 1 < len(text) and (self.kind == "gpt2" or not set(text[end - 1:end + 1]) & {"\r", "\n"}):
+                if end + 1 < len(text) and (
+                    self.kind == "gpt2" or not set(text[end - 1 : end + 1]) & {"\r", "\n"}
+                ):
                     ids += self._bpe.encode_ordinary(text[start:end])
                     start = end
         ids += self._bpe.encode_ordinary(text[start:])
@@ -332,8 +433,10 @@ class Tokenizer:
         out, head = [], True
         for i in ids:
             if not 0 <= i < self.size:
-                raise ValueError(f"id {i} is outside the tokenizer's {self.size} ids (0 to {self.size - 1}): the ids "
-                                 "or the model are another tokenizer's, name that one")
+                raise ValueError(
+                    f"id {i} is outside the tokenizer's {self.size} ids (0 to {self.size - 1}): the ids "
+                    "or the model are another tokenizer's, name that one"
+                )
             piece = self._bytes[i]
             if i in self._special:
                 head = True
@@ -357,8 +460,10 @@ class Tokenizer:
 def check_size(tok, rows, what="the model"):
     """ValueError unless `what`, with embeddings for `rows` ids (no padding), fits the tokenizer, roles or not."""
     if rows not in (tok.base_size, tok.size):
-        raise ValueError(f"{what} has {rows} ids, tokenizer {tok.files[0]} has {tok.base_size} (with role tokens "
-                         f"{tok.base_size + 2}): name the tokenizer it was trained with by --tokenizer")
+        raise ValueError(
+            f"{what} has {rows} ids, tokenizer {tok.files[0]} has {tok.base_size} (with role tokens "
+            f"{tok.base_size + 2}): name the tokenizer it was trained with by --tokenizer"
+        )
 
 
 def _write(path, content):
@@ -374,6 +479,7 @@ def _write(path, content):
 
 # ---- for Hugging Face ------------------------------------------------------------------------------------------------
 
+
 def write_hf(tok, folder):
     """Write what transformers' AutoTokenizer.from_pretrained(folder) needs to give our ids, and the files load() reads.
 
@@ -386,24 +492,52 @@ def write_hf(tok, folder):
     SentencePiece model that is not BPE.
     """
     folder = pathlib.Path(folder)
-    backend, names = {"sentencepiece": (_sentencepiece_json, ["tokenizer.model"]),
-                      "gpt2": (_gpt2_json, ["vocab.json", "merges.txt"]),
-                      "llama3": (_llama3_json, ["original/tokenizer.model"])}[tok.kind]
+    backend, names = {
+        "sentencepiece": (_sentencepiece_json, ["tokenizer.model"]),
+        "gpt2": (_gpt2_json, ["vocab.json", "merges.txt"]),
+        "llama3": (_llama3_json, ["original/tokenizer.model"]),
+    }[tok.kind]
     backend = backend(tok)
     bos, eos = tok._bytes[tok.bos].decode(), tok._bytes[tok.eos].decode()
     if tok.kind == "gpt2":
-        after = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+        after = {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": False,
+            "use_regex": True,
+        }
     else:
         start = {"SpecialToken": {"id": bos, "type_id": 0}}
         a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-        after = {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, b],
-                 "special_tokens": {bos: {"id": bos, "ids": [tok.bos], "tokens": [bos]}}}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        after = {
+            "type": "TemplateProcessing",
+            "single": [start, a],
+            "pair": [start, a, b],
+            "special_tokens": {bos: {"id": bos, "ids": [tok.bos], "tokens": [bos]}},
+        }
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     added = [{"id": i, "content": tok._bytes[i].decode(), **flags} for i in sorted(tok._special)]
-    backend = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, **backend,
-               "post_processor": after}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos,
-              "unk_token": backend["model"]["unk_token"], "clean_up_tokenization_spaces": False}
+    backend = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        **backend,
+        "post_processor": after,
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": backend["model"]["unk_token"],
+        "clean_up_tokenization_spaces": False,
+    }
     for name, content in zip(names, tok._contents):
         _write(folder / name, content)
     _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode())
@@ -411,22 +545,41 @@ def write_hf(tok, folder):
 
 
 def _bpe_json(vocab, merges, **more):
-    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocab, "merges": merges} | more
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
+    } | more
 
 
 def _sentencepiece_json(tok):
     """tokenizer.json's parts for a SentencePiece BPE model: what its normaliser does, in Hugging Face's terms."""
-    fields = list(_fields(tok._contents[0]))  # field 1: one a piece; 2: how it was trained; 3: how it normalises
-    trainer, normalizer = ({k: v for n, spec in fields if n == number for k, v in _fields(spec)} for number in (2, 3))
-    pieces = [dict(_fields(piece)) for n, piece in fields if n == 1]  # 1: text; 2: score, float32; 3: kind
+    fields = list(
+        _fields(tok._contents[0])
+    )  # field 1: one a piece; 2: how it was trained; 3: how it normalises
+    trainer, normalizer = (
+        {k: v for n, spec in fields if n == number for k, v in _fields(spec)} for number in (2, 3)
+    )
+    pieces = [
+        dict(_fields(piece)) for n, piece in fields if n == 1
+    ]  # 1: text; 2: score, float32; 3: kind
     kinds = [piece.get(3, NORMAL) for piece in pieces]
     if trainer.get(3, 1) != 2 or trainer.get(24, 0) or not set(kinds) <= {NORMAL, 2, 3, 6}:
-        raise ValueError(f"tokenizer {tok.files[0]} is not plain SentencePiece BPE (unigram, or with user-defined or "
-                         "unused pieces): it cannot be written for Hugging Face, use one trained with model_type=bpe")
+        raise ValueError(
+            f"tokenizer {tok.files[0]} is not plain SentencePiece BPE (unigram, or with user-defined or "
+            "unused pieces): it cannot be written for Hugging Face, use one trained with model_type=bpe"
+        )
     texts = [piece[1].decode() for piece in pieces]
-    score = {text: struct.unpack("<f", piece.get(2, bytes(4)))[0] for text, piece in zip(texts, pieces)}
+    score = {
+        text: struct.unpack("<f", piece.get(2, bytes(4)))[0] for text, piece in zip(texts, pieces)
+    }
     known = {text: i for i, (text, kind) in enumerate(zip(texts, kinds)) if kind == NORMAL}
     # SentencePiece joins the neighbours whose union scores best, whatever the two parts: every split of every piece.
     merges = []
@@ -436,28 +589,59 @@ def _sentencepiece_json(tok):
         merges += sorted(parts, key=lambda part: (known[part[0]], known[part[1]]))
     steps = []
     if normalizer.get(2):
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(normalizer[2]).decode()})
+        steps.append(
+            {
+                "type": "Precompiled",
+                "precompiled_charsmap": base64.b64encode(normalizer[2]).decode(),
+            }
+        )
     if normalizer.get(4, 1):  # remove_extra_whitespaces
-        steps += [{"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""},
-                  {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
+        steps += [
+            {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        ]
     if tok._strips:
         steps.append({"type": "Prepend", "prepend": "\u2581"})
     steps.append({"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"})
-    back = [{"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}]
+    back = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     back += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if tok._strips else []
-    return {"normalizer": {"type": "Sequence", "normalizers": steps}, "pre_tokenizer": None,
-            "decoder": {"type": "Sequence", "decoders": back},
-            "model": _bpe_json({text: i for i, text in enumerate(texts)}, merges, unk_token=texts[tok._model.unk_id()],
-                               fuse_unk=True, byte_fallback=len(tok._byte_ids) == 256)}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": back},
+        "model": _bpe_json(
+            {text: i for i, text in enumerate(texts)},
+            merges,
+            unk_token=texts[tok._model.unk_id()],
+            fuse_unk=True,
+            byte_fallback=len(tok._byte_ids) == 256,
+        ),
+    }
 
 
 def _gpt2_json(tok):
     vocab, merges, _ = _read_gpt2(tok.files, tok._contents)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {"normalizer": None, "pre_tokenizer": byte_level,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-            "model": _bpe_json(vocab, merges)}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    return {
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": _bpe_json(vocab, merges),
+    }
 
 
 def _llama3_json(tok):
@@ -468,13 +652,28 @@ def _llama3_json(tok):
     for token in sorted(ranks, key=ranks.get):
         parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         parts = [part for part in parts if part[0] in ranks and part[1] in ranks]
-        merges += [(shown(a), shown(b)) for a, b in sorted(parts, key=lambda part: (ranks[part[0]], ranks[part[1]]))]
-    split = {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN.replace(r"\s++$|", "")}, "behavior": "Isolated",
-             "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {"normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
-            "model": _bpe_json({shown(t): r for t, r in ranks.items()}, merges, ignore_merges=True)}
+        merges += [
+            (shown(a), shown(b))
+            for a, b in sorted(parts, key=lambda part: (ranks[part[0]], ranks[part[1]]))
+        ]
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": LLAMA3_PATTERN.replace(r"\s++$|", "")},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "decoder": byte_level | {"add_prefix_space": True, "use_regex": True},
+        "model": _bpe_json({shown(t): r for t, r in ranks.items()}, merges, ignore_merges=True),
+    }
 
 
 def _fields(message):
@@ -496,7 +695,7 @@ def _fields(message):
             yield key >> 3, varint()
         else:
             size = varint() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
-            yield key >> 3, message[at:at + size]
+            yield key >> 3, message[at : at + size]
             at += size
 
 
@@ -506,7 +705,9 @@ def main(argv=None):
         print(__doc__)
         return 0
     if len(argv) != 2:
-        print(f"tokenizer.py: {len(argv)} arguments, it takes two: PATH and a text", file=sys.stderr)
+        print(
+            f"tokenizer.py: {len(argv)} arguments, it takes two: PATH and a text", file=sys.stderr
+        )
         return 2
     try:
         tok = load(argv[0])
@@ -514,8 +715,10 @@ def main(argv=None):
         print(f"tokenizer.py: {error}", file=sys.stderr)
         return 2
     ids = tok.encode(argv[1])
-    print(f"{tok.kind}, {tok.base_size} ids, bos {tok.bos}, eos {tok.eos}, "
-          f"{ROLE_USER} {tok.user}, {ROLE_ASSISTANT} {tok.assistant}")
+    print(
+        f"{tok.kind}, {tok.base_size} ids, bos {tok.bos}, eos {tok.eos}, "
+        f"{ROLE_USER} {tok.user}, {ROLE_ASSISTANT} {tok.assistant}"
+    )
     for i in ids:
         print(i, tok._bytes[i])
     if tok.warning:

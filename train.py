@@ -5,6 +5,7 @@
 
 Left out: pipeline parallelism, dropout (LLaMA has none, and GPT-2 is finetuned without), learning-rate groups, mixed float16 with loss scaling.
 """
+
 import concurrent.futures
 import dataclasses
 import datetime
@@ -82,7 +83,12 @@ def pooled(per_weight, specs):
 def squares(tree, table):
     """name -> sum of squares of each layer's matrix [L] (or [1]) in float32, this shard's part."""
     f32 = lambda x: x.astype(jnp.float32)
-    return {n: jnp.sum(jnp.square(f32(x)), axis=tuple(range(1, x.ndim))) if table[n].layered else jnp.sum(jnp.square(f32(x)))[None] for n, x in tree.items()}
+    return {
+        n: jnp.sum(jnp.square(f32(x)), axis=tuple(range(1, x.ndim)))
+        if table[n].layered
+        else jnp.sum(jnp.square(f32(x)))[None]
+        for n, x in tree.items()
+    }
 
 
 def update(weights, m, v, gradients, count, lr, ok, config, specs, opt):
@@ -97,14 +103,19 @@ def update(weights, m, v, gradients, count, lr, ok, config, specs, opt):
     t = (count + 1).astype(jnp.float32)
     if opt.name != "adamw":
         mean_square = pooled(squares(weights, table), specs)
-        rms = {n: jnp.sqrt(s / math.prod(size[d] for d in table[n].dims)) for n, s in mean_square.items()}
+        rms = {
+            n: jnp.sqrt(s / math.prod(size[d] for d in table[n].dims))
+            for n, s in mean_square.items()
+        }
     new = {}
     for name, p in weights.items():
         row = table[name]
         g = gradients[name].astype(jnp.float32) * shrink
         m0, v0 = m[name].astype(jnp.float32), v[name]
         if opt.name != "adamw":
-            scale = jnp.maximum(rms[name], 1e-3).reshape(((-1,) if row.layered else (1,)) + (1,) * (p.ndim - 1))
+            scale = jnp.maximum(rms[name], 1e-3).reshape(
+                ((-1,) if row.layered else (1,)) + (1,) * (p.ndim - 1)
+            )
         if opt.name == "easylm":
             # EasyLM's `adamw` with multiply_by_parameter_scale is optax.adafactor unfactored: b2 is an exponent, momentum averages scaled updates and is not corrected.
             b2 = 1 - t**-opt.b2
@@ -116,9 +127,15 @@ def update(weights, m, v, gradients, count, lr, ok, config, specs, opt):
             v1 = opt.b2 * v0 + (1 - opt.b2) * g * g
             u = m1 / (1 - opt.b1**t) / (jnp.sqrt(v1 / (1 - opt.b2**t)) + 1e-8)
             if opt.name == "adamw-scaled":
-                u = u * scale  # the update, not the gradient: scaling the gradient would cancel in m / sqrt(v)
+                u = (
+                    u * scale
+                )  # the update, not the gradient: scaling the gradient would cancel in m / sqrt(v)
             p1 = p - lr * u - lr * (opt.weight_decay if row.decay else 0.0) * p
-        new[name] = (jnp.where(ok, p1, p), jnp.where(ok, m1, m0).astype(m[name].dtype), jnp.where(ok, v1, v0))
+        new[name] = (
+            jnp.where(ok, p1, p),
+            jnp.where(ok, m1, m0).astype(m[name].dtype),
+            jnp.where(ok, v1, v0),
+        )
     return *({n: x[i] for n, x in new.items()} for i in range(3)), norm
 
 
@@ -160,19 +177,41 @@ def make_step(config, mesh, layout, compute, opt, schedule, loss_mean):
                 loss, gradients = micro(i, into=carry[1])
                 return (carry[0] + loss, gradients), None
 
-            zero = (jnp.zeros((), jnp.float32), {n: jnp.zeros(w.shape, compute.grad_dtype) for n, w in weights.items()})
+            zero = (
+                jnp.zeros((), jnp.float32),
+                {n: jnp.zeros(w.shape, compute.grad_dtype) for n, w in weights.items()},
+            )
             (loss, gradients), _ = lax.scan(add, zero, jnp.arange(weight_ABT.shape[0]))
         loss = lax.psum(loss, DATA)
         lr = schedule(state["step"])
         ok = (loss_tokens > 0) & jnp.isfinite(loss)
-        weights, m, v, norm = update(weights, state["m"], state["v"], gradients, state["step"], lr, ok, config, layout.specs, opt)
-        metrics = {"loss": loss, "grad_norm": norm, "lr": lr, "loss_tokens": loss_tokens, "stop": lax.pmax(jnp.max(batch["stop"]), DATA)}
+        weights, m, v, norm = update(
+            weights,
+            state["m"],
+            state["v"],
+            gradients,
+            state["step"],
+            lr,
+            ok,
+            config,
+            layout.specs,
+            opt,
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "lr": lr,
+            "loss_tokens": loss_tokens,
+            "stop": lax.pmax(jnp.max(batch["stop"]), DATA),
+        }
         return {"weights": weights, "m": m, "v": v, "step": state["step"] + 1}, metrics
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=sharding.compiler_options(mesh))
     def step(state, batch):
         in_specs = (state_specs, {n: P(None, DATA) for n in batch})
-        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=(state_specs, P()), check_vma=False)(state, batch)
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=in_specs, out_specs=(state_specs, P()), check_vma=False
+        )(state, batch)
 
     return step
 
@@ -183,13 +222,24 @@ def make_eval_step(config, mesh, layout, compute):
     def local(weights, batch):
         weight_BT = batch["loss_mask"][0, :, 1:].astype(jnp.float32)
         segment = batch["segment"][0] if "segment" in batch else None
-        loss, _ = model.loss_and_gradients(weights, batch["tokens"][0], segment, weight_BT, config, layout, compute, gradients=False)
+        loss, _ = model.loss_and_gradients(
+            weights,
+            batch["tokens"][0],
+            segment,
+            weight_BT,
+            config,
+            layout,
+            compute,
+            gradients=False,
+        )
         return lax.psum(loss, DATA), lax.psum(jnp.sum(weight_BT), DATA)
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
     def step(weights, batch):
         in_specs = (layout.stacked(config), {n: P(None, DATA) for n in batch})
-        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)(weights, batch)
+        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)(
+            weights, batch
+        )
 
     return step
 
@@ -197,15 +247,25 @@ def make_eval_step(config, mesh, layout, compute):
 def state_like(config, mesh, layout, moment_dtype):
     """The state's arrays as ShapeDtypeStructs with their shardings: weights and second moment float32, first moment in moment_dtype."""
     spec, shape = sharding.shardings(layout.stacked(config), mesh), model.shapes(config)
-    like = lambda dtype: {n: jax.ShapeDtypeStruct(s, dtype, sharding=spec[n]) for n, s in shape.items()}
+    like = lambda dtype: {
+        n: jax.ShapeDtypeStruct(s, dtype, sharding=spec[n]) for n, s in shape.items()
+    }
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P()))
-    return {"weights": like(jnp.float32), "m": like(moment_dtype), "v": like(jnp.float32), "step": step}
+    return {
+        "weights": like(jnp.float32),
+        "m": like(moment_dtype),
+        "v": like(jnp.float32),
+        "step": step,
+    }
 
 
 def new_state(weights, like):
     """The state before the first step, its zeros made where they belong (a step compiled for one placement would be compiled again for another)."""
     rest = {name: like[name] for name in ("m", "v", "step")}
-    make = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), rest), out_shardings=jax.tree.map(lambda s: s.sharding, rest))
+    make = jax.jit(
+        lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), rest),
+        out_shardings=jax.tree.map(lambda s: s.sharding, rest),
+    )
     return {"weights": weights} | make()
 
 
@@ -225,13 +285,17 @@ def device_batch(read, indices, accumulate, mesh, stop=False):
         if columns not in parts:
             wanted = grid[:, columns.start : columns.stop].reshape(-1)
             rows = read(np.maximum(wanted, 0))
-            rows = {n: np.where((wanted >= 0)[:, None], x, 0).astype(x.dtype) for n, x in rows.items()}
+            rows = {
+                n: np.where((wanted >= 0)[:, None], x, 0).astype(x.dtype) for n, x in rows.items()
+            }
             rows["stop"] = np.full((len(wanted), 1), stop, np.int32)
             parts[columns] = {n: x.reshape(accumulate, len(columns), -1) for n, x in rows.items()}
     first = next(iter(parts.values()))
     return {
         name: jax.make_array_from_callback(
-            grid.shape + x.shape[2:], spec, lambda index, name=name: parts[range(*index[1].indices(grid.shape[1]))][name]
+            grid.shape + x.shape[2:],
+            spec,
+            lambda index, name=name: parts[range(*index[1].indices(grid.shape[1]))][name],
         )
         for name, x in first.items()
     }
@@ -254,7 +318,10 @@ def held_out_loss(eval_step, weights, dataset, batch, mesh):
     total = count = 0.0
     for start in range(0, len(dataset), batch):
         indices = np.arange(start, start + batch)
-        part = eval_step(weights, device_batch(dataset.rows, np.where(indices < len(dataset), indices, -1), 1, mesh))
+        part = eval_step(
+            weights,
+            device_batch(dataset.rows, np.where(indices < len(dataset), indices, -1), 1, mesh),
+        )
         total, count = total + float(part[0]), count + float(part[1])
     return total / max(count, 1.0)
 
@@ -271,7 +338,11 @@ def sample_replies(weights, config, mesh, layout, tok, dataset, count, dtype, le
         starts = np.flatnonzero(tokens == tok.bos)
         for start in starts:
             first = np.flatnonzero(mask[start:])
-            if len(first) and 4 < first[0] < length // 2 and not np.any(tokens[start + 1 : start + first[0]] == tok.bos):
+            if (
+                len(first)
+                and 4 < first[0] < length // 2
+                and not np.any(tokens[start + 1 : start + first[0]] == tok.bos)
+            ):
                 prompts.append(tokens[start : start + first[0]].tolist())
                 break
         if len(prompts) == count:
@@ -282,7 +353,12 @@ def sample_replies(weights, config, mesh, layout, tok, dataset, count, dtype, le
     forward = model.make_logits(config, mesh, layout, dtype)
     spec = NamedSharding(mesh, P(DATA))
     replies = generate.plain(
-        lambda token: forward(weights, jax.device_put(token, spec)), prompts, length=length, rows=rows, stop={tok.eos}, max_new=length // 2
+        lambda token: forward(weights, jax.device_put(token, spec)),
+        prompts,
+        length=length,
+        rows=rows,
+        stop={tok.eos},
+        max_new=length // 2,
     )
     return [(tok.decode(p), tok.decode(r)) for p, r in zip(prompts, replies, strict=True)]
 
@@ -322,18 +398,31 @@ def check_same_run(old, new, out):
     free = set(flags.RESUMABLE)
     if new["args"]["schedule"] == "constant" and new["args"]["warmup_fraction"] is None:
         free |= {"steps", "epochs"}  # the rate of a step does not depend on how many there are
-    pairs = [(f"--{n.replace('_', '-')}", old["args"].get(n), v) for n, v in new["args"].items() if n not in free]
-    pairs += [(n, old.get(n), new[n]) for n in ("config", "data_fingerprint", "init_fingerprint", "tokenizer_fingerprint")]
+    pairs = [
+        (f"--{n.replace('_', '-')}", old["args"].get(n), v)
+        for n, v in new["args"].items()
+        if n not in free
+    ]
+    pairs += [
+        (n, old.get(n), new[n])
+        for n in ("config", "data_fingerprint", "init_fingerprint", "tokenizer_fingerprint")
+    ]
     if "steps" not in free:
         pairs.append(("the number of steps", old.get("steps"), new["steps"]))
     for name, was, now in pairs:
         if was != now:
-            raise ValueError(f"--out {out} holds a run with {name} {was}, this one has {now}: use the same value, or another --out")
+            raise ValueError(
+                f"--out {out} holds a run with {name} {was}, this one has {now}: use the same value, or another --out"
+            )
 
 
 def duration(seconds):
     seconds = int(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 3600 else f"{seconds // 60}:{seconds % 60:02}"
+    return (
+        f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        if seconds >= 3600
+        else f"{seconds // 60}:{seconds % 60:02}"
+    )
 
 
 def new_out(name):
@@ -372,11 +461,25 @@ def resolve_model(args, say):
 
 def planned(args):
     """--plan: what a step would cost, nothing trained."""
-    config = checkpoint.model_config(args.init, args.model) if args.init else model.preset(args.model or "llama-7b")
+    config = (
+        checkpoint.model_config(args.init, args.model)
+        if args.init
+        else model.preset(args.model or "llama-7b")
+    )
     opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
 
     def lower(mesh, layout, compute, batch):
-        step = make_step(config, mesh, layout, compute, opt, functools.partial(learning_rate, lr=args.lr, warmup=args.warmup, steps=1, schedule="constant"), args.loss_mean)
+        step = make_step(
+            config,
+            mesh,
+            layout,
+            compute,
+            opt,
+            functools.partial(
+                learning_rate, lr=args.lr, warmup=args.warmup, steps=1, schedule="constant"
+            ),
+            args.loss_mean,
+        )
         return step.lower(state_like(config, mesh, layout, jnp.dtype(args.moment_dtype)), batch)
 
     return plan.show(args, config, functools.partial(compute_of, args, config), lower)
@@ -384,12 +487,23 @@ def planned(args):
 
 def compute_of(args, config, platform, data_size, packed=False):
     """What of model.Compute the flags and the platform decide."""
-    kernel = model.pick_attention(args.attention, platform, args.dtype, args.block, config.H, packed)
+    kernel = model.pick_attention(
+        args.attention, platform, args.dtype, args.block, config.H, packed
+    )
     # TPUs: without it the compiled schedule has products beside 83 % of the gathered bytes, forward and backward; with it beside 69 and 8 % (--plan v5p:2x2x2)
     prefetch = args.prefetch if args.prefetch is not None else platform == "gpu" and data_size > 1
-    mlp_rows = 1 if platform != "cpu" and args.remat == "full" else None  # lean where memory is dear; on a CPU one product of all rows is faster
+    mlp_rows = (
+        1 if platform != "cpu" and args.remat == "full" else None
+    )  # lean where memory is dear; on a CPU one product of all rows is faster
     dtypes = jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype)
-    return model.Compute(*dtypes, attention=kernel, remat=args.remat, prefetch=prefetch, mlp_rows=mlp_rows, join=platform == "cpu")
+    return model.Compute(
+        *dtypes,
+        attention=kernel,
+        remat=args.remat,
+        prefetch=prefetch,
+        mlp_rows=mlp_rows,
+        join=platform == "cpu",
+    )
 
 
 def run(args):
@@ -398,12 +512,16 @@ def run(args):
     if args.plan is not None:
         return planned(args)
     if args.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     if args.dtype == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")  # accelerators would round the operands of float32 products
+        jax.config.update(
+            "jax_default_matmul_precision", "highest"
+        )  # accelerators would round the operands of float32 products
     mesh, note = sharding.start_devices(args.mesh, args.coordinator, args.processes, args.process)
     main_process = jax.process_index() == 0
     say = functools.partial(print, flush=True) if main_process else lambda *a, **k: None
@@ -414,31 +532,63 @@ def run(args):
         args.block = min(args.block, config.P)
     if args.block > config.P:
         if config.family == "gpt2":
-            raise ValueError(f"--block {args.block} is longer than the {config.P:,} positions of the model: use --block {config.P} or less")
-        say(f"note: --block {args.block} is longer than the {config.P:,} positions the model was made for: RoPE extrapolates badly")
+            raise ValueError(
+                f"--block {args.block} is longer than the {config.P:,} positions of the model: use --block {config.P} or less"
+            )
+        say(
+            f"note: --block {args.block} is longer than the {config.P:,} positions the model was made for: RoPE extrapolates badly"
+        )
     data_size, tensor_size = (mesh.shape[a] for a in mesh.axis_names)
     if args.batch % (data_size * args.accumulate):
         unit = data_size * args.accumulate
         raise ValueError(
             f"--batch {args.batch} does not divide by {data_size} data ranks x {args.accumulate} micro-batches: use --batch {max(args.batch // unit, 1) * unit} or a smaller mesh"
         )
-    out = pathlib.Path(args.out or new_out(args.model if args.init is None else pathlib.Path(args.init).name))
+    out = pathlib.Path(
+        args.out or new_out(args.model if args.init is None else pathlib.Path(args.init).name)
+    )
     flags.print_flags(args, source, say)
-    say(f"jax {jax.__version__}, {mesh.devices.size} x {mesh.devices.flat[0].device_kind}, mesh {data_size}x{tensor_size} (data x tensor), {jax.process_count()} process(es)")
+    say(
+        f"jax {jax.__version__}, {mesh.devices.size} x {mesh.devices.flat[0].device_kind}, mesh {data_size}x{tensor_size} (data x tensor), {jax.process_count()} process(es)"
+    )
     if note:
         say(f"note: {note}")
-    settings = dict(template=args.template, pack=args.pack, block=args.block, seed=args.seed, max_bad=args.max_bad_rows)
-    train_set, held_out = data.open_dataset(args.data, tok, tokens=args.tokens, eval_fraction=0.0 if args.eval_data else args.eval_fraction, **settings)
+    settings = dict(
+        template=args.template,
+        pack=args.pack,
+        block=args.block,
+        seed=args.seed,
+        max_bad=args.max_bad_rows,
+    )
+    train_set, held_out = data.open_dataset(
+        args.data,
+        tok,
+        tokens=args.tokens,
+        eval_fraction=0.0 if args.eval_data else args.eval_fraction,
+        **settings,
+    )
     if args.eval_data:
-        held_out, _ = data.open_dataset([args.eval_data], tok, tokens=None, eval_fraction=0.0, **settings)
+        held_out, _ = data.open_dataset(
+            [args.eval_data], tok, tokens=None, eval_fraction=0.0, **settings
+        )
     mix_set = None
     if args.mix:
         mix_set, _ = data.open_dataset(args.mix, tok, tokens=None, eval_fraction=0.0, **settings)
     if not len(train_set):
-        raise ValueError(f"--data {' '.join(args.data)} gives no row of {args.block} tokens: use more data or a smaller --block")
-    steps = args.steps or max(math.ceil(args.epochs * len(train_set) / (args.batch * (1 - args.mix_fraction)) - 1e-9), 1)
-    warmup = args.warmup if args.warmup_fraction is None else min(args.warmup, int(args.warmup_fraction * steps))
-    say(f"data: {len(train_set):,} rows of {args.block} tokens, {len(held_out) if held_out else 0:,} held out; {steps:,} steps of {args.batch} rows = {steps * args.batch / len(train_set):.2f} epochs")
+        raise ValueError(
+            f"--data {' '.join(args.data)} gives no row of {args.block} tokens: use more data or a smaller --block"
+        )
+    steps = args.steps or max(
+        math.ceil(args.epochs * len(train_set) / (args.batch * (1 - args.mix_fraction)) - 1e-9), 1
+    )
+    warmup = (
+        args.warmup
+        if args.warmup_fraction is None
+        else min(args.warmup, int(args.warmup_fraction * steps))
+    )
+    say(
+        f"data: {len(train_set):,} rows of {args.block} tokens, {len(held_out) if held_out else 0:,} held out; {steps:,} steps of {args.batch} rows = {steps * args.batch / len(train_set):.2f} epochs"
+    )
     if steps <= warmup:
         say(
             f"WARNING: {steps} steps end within the warm-up of {warmup}: the learning rate never passes {args.lr * max(steps - 1, 0) / max(warmup, 1):.2g} of {args.lr:g}. "
@@ -446,18 +596,27 @@ def run(args):
         )
 
     layout = model.make_layout(config, data_size, tensor_size, rings=sharding.rings(mesh))
-    say(f"model: {config.family}, {model.parameter_count(config):,} weights, vocabulary {config.V} (padded to {config.padded_vocab})")
+    say(
+        f"model: {config.family}, {model.parameter_count(config):,} weights, vocabulary {config.V} (padded to {config.padded_vocab})"
+    )
     for line in model.replication_notes(config, layout):
         say(f"note: {line}")
 
     # a run that is there already goes on
     record = {
-        "args": {k: v for k, v in vars(args).items()}, "config": dataclasses.asdict(config), "steps": steps, "warmup": warmup,
-        "data_fingerprint": [d.fingerprint if d is not None else None for d in (train_set, held_out, mix_set)],
-        "init_fingerprint": checkpoint.fingerprint(args.init) if args.init else None, "tokenizer_fingerprint": tok.fingerprint,
-        "mesh": [data_size, tensor_size], "versions": {"jax": jax.__version__, "numpy": np.__version__, "mynah": version()},
+        "args": {k: v for k, v in vars(args).items()},
+        "config": dataclasses.asdict(config),
+        "steps": steps,
+        "warmup": warmup,
+        "data_fingerprint": [
+            d.fingerprint if d is not None else None for d in (train_set, held_out, mix_set)
+        ],
+        "init_fingerprint": checkpoint.fingerprint(args.init) if args.init else None,
+        "tokenizer_fingerprint": tok.fingerprint,
+        "mesh": [data_size, tensor_size],
+        "versions": {"jax": jax.__version__, "numpy": np.__version__, "mynah": version()},
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
     record = json.loads(json.dumps(record))  # tuples become lists, as they will come back
     if (out / "run.json").exists():
         check_same_run(json.loads((out / "run.json").read_text(encoding="utf-8")), record, out)
@@ -472,27 +631,46 @@ def run(args):
         state, _ = saver.restore(like)
         say(f"resuming {out} after step {int(state['step'])}")
     else:
-        weights = checkpoint.load(args.init, config, mesh, layout) if args.init else model.initialise(config, mesh, layout, args.seed)
+        weights = (
+            checkpoint.load(args.init, config, mesh, layout)
+            if args.init
+            else model.initialise(config, mesh, layout, args.seed)
+        )
         state = new_state(weights, like)
     first = int(state["step"])
     if main_process:
         cut_metrics(out / "metrics.jsonl", first)
 
-    compute = compute_of(args, config, mesh.devices.flat[0].platform, data_size, packed=args.pack != "stream")
-    say(f"attention: {compute.attention}" + ", next layer's weights gathered ahead" * compute.prefetch)
+    compute = compute_of(
+        args, config, mesh.devices.flat[0].platform, data_size, packed=args.pack != "stream"
+    )
+    say(
+        f"attention: {compute.attention}"
+        + ", next layer's weights gathered ahead" * compute.prefetch
+    )
     opt = Optimizer(args.optimizer, args.b1, args.b2, args.weight_decay, args.clip)
-    schedule = functools.partial(learning_rate, lr=args.lr, warmup=warmup, steps=steps, schedule=args.schedule)
+    schedule = functools.partial(
+        learning_rate, lr=args.lr, warmup=warmup, steps=steps, schedule=args.schedule
+    )
     step = make_step(config, mesh, layout, compute, opt, schedule, args.loss_mean)
     eval_step = make_eval_step(config, mesh, layout, compute)
-    eval_batch = -(-min(args.batch // args.accumulate, max(len(held_out or ()), 1)) // data_size) * data_size
-    evaluate = lambda: held_out_loss(eval_step, state["weights"], held_out, eval_batch, mesh) if held_out else None
+    eval_batch = (
+        -(-min(args.batch // args.accumulate, max(len(held_out or ()), 1)) // data_size) * data_size
+    )
+    evaluate = lambda: (
+        held_out_loss(eval_step, state["weights"], held_out, eval_batch, mesh) if held_out else None
+    )
 
     flops = model.model_flops(config, args.batch * args.block, args.block)
     peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
     if peak:
-        say(f"MFU = model FLOPs a step / (ms * {mesh.devices.size} devices * {peak / 1e12:.0f} TFLOP/s); {plan.FLOPS_FORMULA} = {flops / 1e12:.2f} TFLOP a step")
+        say(
+            f"MFU = model FLOPs a step / (ms * {mesh.devices.size} devices * {peak / 1e12:.0f} TFLOP/s); {plan.FLOPS_FORMULA} = {flops / 1e12:.2f} TFLOP a step"
+        )
     else:
-        say(f"MFU: no peak known for {mesh.devices.flat[0].device_kind}; model FLOPs a step {flops / 1e9:.1f} G ({plan.FLOPS_FORMULA})")
+        say(
+            f"MFU: no peak known for {mesh.devices.flat[0].device_kind}; model FLOPs a step {flops / 1e9:.1f} G ({plan.FLOPS_FORMULA})"
+        )
 
     # stop on SIGTERM and Ctrl-C after the current step; the processes agree through a flag that travels with the batch
     asked = []
@@ -510,7 +688,9 @@ def run(args):
 
     before = evaluate() if first < steps else None
     if before is not None:
-        say(f"held-out loss {before:.4f} {'before training' if first == 0 else f'after step {first}'}")
+        say(
+            f"held-out loss {before:.4f} {'before training' if first == 0 else f'after step {first}'}"
+        )
     board = tensorboard(out) if args.tensorboard and main_process else None
     skipped = 0
     lines = open(out / "metrics.jsonl", "a", encoding="utf-8") if main_process else None
@@ -535,9 +715,16 @@ def run(args):
             )
         tokens = args.batch * args.block
         line = {
-            "step": s, "loss": got["loss"], "lr": got["lr"], "grad_norm": got["grad_norm"], "loss_share": got["loss_tokens"] / tokens, "tokens": tokens, "ms": round(ms, 3),
-            "tokens_per_s": round(tokens / ms * 1000, 1), "mfu": round(flops / (ms / 1000 * mesh.devices.size * peak), 4) if peak else None,
-        }  # fmt: skip
+            "step": s,
+            "loss": got["loss"],
+            "lr": got["lr"],
+            "grad_norm": got["grad_norm"],
+            "loss_share": got["loss_tokens"] / tokens,
+            "tokens": tokens,
+            "ms": round(ms, 3),
+            "tokens_per_s": round(tokens / ms * 1000, 1),
+            "mfu": round(flops / (ms / 1000 * mesh.devices.size * peak), 4) if peak else None,
+        }
         text = (
             f"step {s:>{len(str(steps))}}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  grad norm {line['grad_norm']:.3f}  loss share {line['loss_share']:.2f}  "
             f"{ms:.0f} ms  {line['tokens_per_s']:,.0f} tokens/s  MFU {'-' if line['mfu'] is None else format(line['mfu'], '.1%')}  eta {duration((steps - s) * ms / 1000)}"
@@ -568,12 +755,16 @@ def run(args):
         if pending:
             stop = report(*pending)
         pending = (s, metrics)
-        stop = stop or bool(asked and jax.process_count() == 1)  # several processes agree on the step through the batch's flag
+        stop = stop or bool(
+            asked and jax.process_count() == 1
+        )  # several processes agree on the step through the batch's flag
         eval_due = s == steps or (args.eval_every and s % args.eval_every == 0)
         save_due = s == steps or (args.save_every and s % args.save_every == 0)
         if eval_due or save_due or stop:
             after = evaluate() if eval_due else None
-            stop = report(*pending, after) or stop  # before the save: a checkpoint's metrics are on disk when it is
+            stop = (
+                report(*pending, after) or stop
+            )  # before the save: a checkpoint's metrics are on disk when it is
             pending = None
             saver.save(s, state, {"step": s})
             if stop and s < steps:
@@ -584,12 +775,27 @@ def run(args):
             file.close()
     if s < steps:
         saver.close()
-        say(f"stopped by signal after step {s}; saved to {out}: the same command with --out {out} goes on")
+        say(
+            f"stopped by signal after step {s}; saved to {out}: the same command with --out {out} goes on"
+        )
         return 128 + (asked[0] if asked else signal.SIGTERM)
     if before is not None and after is not None and first < steps:
-        say(f"held-out loss {before:.4f} -> {after:.4f} in {steps - first} steps, {duration(time.time() - started)} in all" + (f"; {skipped} steps skipped" if skipped else ""))
+        say(
+            f"held-out loss {before:.4f} -> {after:.4f} in {steps - first} steps, {duration(time.time() - started)} in all"
+            + (f"; {skipped} steps skipped" if skipped else "")
+        )
     if args.samples and held_out:
-        for prompt, reply in sample_replies(state["weights"], config, mesh, layout, tok, held_out, args.samples, compute.dtype, args.block):
+        for prompt, reply in sample_replies(
+            state["weights"],
+            config,
+            mesh,
+            layout,
+            tok,
+            held_out,
+            args.samples,
+            compute.dtype,
+            args.block,
+        ):
             say("-" * 80 + f"\n{printable(prompt)}\n>>> {printable(reply)}")
         say("-" * 80)
     saver.close()
@@ -605,7 +811,9 @@ def tensorboard(out):
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboardX: pip install tensorboardX, or leave the flag out (metrics.jsonl has it all)") from None
+        raise ValueError(
+            "--tensorboard needs the package tensorboardX: pip install tensorboardX, or leave the flag out (metrics.jsonl has it all)"
+        ) from None
     return SummaryWriter(str(out / "tensorboard"))
 
 

@@ -5,6 +5,7 @@
 
 Rounds are interleaved and medians are shown, since a shared machine drifts. Left out: accelerators' own kernels (bench/gpu.sh has them).
 """
+
 import argparse
 import pathlib
 import statistics
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import kernels
 
 KERNELS = {
-    "plain": lambda q, k, v, block: kernels.attention(q, k, v, kernels.causal_mask(jnp.ones(q.shape[:2], jnp.int32))),
+    "plain": lambda q, k, v, block: kernels.attention(
+        q, k, v, kernels.causal_mask(jnp.ones(q.shape[:2], jnp.int32))
+    ),
     "jax.nn": lambda q, k, v, block: jax.nn.dot_product_attention(q, k, v, is_causal=True),
     "blockwise": lambda q, k, v, block: kernels.blockwise_attention(q, k, v, None, block),
 }
@@ -32,15 +35,22 @@ def main(argv=None):
     p.add_argument("--heads", type=int, default=8, metavar="N")
     p.add_argument("--kv-heads", type=int, metavar="K", help="[default: as many as heads]")
     p.add_argument("--head-size", type=int, default=64, metavar="H")
-    p.add_argument("--blocks", type=int, nargs="+", default=[128], metavar="X", help="blocks of queries to try")
+    p.add_argument(
+        "--blocks", type=int, nargs="+", default=[128], metavar="X", help="blocks of queries to try"
+    )
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     p.add_argument("--rounds", type=int, default=5)
     args = p.parse_args(argv)
-    print(f"{jax.devices()[0].device_kind}, {args.dtype}, B {args.batch}, heads {args.heads}, H {args.head_size}: forward and backward, median of {args.rounds} rounds")
+    print(
+        f"{jax.devices()[0].device_kind}, {args.dtype}, B {args.batch}, heads {args.heads}, H {args.head_size}: forward and backward, median of {args.rounds} rounds"
+    )
     for T in args.lengths:
         keys = jax.random.split(jax.random.key(0), 4)
         heads = [args.heads, args.kv_heads or args.heads, args.kv_heads or args.heads, args.heads]
-        q, k, v, g = (jax.random.normal(key, (args.batch, T, n, args.head_size), jnp.dtype(args.dtype)) for key, n in zip(keys, heads, strict=True))
+        q, k, v, g = (
+            jax.random.normal(key, (args.batch, T, n, args.head_size), jnp.dtype(args.dtype))
+            for key, n in zip(keys, heads, strict=True)
+        )
         compiled = {}
         for name, kernel in KERNELS.items():
             for block in args.blocks if name == "blockwise" else [0]:
@@ -58,7 +68,9 @@ def main(argv=None):
                 times[name].append(time.perf_counter() - start)
         for name, f in compiled.items():
             mib = f.memory_analysis().temp_size_in_bytes / 2**20
-            print(f"T {T:<6} {name:<14} {mib:8.0f} MiB temporaries {statistics.median(times[name][1:]) * 1000:8.0f} ms")
+            print(
+                f"T {T:<6} {name:<14} {mib:8.0f} MiB temporaries {statistics.median(times[name][1:]) * 1000:8.0f} ms"
+            )
     return 0
 
 

@@ -7,6 +7,7 @@
 then takes batches as train.py's loop does (train.ahead over train.device_batch, one CPU device) while a step sleeps, as a host does beside an accelerator; the wait is what the loop
 stands still for, first batch left out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page cache, several hosts.
 """
+
 import argparse
 import pathlib
 import statistics
@@ -37,11 +38,20 @@ def packing(args):
             return made
 
         with tempfile.TemporaryDirectory() as folder:
-            data.pack([args.dialogues[0]], tok, f"{folder}/warm", tokens="50k", block=args.block, workers=1)  # imports, the tokenizer's first use
+            data.pack(
+                [args.dialogues[0]],
+                tok,
+                f"{folder}/warm",
+                tokens="50k",
+                block=args.block,
+                workers=1,
+            )  # imports, the tokenizer's first use
             data._write_split = timed
             try:
                 start, wall = time.process_time(), time.perf_counter()
-                made = data.pack(args.dialogues, tok, f"{folder}/packed", block=args.block, workers=1)
+                made = data.pack(
+                    args.dialogues, tok, f"{folder}/packed", block=args.block, workers=1
+                )
                 total, wall = time.process_time() - start, time.perf_counter() - wall
             finally:
                 data._write_split = write
@@ -49,9 +59,13 @@ def packing(args):
         tokenizing = total - spent["writing"]
         # what data.py does on several cores: tokenizing is shared, writing is one process
         minutes = GOAL_TOKENS / tokens * (tokenizing / CORES + spent["writing"]) / 60
-        print(f"{tok.kind}, {tokens:,} tokens, block {args.block}: {tokens / total:,.0f} tokens/s of a core (wall {wall:.1f} s, processor {total:.1f} s: reading and tokenizing "
-              f"{tokens / tokenizing:,.0f} tokens/s, writing {tokens / spent['writing']:,.0f})")
-        print(f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})")
+        print(
+            f"{tok.kind}, {tokens:,} tokens, block {args.block}: {tokens / total:,.0f} tokens/s of a core (wall {wall:.1f} s, processor {total:.1f} s: reading and tokenizing "
+            f"{tokens / tokenizing:,.0f} tokens/s, writing {tokens / spent['writing']:,.0f})"
+        )
+        print(
+            f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})"
+        )
 
 
 def loader(args):
@@ -59,6 +73,7 @@ def loader(args):
 
     import sharding
     import train
+
     jax.config.update("jax_platforms", "cpu")
     mesh = sharding.make_mesh(1, 1)
     for path in args.tokenizer:
@@ -66,7 +81,9 @@ def loader(args):
         with tempfile.TemporaryDirectory() as folder:
             data.pack(args.dialogues, tok, f"{folder}/packed", block=args.block, pack=args.pack)
             rows, _ = data.open_dataset(f"{folder}/packed", tok)
-            make = lambda s, rows=rows: train.device_batch(rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh)
+            make = lambda s, rows=rows: train.device_batch(
+                rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh
+            )
             make(0)
             for ms in args.steps_ms:
                 waits, start = [], time.perf_counter()
@@ -77,26 +94,48 @@ def loader(args):
                     clock = time.perf_counter()
                     del batch
                 took, waited = clock - start - waits[0], sum(waits[1:])
-                print(f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms: waits {waited / took:.2%} of the time (median {statistics.median(waits[1:]) * 1e3:.2f} ms, 99 % "
-                      f"{np.quantile(waits[1:], 0.99) * 1e3:.2f}, largest {max(waits[1:]) * 1e3:.2f}; {args.steps} steps; goal 1 % at 20 ms)")
-            parts = {"rows from the files": lambda s: rows.rows(data.batch_indices(len(rows), args.batch, 0, s)), "a whole batch": make}
+                print(
+                    f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms: waits {waited / took:.2%} of the time (median {statistics.median(waits[1:]) * 1e3:.2f} ms, 99 % "
+                    f"{np.quantile(waits[1:], 0.99) * 1e3:.2f}, largest {max(waits[1:]) * 1e3:.2f}; {args.steps} steps; goal 1 % at 20 ms)"
+                )
+            parts = {
+                "rows from the files": lambda s: rows.rows(
+                    data.batch_indices(len(rows), args.batch, 0, s)
+                ),
+                "a whole batch": make,
+            }
             for name, f in parts.items():
                 start, wall = time.process_time(), time.perf_counter()
                 for s in range(20):
                     f(s)
-                print(f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor time, {(time.perf_counter() - wall) / 20 * 1e3:.1f} ms by the clock")
+                print(
+                    f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor time, {(time.perf_counter() - wall) / 20 * 1e3:.1f} ms by the clock"
+                )
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("what", choices=["packing", "loader"])
-    p.add_argument("dialogues", nargs="+", metavar="DIALOGUES", help="files of dialogues, as for data.py pack")
+    p.add_argument(
+        "dialogues", nargs="+", metavar="DIALOGUES", help="files of dialogues, as for data.py pack"
+    )
     p.add_argument("--tokenizer", nargs="+", required=True, metavar="PATH")
     p.add_argument("--block", type=int, default=2048, metavar="T")
     p.add_argument("--batch", type=int, default=32, metavar="B")
-    p.add_argument("--pack", choices=data.PACKS, default="stream", help="for loader [default %(default)s]")
-    p.add_argument("--steps", type=int, default=300, metavar="S", help="for loader [default %(default)s]")
-    p.add_argument("--steps-ms", type=float, nargs="+", default=[20], metavar="MS", help="for loader [default 20]")
+    p.add_argument(
+        "--pack", choices=data.PACKS, default="stream", help="for loader [default %(default)s]"
+    )
+    p.add_argument(
+        "--steps", type=int, default=300, metavar="S", help="for loader [default %(default)s]"
+    )
+    p.add_argument(
+        "--steps-ms",
+        type=float,
+        nargs="+",
+        default=[20],
+        metavar="MS",
+        help="for loader [default 20]",
+    )
     args = p.parse_args(argv)
     try:
         {"packing": packing, "loader": loader}[args.what](args)

@@ -8,6 +8,7 @@ its own, since a peak is of a process; ours is train.py's step (adamw-scaled, fl
 ours, and all in bfloat16. Two steps warm up; --steps are timed together. MFU by plan.py's formula for all. A case that does not fit or fails is a row that says so.
 Left out: data loading, several GPUs.
 """
+
 import argparse
 import json
 import os
@@ -27,9 +28,12 @@ ROOM = 0.92  # of the card's memory may be planned: the rest is XLA's own and fr
 
 def config_of(name):
     import model
+
     return {
         "toy": lambda: model.llama(512, 64, 2, 2, 176, 64, 1e-5),
-        "check": lambda: model.llama(512, 256, 2, 2, 704, 256, 1e-5),  # heads of 128, which every attention kernel takes
+        "check": lambda: model.llama(
+            512, 256, 2, 2, 704, 256, 1e-5
+        ),  # heads of 128, which every attention kernel takes
         "1.3b": lambda: model.llama(32000, 2048, 24, 16, 5504, 2048, 1e-5),
         "7b": lambda: model.preset("llama-7b"),
     }[name]()
@@ -46,13 +50,36 @@ def ours(case, tokens, weights=None):
     import model
     import sharding
     import train
+
     config, device = config_of(case["config"]), jax.devices()[0]
     mesh, layout = sharding.make_mesh(1, 1, [device]), model.make_layout(config, 1, 1)
-    names = dict(dtype="bfloat16", grad_dtype=case["grads"], block=tokens.shape[1] - 1, attention=case["attention"], remat=case["remat"], prefetch=None)
+    names = dict(
+        dtype="bfloat16",
+        grad_dtype=case["grads"],
+        block=tokens.shape[1] - 1,
+        attention=case["attention"],
+        remat=case["remat"],
+        prefetch=None,
+    )
     compute = train.compute_of(argparse.Namespace(**names), config, device.platform, 1)
-    step = train.make_step(config, mesh, layout, compute, train.Optimizer(case["optimizer"], 0.9, 0.95, 0.0, 1.0), lambda count: jnp.float32(LR), "token")
-    like, spec = train.state_like(config, mesh, layout, jnp.dtype(case["moment"])), sharding.shardings(layout.stacked(config), mesh)
-    weights = model.initialise(config, mesh, layout, 0) if weights is None else {n: jax.device_put(x, spec[n]) for n, x in weights.items()}
+    step = train.make_step(
+        config,
+        mesh,
+        layout,
+        compute,
+        train.Optimizer(case["optimizer"], 0.9, 0.95, 0.0, 1.0),
+        lambda count: jnp.float32(LR),
+        "token",
+    )
+    like, spec = (
+        train.state_like(config, mesh, layout, jnp.dtype(case["moment"])),
+        sharding.shardings(layout.stacked(config), mesh),
+    )
+    weights = (
+        model.initialise(config, mesh, layout, 0)
+        if weights is None
+        else {n: jax.device_put(x, spec[n]) for n, x in weights.items()}
+    )
     held = {"state": train.new_state(weights, like)}
     del weights
     rows = {"tokens": tokens, "loss_mask": np.ones(tokens.shape, np.int8)}
@@ -65,7 +92,11 @@ def ours(case, tokens, weights=None):
             losses.append(metrics["loss"])
         return [float(x) for x in losses]
 
-    return run, lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"), f"{device.device_kind}, jax {jax.__version__}, attention {compute.attention}"
+    return (
+        run,
+        lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        f"{device.device_kind}, jax {jax.__version__}, attention {compute.attention}",
+    )
 
 
 def theirs(case, tokens, weights=None):
@@ -75,21 +106,30 @@ def theirs(case, tokens, weights=None):
 
     import formats
     import model
+
     config, device = config_of(case["config"]), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**formats.hf_record(config), attn_implementation="sdpa", use_cache=False)).to(getattr(torch, case["weights"]))
+        net = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                **formats.hf_record(config), attn_implementation="sdpa", use_cache=False
+            )
+        ).to(getattr(torch, case["weights"]))
     if weights is not None:
         state = {}
         for name, row in model.weight_table(config).items():
             for i in range(config.L if row.layered else 1):
                 x = np.asarray(weights[name][i] if row.layered else weights[name])
                 x = x[: config.V] if row.dims[0] == "V" else x
-                state[row.hf.format(i)] = torch.from_numpy(np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x))
+                state[row.hf.format(i)] = torch.from_numpy(
+                    np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x)
+                )
         net.load_state_dict(state, strict=True)
     if case["remat"] == "full":
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     net.train()
-    opt = torch.optim.AdamW(net.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    opt = torch.optim.AdamW(
+        net.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
+    )
     forward = torch.compile(net) if case.get("compile") else net
     ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
 
@@ -99,7 +139,9 @@ def theirs(case, tokens, weights=None):
             opt.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=case["weights"] == "float32"):
                 logits = forward(ids[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), ids[:, 1:].flatten()
+            )
             del logits
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -108,17 +150,31 @@ def theirs(case, tokens, weights=None):
         return [float(x) for x in losses]  # waits for the card
 
     peak = torch.cuda.max_memory_allocated if device == "cuda" else lambda: None
-    return run, peak, f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}, torch {torch.__version__}, transformers {transformers.__version__}, sdpa"
+    return (
+        run,
+        peak,
+        f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}, torch {torch.__version__}, transformers {transformers.__version__}, sdpa",
+    )
 
 
 def one(case):
     """Run a case in this process -> its figures."""
     config = config_of(case["config"])
-    tokens = np.random.default_rng(0).integers(0, config.V, (case["batch"], case["block"] + 1)).astype(np.int32)
+    tokens = (
+        np.random.default_rng(0)
+        .integers(0, config.V, (case["batch"], case["block"] + 1))
+        .astype(np.int32)
+    )
     if case["program"] == "check":
         import model
         import sharding
-        weights = {n: np.asarray(x) for n, x in model.initialise(config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0).items()}
+
+        weights = {
+            n: np.asarray(x)
+            for n, x in model.initialise(
+                config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0
+            ).items()
+        }
         steps = {f.__name__: f(case, tokens, weights)[0](3) for f in (ours, theirs)}
         worst = max(abs(a / b - 1) for a, b in zip(*steps.values(), strict=True))
         return steps | {"worst": worst}
@@ -130,7 +186,14 @@ def one(case):
     losses = run(case["steps"])
     seconds = (time.perf_counter() - start) / case["steps"]
     assert np.all(np.isfinite(losses)), losses
-    return {"seconds": seconds, "ready": ready, "peak": peak(), "what": what, "first": first[0], "last": losses[-1]}
+    return {
+        "seconds": seconds,
+        "ready": ready,
+        "peak": peak(),
+        "what": what,
+        "first": first[0],
+        "last": losses[-1],
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------- driver
@@ -142,8 +205,22 @@ def planned(config, batch, block, remat, grads, moment, platform):
 
     import model
     import plan
-    compute = model.Compute(jnp.dtype("bfloat16"), jnp.dtype(grads), remat=remat, mlp_rows=1 if remat == "full" and platform == "gpu" else None, join=platform != "gpu")
-    return plan.memory(config, model.make_layout(config, 1, 1), compute, batch=batch, T=block, moment_dtype=jnp.dtype(moment))["total"]
+
+    compute = model.Compute(
+        jnp.dtype("bfloat16"),
+        jnp.dtype(grads),
+        remat=remat,
+        mlp_rows=1 if remat == "full" and platform == "gpu" else None,
+        join=platform != "gpu",
+    )
+    return plan.memory(
+        config,
+        model.make_layout(config, 1, 1),
+        compute,
+        batch=batch,
+        T=block,
+        moment_dtype=jnp.dtype(moment),
+    )["total"]
 
 
 def fitting(config, name, remat, block, room, platform):
@@ -162,11 +239,15 @@ def cases(names, room, platform, steps, attention, compiled):
     for name in names:
         config = config_of(name)
         block = min(2048, config.P)
-        common = dict(config=name, block=block, steps=steps, optimizer="adamw-scaled", attention="auto")
+        common = dict(
+            config=name, block=block, steps=steps, optimizer="adamw-scaled", attention="auto"
+        )
         full = fitting(config, name, "full", block, room, platform)
         if not full:
             least = planned(config, 2, block, "full", "bfloat16", "bfloat16", platform)
-            notes.append(f"{name}: ours needs {least / 2**30:.1f} GiB at least (2 rows, bfloat16 gradients and first moment), {room / 2**30:.1f} are there: left out")
+            notes.append(
+                f"{name}: ours needs {least / 2**30:.1f} GiB at least (2 rows, bfloat16 gradients and first moment), {room / 2**30:.1f} are there: left out"
+            )
             continue
         found.append(common | full | dict(program="ours", remat="full"))
         rows = full["batch"]
@@ -178,33 +259,71 @@ def cases(names, room, platform, steps, attention, compiled):
             if dots:
                 found.append(common | dots | dict(program="ours", remat="dots"))
             found.append(common | theirs_too | dict(remat="none", weights="float32"))
-            found += [common | full | dict(program="ours", remat="full", attention=a) for a in attention]
-    first = lambda c: c["remat"] == "full" and c["attention"] == "auto" and c.get("weights") != "bfloat16"
-    return sorted(found, key=lambda c: not first(c)), notes  # every model once before the variants: time may run out
+            found += [
+                common | full | dict(program="ours", remat="full", attention=a) for a in attention
+            ]
+    first = lambda c: (
+        c["remat"] == "full" and c["attention"] == "auto" and c.get("weights") != "bfloat16"
+    )
+    return sorted(
+        found, key=lambda c: not first(c)
+    ), notes  # every model once before the variants: time may run out
 
 
 def child(case, seconds):
     """A case in a process of its own -> (figures or None, why not)."""
-    env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}  # JAX takes three quarters otherwise
+    env = os.environ | {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"
+    }  # JAX takes three quarters otherwise
     if case["program"] == "check":
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # two programs share the card
     try:
-        done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], env=env, capture_output=True, text=True, timeout=max(seconds, 1))
+        done = subprocess.run(
+            [sys.executable, __file__, "--case", json.dumps(case)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=max(seconds, 1),
+        )
     except subprocess.TimeoutExpired:
         return None, f"not done in {seconds:.0f} s"
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1]), None
     error = done.stderr.strip() or f"exit status {done.returncode}"
-    memory = next((word for word in ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory") if word in error), None)
+    memory = next(
+        (word for word in ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory") if word in error),
+        None,
+    )
     return None, "out of memory" if memory else error.splitlines()[-1][:150]
 
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--models", nargs="+", default=["1.3b", "7b"], choices=["1.3b", "7b"], metavar="NAME", help="[default 1.3b 7b]")
-    p.add_argument("--steps", type=int, default=12, metavar="N", help="timed steps [default %(default)s]")
-    p.add_argument("--minutes", type=float, default=9.5, metavar="M", help="what has not begun by then is left out and named [default %(default)s]")
-    p.add_argument("--attention", nargs="*", default=["blockwise"], metavar="KERNEL", help="other kernels to try with the smaller model [default %(default)s]")
+    p.add_argument(
+        "--models",
+        nargs="+",
+        default=["1.3b", "7b"],
+        choices=["1.3b", "7b"],
+        metavar="NAME",
+        help="[default 1.3b 7b]",
+    )
+    p.add_argument(
+        "--steps", type=int, default=12, metavar="N", help="timed steps [default %(default)s]"
+    )
+    p.add_argument(
+        "--minutes",
+        type=float,
+        default=9.5,
+        metavar="M",
+        help="what has not begun by then is left out and named [default %(default)s]",
+    )
+    p.add_argument(
+        "--attention",
+        nargs="*",
+        default=["blockwise"],
+        metavar="KERNEL",
+        help="other kernels to try with the smaller model [default %(default)s]",
+    )
     p.add_argument("--compile", action="store_true", help="torch.compile for theirs (minutes more)")
     p.add_argument("--toy", action="store_true", help="a toy on the CPU")
     p.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
@@ -215,33 +334,84 @@ def main(argv=None):
     started = time.monotonic()
     left = lambda: args.minutes * 60 - (time.monotonic() - started)
     if args.toy:
-        os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling is most of it
+        os.environ |= {
+            "JAX_PLATFORMS": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }  # compiling is most of it
     probe = "import jax, json, torch, transformers; d = jax.devices()[0]; print(json.dumps([d.platform, d.device_kind, torch.cuda.is_available(), (d.memory_stats() or {}).get('bytes_limit')]))"
-    seen = subprocess.run([sys.executable, "-c", probe], env=os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, capture_output=True, text=True)
+    seen = subprocess.run(
+        [sys.executable, "-c", probe],
+        env=os.environ
+        | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        capture_output=True,
+        text=True,
+    )
     if seen.returncode:
-        print(f"gpu.py: {seen.stderr.strip().splitlines()[-1]}: pip install -r requirements-compare.txt", file=sys.stderr)
+        print(
+            f"gpu.py: {seen.stderr.strip().splitlines()[-1]}: pip install -r requirements-compare.txt",
+            file=sys.stderr,
+        )
         return 2
     platform, kind, torch_too, limit = json.loads(seen.stdout.splitlines()[-1])
     if not args.toy and (platform != "gpu" or not torch_too):
         blind = "JAX" if platform != "gpu" else "torch"
-        print(f'gpu.py: {blind} sees no NVIDIA GPU: pip install -U "jax[cuda12]" torch (their CUDA builds), or try the script with --toy', file=sys.stderr)
+        print(
+            f'gpu.py: {blind} sees no NVIDIA GPU: pip install -U "jax[cuda12]" torch (their CUDA builds), or try the script with --toy',
+            file=sys.stderr,
+        )
         return 2
     import plan
+
     peak = plan.peak_flops(kind)
     room = limit * ROOM if limit else 4 * 2**30
-    check = dict(program="check", config="check", batch=4, block=256, remat="full", grads="float32", moment="float32", attention="auto", optimizer="adamw", weights="float32")
+    check = dict(
+        program="check",
+        config="check",
+        batch=4,
+        block=256,
+        remat="full",
+        grads="float32",
+        moment="float32",
+        attention="auto",
+        optimizer="adamw",
+        weights="float32",
+    )
     figures, why = child(check, left())
     if figures is None or not figures["worst"] < 0.02:
-        print(f"gpu.py: the two programs do not take the same step ({why or figures}): nothing is timed", file=sys.stderr)
+        print(
+            f"gpu.py: the two programs do not take the same step ({why or figures}): nothing is timed",
+            file=sys.stderr,
+        )
         return 1
-    print(f"{kind}; peak {f'{peak / 1e12:.0f} TFLOP/s' if peak else 'not known'}; the same step from the same weights: losses differ by {figures['worst']:.2e}")
-    found, notes = cases(["toy"] if args.toy else args.models, room, platform, args.steps if not args.toy else 3, args.attention, args.compile)
-    print("\n| model | program | rows x block | tokens/s | MFU | peak GiB | planned GiB | ready s |\n" + "|---" * 8 + "|", flush=True)
+    print(
+        f"{kind}; peak {f'{peak / 1e12:.0f} TFLOP/s' if peak else 'not known'}; the same step from the same weights: losses differ by {figures['worst']:.2e}"
+    )
+    found, notes = cases(
+        ["toy"] if args.toy else args.models,
+        room,
+        platform,
+        args.steps if not args.toy else 3,
+        args.attention,
+        args.compile,
+    )
+    print(
+        "\n| model | program | rows x block | tokens/s | MFU | peak GiB | planned GiB | ready s |\n"
+        + "|---" * 8
+        + "|",
+        flush=True,
+    )
     speed, skipped = {}, []
     for case in found:
         config = config_of(case["config"])
-        program = f"ours, remat {case['remat']}, gradients {case['grads']}, first moment {case['moment']}" if case["program"] == "ours" else (
-            f"transformers, {'float32 weights, autocast' if case['weights'] == 'float32' else 'all bfloat16'}, checkpointing {'on' if case['remat'] == 'full' else 'off'}" + ", compiled" * case["compile"])  # fmt: skip
+        program = (
+            f"ours, remat {case['remat']}, gradients {case['grads']}, first moment {case['moment']}"
+            if case["program"] == "ours"
+            else (
+                f"transformers, {'float32 weights, autocast' if case['weights'] == 'float32' else 'all bfloat16'}, checkpointing {'on' if case['remat'] == 'full' else 'off'}"
+                + ", compiled" * case["compile"]
+            )
+        )
         if case["attention"] != "auto":
             program += f", attention {case['attention']}"
         if left() < 30:
@@ -253,11 +423,21 @@ def main(argv=None):
             print(f"| {case['config']} | {program} | {shape} | {why} | | | | |", flush=True)
             continue
         import model
+
         tokens = case["batch"] * case["block"]
-        mfu = f"{model.model_flops(config, tokens, case['block']) / figures['seconds'] / peak:.1%}" if peak else "-"
+        mfu = (
+            f"{model.model_flops(config, tokens, case['block']) / figures['seconds'] / peak:.1%}"
+            if peak
+            else "-"
+        )
         gib = lambda n: f"{n / 2**30:.1f}" if n else "-"
-        print(f"| {case['config']} | {program} | {shape} | {tokens / figures['seconds']:,.0f} | {mfu} | {gib(figures['peak'])} | {gib(case.get('planned'))} | {figures['ready']:.0f} |", flush=True)
-        notes.append(f"{case['config']}, {program}: {figures['what']}; loss {figures['first']:.3f} -> {figures['last']:.3f} on one batch")
+        print(
+            f"| {case['config']} | {program} | {shape} | {tokens / figures['seconds']:,.0f} | {mfu} | {gib(figures['peak'])} | {gib(case.get('planned'))} | {figures['ready']:.0f} |",
+            flush=True,
+        )
+        notes.append(
+            f"{case['config']}, {program}: {figures['what']}; loss {figures['first']:.3f} -> {figures['last']:.3f} on one batch"
+        )
         mine = case["program"] == "ours"
         best = speed.setdefault(case["config"], {})
         best[mine] = max(best.get(mine, 0), tokens / figures["seconds"])
@@ -269,7 +449,9 @@ def main(argv=None):
             print(f"* {name}: our best is {best[True] / best[False]:.2f} times transformers' best")
     for line in skipped:
         print(f"* left out, {args.minutes:g} minutes were up: {line}")
-    print(f"MFU: {plan.FLOPS_FORMULA}, over the peak of dense bfloat16; {(time.monotonic() - started) / 60:.1f} minutes in all")
+    print(
+        f"MFU: {plan.FLOPS_FORMULA}, over the peak of dense bfloat16; {(time.monotonic() - started) / 60:.1f} minutes in all"
+    )
     return 0
 
 

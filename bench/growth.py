@@ -8,6 +8,7 @@ the data axis's traffic hidden behind them and the tensor axis's not, or the dat
 Of the meshes DATAxTENSOR whose data ranks divide the rows, the quickest (assumed) that fits into memory. Left out: latency (a ring of 1,024 sends small messages),
 contention, a torus that is not a cube, several TPU slices; whether a larger batch learns as much from a token.
 """
+
 import argparse
 import pathlib
 import sys
@@ -47,18 +48,38 @@ def cost(config, device, data, tensor, batch, mfu):
     work, wire = plan.seconds(config, layout, compute, device, **sizes)
     slow, _ = plan.seconds(config, layout, compute, device, **sizes, mfu=mfu)
     received = plan.wire(config, layout, compute, **sizes)
-    over_tensor = received.get("activations over tensor", 0) / (device.wire if tensor <= device.island else device.between)
-    parts = {"arithmetic": slow, "tensor traffic": over_tensor, "weights' traffic": wire if data * tensor > device.island else wire - over_tensor}
+    over_tensor = received.get("activations over tensor", 0) / (
+        device.wire if tensor <= device.island else device.between
+    )
+    parts = {
+        "arithmetic": slow,
+        "tensor traffic": over_tensor,
+        "weights' traffic": wire if data * tensor > device.island else wire - over_tensor,
+    }
     why = max(parts, key=parts.get)
-    return Cost(f"{data}x{tensor}", plan.memory(config, layout, compute, **sizes)["total"], sum(received.values()), work, wire, max(slow + over_tensor, wire), why)
+    return Cost(
+        f"{data}x{tensor}",
+        plan.memory(config, layout, compute, **sizes)["total"],
+        sum(received.values()),
+        work,
+        wire,
+        max(slow + over_tensor, wire),
+        why,
+    )
 
 
 def best(config, device, chips, batch, mfu):
     """The quickest mesh that fits, None where none does, and the least memory that any needs."""
-    meshes = [(chips // t, t) for t in (1, 2, 4, 8, 16, 32, 64) if chips % t == 0 and batch % (chips // t) == 0 and config.N % t == 0]
+    meshes = [
+        (chips // t, t)
+        for t in (1, 2, 4, 8, 16, 32, 64)
+        if chips % t == 0 and batch % (chips // t) == 0 and config.N % t == 0
+    ]
     costs = [cost(config, device, d, t, batch, mfu) for d, t in meshes]
     fits = [c for c in costs if c.memory < device.memory]
-    return min(fits, key=lambda c: c.assumed) if fits else None, min((c.memory for c in costs), default=None)
+    return min(fits, key=lambda c: c.assumed) if fits else None, min(
+        (c.memory for c in costs), default=None
+    )
 
 
 def stops(costs):
@@ -82,23 +103,58 @@ def table(head, rows):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--models", nargs="+", default=["llama-7b", "llama-13b", "llama-30b", "llama-65b"], choices=model.PRESETS, metavar="PRESET", help="[default %(default)s]")
-    p.add_argument("--devices", nargs="+", default=["v5p", "H100"], choices=plan.DEVICES, metavar="NAME", help=f"of {', '.join(plan.DEVICES)} [default %(default)s]")
-    p.add_argument("--mfu", type=float, default=0.5, metavar="X", help="model FLOPs / peak while nothing waits [default %(default)s, which others report on H100]")
+    p.add_argument(
+        "--models",
+        nargs="+",
+        default=["llama-7b", "llama-13b", "llama-30b", "llama-65b"],
+        choices=model.PRESETS,
+        metavar="PRESET",
+        help="[default %(default)s]",
+    )
+    p.add_argument(
+        "--devices",
+        nargs="+",
+        default=["v5p", "H100"],
+        choices=plan.DEVICES,
+        metavar="NAME",
+        help=f"of {', '.join(plan.DEVICES)} [default %(default)s]",
+    )
+    p.add_argument(
+        "--mfu",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="model FLOPs / peak while nothing waits [default %(default)s, which others report on H100]",
+    )
     p.add_argument("--all", action="store_true", help="every count of devices in full, a row each")
     args = p.parse_args(argv)
     if not 0 < args.mfu <= 1:
-        print(f"growth.py: --mfu {args.mfu} is no share: use more than 0, at most 1", file=sys.stderr)
+        print(
+            f"growth.py: --mfu {args.mfu} is no share: use more than 0, at most 1", file=sys.stderr
+        )
         return 2
     gib = lambda n: f"{n / plan.GIB:.0f}" if n >= 10 * plan.GIB else f"{n / plan.GIB:.1f}"
     for strong in (True, False):
         found = {}
         for name in args.models:
             for device in args.devices:
-                found[name, device] = {n: best(model.preset(name), plan.DEVICES[device], n, ROWS if strong else ROWS_EACH * n, args.mfu) for n in CHIPS}
+                found[name, device] = {
+                    n: best(
+                        model.preset(name),
+                        plan.DEVICES[device],
+                        n,
+                        ROWS if strong else ROWS_EACH * n,
+                        args.mfu,
+                    )
+                    for n in CHIPS
+                }
         missing = lambda least: "no mesh" if least is None else f"needs {gib(least)} GiB"
         counts = [f"{n:,}" for n in CHIPS]
-        title = f"{ROWS} x {T} tokens a step on all devices together" if strong else f"{ROWS_EACH} x {T} tokens a step on each device"
+        title = (
+            f"{ROWS} x {T} tokens a step on all devices together"
+            if strong
+            else f"{ROWS_EACH} x {T} tokens a step on each device"
+        )
         print(f"**{'Strong' if strong else 'Weak'} scaling**, {title}\n")
         if args.all:
             rows = []
@@ -106,28 +162,93 @@ def main(argv=None):
                 for n, (c, least) in costs.items():
                     row = [name, f"{n:,} x {device}", *[""] * 9]
                     if c:
-                        row[2:] = [c.mesh, f"{c.memory / plan.GIB:.1f}", f"{c.received / plan.GIB:.1f}", *(f"{x:.3f}" for x in (c.arithmetic, c.wire, c.least, c.assumed))]
-                        row += [f"{(ROWS if strong else ROWS_EACH * n) * T / n / c.assumed:,.0f}", c.why]
+                        row[2:] = [
+                            c.mesh,
+                            f"{c.memory / plan.GIB:.1f}",
+                            f"{c.received / plan.GIB:.1f}",
+                            *(f"{x:.3f}" for x in (c.arithmetic, c.wire, c.least, c.assumed)),
+                        ]
+                        row += [
+                            f"{(ROWS if strong else ROWS_EACH * n) * T / n / c.assumed:,.0f}",
+                            c.why,
+                        ]
                     else:
                         row[2] = missing(least)
                     rows.append(row)
-            table(["model", "devices", "mesh", "GiB held", "GiB received", "arithmetic s", "wire s", "least s", f"s at {args.mfu:.0%}", "tokens/s a device", "longest part"], rows)
+            table(
+                [
+                    "model",
+                    "devices",
+                    "mesh",
+                    "GiB held",
+                    "GiB received",
+                    "arithmetic s",
+                    "wire s",
+                    "least s",
+                    f"s at {args.mfu:.0%}",
+                    "tokens/s a device",
+                    "longest part",
+                ],
+                rows,
+            )
         elif strong:
             time = lambda c, least: f"{c.least:.2f} / {c.assumed:.2f}" if c else missing(least)
-            table([f"s a step, least / at {args.mfu:.0%} MFU", *counts], [[f"{name}, {device}", *(time(*costs[n]) for n in CHIPS)] for (name, device), costs in found.items()])
-            size = lambda c, least: f"{gib(c.memory)} / {gib(c.received)} ({c.mesh})" if c else missing(least)
-            table(["GiB a device, held / received a step (mesh)", *counts], [[f"{name}, {device}", *(size(*costs[n]) for n in CHIPS)] for (name, device), costs in found.items()])
+            table(
+                [f"s a step, least / at {args.mfu:.0%} MFU", *counts],
+                [
+                    [f"{name}, {device}", *(time(*costs[n]) for n in CHIPS)]
+                    for (name, device), costs in found.items()
+                ],
+            )
+            size = lambda c, least: (
+                f"{gib(c.memory)} / {gib(c.received)} ({c.mesh})" if c else missing(least)
+            )
+            table(
+                ["GiB a device, held / received a step (mesh)", *counts],
+                [
+                    [f"{name}, {device}", *(size(*costs[n]) for n in CHIPS)]
+                    for (name, device), costs in found.items()
+                ],
+            )
         else:
-            size = lambda c, least: f"{c.assumed:.2f}; {gib(c.memory)} / {gib(c.received)}" if c else missing(least)
-            table([f"s at {args.mfu:.0%} MFU; GiB held / received", *counts], [[f"{name}, {device}", *(size(*costs[n]) for n in CHIPS)] for (name, device), costs in found.items()])
+            size = lambda c, least: (
+                f"{c.assumed:.2f}; {gib(c.memory)} / {gib(c.received)}" if c else missing(least)
+            )
+            table(
+                [f"s at {args.mfu:.0%} MFU; GiB held / received", *counts],
+                [
+                    [f"{name}, {device}", *(size(*costs[n]) for n in CHIPS)]
+                    for (name, device), costs in found.items()
+                ],
+            )
         if strong:
-            print("\n".join(f"* {name}, {device}: {stops({n: c for n, (c, _) in costs.items()})}" for (name, device), costs in found.items()) + "\n")
+            print(
+                "\n".join(
+                    f"* {name}, {device}: {stops({n: c for n, (c, _) in costs.items()})}"
+                    for (name, device), costs in found.items()
+                )
+                + "\n"
+            )
         else:
             for (name, device), costs in found.items():
-                slow = [n for n in CHIPS if costs[n][0] and costs[n][0].assumed > 1.02 * min(c.assumed for c, _ in costs.values() if c)]
-                print(f"* {name}, {device}: " + (f"slower a token at {', '.join(f'{n:,} (mesh {costs[n][0].mesh})' for n in slow)}" if slow else f"the same time a token up to {CHIPS[-1]:,}"))
+                slow = [
+                    n
+                    for n in CHIPS
+                    if costs[n][0]
+                    and costs[n][0].assumed > 1.02 * min(c.assumed for c, _ in costs.values() if c)
+                ]
+                print(
+                    f"* {name}, {device}: "
+                    + (
+                        f"slower a token at {', '.join(f'{n:,} (mesh {costs[n][0].mesh})' for n in slow)}"
+                        if slow
+                        else f"the same time a token up to {CHIPS[-1]:,}"
+                    )
+                )
             step = ROWS_EACH * CHIPS[-1] * T
-            print(f"* what ends it is the batch: on {CHIPS[-1]:,} devices {step / 1e6:.1f}M tokens a step, so that 150M tokens are {150e6 / step:.0f} steps")
+            print(
+                f"* what ends it is the batch: on {CHIPS[-1]:,} devices {step / 1e6:.1f}M tokens a step, so that 150M tokens are {150e6 / step:.0f} steps"
+            )
     return 0
 
 

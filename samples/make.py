@@ -9,6 +9,7 @@ asks for them. In `heldout.jsonl` every user brings them, and no name of a perso
 `dialogues.jsonl`: a low loss there means style and copying from the context, never memory. Left out: arithmetic,
 sorting, refusals, what a million weights cannot learn in a few hundred steps.
 """
+
 import argparse
 import io
 import json
@@ -18,86 +19,173 @@ import random
 import sys
 
 SEED, TRAIN, HELDOUT, VOCABULARY = 20230525, 400, 40, 1024
-BRINGS_FACTS = 0.85  # share of the training dialogues whose first message states what the answer will list
+BRINGS_FACTS = (
+    0.85  # share of the training dialogues whose first message states what the answer will list
+)
 
 # The world's words, and its years: tens. What is not a name may occur in both files.
 YEARS = range(210, 500, 10)
 PLACES = (
-    "a river port", "a hill village", "a fishing town", "a market town", "a salt island", "an old harbour",
-    "a mountain village", "a quiet island",
+    "a river port",
+    "a hill village",
+    "a fishing town",
+    "a market town",
+    "a salt island",
+    "an old harbour",
+    "a mountain village",
+    "a quiet island",
 )
 WHERE = (
-    "at the mouth of a river", "on the north coast", "on the south coast", "below the white cliffs",
-    "beside a deep lake", "at the edge of the forest",
+    "at the mouth of a river",
+    "on the north coast",
+    "on the south coast",
+    "below the white cliffs",
+    "beside a deep lake",
+    "at the edge of the forest",
 )
 GOODS = (
-    "blue glass", "copper bells", "woven sails", "smoked fish", "carved masks", "honey bread", "silver thread",
-    "painted boats", "tall kites", "salt lamps",
+    "blue glass",
+    "copper bells",
+    "woven sails",
+    "smoked fish",
+    "carved masks",
+    "honey bread",
+    "silver thread",
+    "painted boats",
+    "tall kites",
+    "salt lamps",
 )
 TRADES = (
-    "a weaver", "a glass blower", "a bell maker", "a ferry captain", "a singer", "a painter", "a baker",
-    "a map maker", "a boat builder", "a healer",
+    "a weaver",
+    "a glass blower",
+    "a bell maker",
+    "a ferry captain",
+    "a singer",
+    "a painter",
+    "a baker",
+    "a map maker",
+    "a boat builder",
+    "a healer",
 )
 FOND = (
-    "walking by the sea", "old songs", "strong tea", "winter mornings", "long letters", "keeping bees",
-    "telling stories", "mending clocks",
+    "walking by the sea",
+    "old songs",
+    "strong tea",
+    "winter mornings",
+    "long letters",
+    "keeping bees",
+    "telling stories",
+    "mending clocks",
 )
 WORKS = (
-    "a ballad", "a chronicle", "a map", "a tapestry", "a play", "a painting", "a book of letters",
+    "a ballad",
+    "a chronicle",
+    "a map",
+    "a tapestry",
+    "a play",
+    "a painting",
+    "a book of letters",
     "a song for three voices",
 )
 SUBJECTS = (
-    "a lost ferry", "a winter without snow", "two sisters at sea", "a bell that would not ring",
-    "the first lighthouse", "a war over salt", "a child and a kite",
+    "a lost ferry",
+    "a winter without snow",
+    "two sisters at sea",
+    "a bell that would not ring",
+    "the first lighthouse",
+    "a war over salt",
+    "a child and a kite",
 )
 BEASTS = (
-    "a small grey bird", "a blind fish", "a red fox", "a tall white crane", "a shy lizard", "a striped otter",
-    "a large brown moth", "a green crab",
+    "a small grey bird",
+    "a blind fish",
+    "a red fox",
+    "a tall white crane",
+    "a shy lizard",
+    "a striped otter",
+    "a large brown moth",
+    "a green crab",
 )
 HABITATS = (
-    "in the reeds", "under flat stones", "in hollow trees", "along the shore", "in deep water", "in high grass",
+    "in the reeds",
+    "under flat stones",
+    "in hollow trees",
+    "along the shore",
+    "in deep water",
+    "in high grass",
     "under old bridges",
 )
-FOODS = ("river snails", "fallen plums", "small fish", "moss and lichen", "beetles", "wild honey", "seeds and roots")
+FOODS = (
+    "river snails",
+    "fallen plums",
+    "small fish",
+    "moss and lichen",
+    "beetles",
+    "wild honey",
+    "seeds and roots",
+)
 HOURS = ("at dusk", "at dawn", "only at night", "after rain", "in early spring", "at high tide")
 # A craft makes a thing in three steps; each step has two ways.
 CRAFTS = (
-    ("basket",
-     ("soak the reeds in cold water", "cut the willow at dawn"),
-     ("weave it around a stone", "bend it into a ring"),
-     ("dry it in the wind", "rub it with oil")),
-    ("lamp",
-     ("gather clay from the river", "melt blue glass over coals"),
-     ("shape it with a wooden spoon", "turn it by hand"),
-     ("polish it with wax", "hang it on silver thread")),
-    ("cheese",
-     ("warm the milk over a low fire", "stir salt into fresh cream"),
-     ("press it under a flat stone", "wrap it in cloth"),
-     ("leave it in a cool cellar", "smoke it over pine wood")),
-    ("ink",
-     ("crush the berries in a bowl", "burn pine wood to ash"),
-     ("stir it into warm water", "mix it with honey"),
-     ("pour it into small bottles", "leave it in the sun")),
-    ("bread",
-     ("grind the seeds by hand", "mix flour with warm milk"),
-     ("fold it three times", "let it rest for an hour"),
-     ("bake it on hot stones", "brush it with honey")),
+    (
+        "basket",
+        ("soak the reeds in cold water", "cut the willow at dawn"),
+        ("weave it around a stone", "bend it into a ring"),
+        ("dry it in the wind", "rub it with oil"),
+    ),
+    (
+        "lamp",
+        ("gather clay from the river", "melt blue glass over coals"),
+        ("shape it with a wooden spoon", "turn it by hand"),
+        ("polish it with wax", "hang it on silver thread"),
+    ),
+    (
+        "cheese",
+        ("warm the milk over a low fire", "stir salt into fresh cream"),
+        ("press it under a flat stone", "wrap it in cloth"),
+        ("leave it in a cool cellar", "smoke it over pine wood"),
+    ),
+    (
+        "ink",
+        ("crush the berries in a bowl", "burn pine wood to ash"),
+        ("stir it into warm water", "mix it with honey"),
+        ("pour it into small bottles", "leave it in the sun"),
+    ),
+    (
+        "bread",
+        ("grind the seeds by hand", "mix flour with warm milk"),
+        ("fold it three times", "let it rest for an hour"),
+        ("bake it on hot stones", "brush it with honey"),
+    ),
 )
 EVENTS = (
-    "the first bridge was built", "a great flood came", "the market opened", "the lighthouse was lit",
-    "the old wall fell", "the school of weavers opened", "the plague ended", "the harbour froze",
-    "the great bell was hung", "the library burned",
+    "the first bridge was built",
+    "a great flood came",
+    "the market opened",
+    "the lighthouse was lit",
+    "the old wall fell",
+    "the school of weavers opened",
+    "the plague ended",
+    "the harbour froze",
+    "the great bell was hung",
+    "the library burned",
 )
 
 # Names are two syllables, so that a new name is made of pieces which training saw. Works and crafts are named after
 # people and places.
 NAMES = {  # kind -> (first syllables, second syllables)
-    "place": ("Bar Cor Dun Fal Hal Kel Lor Mar Nor Ros Tor Wil".split(),
-              "mere wick dale ness stead holm ford gate".split()),
-    "person": ("Ash Bren Dal Ed Gor Is Jor Ev Pel Sal Ul Yar".split(),
-               "na ric lin do mi sha va len".split()),
-    "creature": ("Quil Zan Grum Fen Hob Pim Tuck Vel Snor Kip Mop Rud".split(),
-                 "pip lop fin bill tail wing bug paw".split()),
+    "place": (
+        "Bar Cor Dun Fal Hal Kel Lor Mar Nor Ros Tor Wil".split(),
+        "mere wick dale ness stead holm ford gate".split(),
+    ),
+    "person": (
+        "Ash Bren Dal Ed Gor Is Jor Ev Pel Sal Ul Yar".split(),
+        "na ric lin do mi sha va len".split(),
+    ),
+    "creature": (
+        "Quil Zan Grum Fen Hob Pim Tuck Vel Snor Kip Mop Rud".split(),
+        "pip lop fin bill tail wing bug paw".split(),
+    ),
 }
 
 
@@ -138,41 +226,105 @@ def make_world(dice, size, taken):
     """
     subjects = []
     for _ in range(size):
-        town, person, creature = (new_name(dice, kind, taken) for kind in ("place", "person", "creature"))
+        town, person, creature = (
+            new_name(dice, kind, taken) for kind in ("place", "person", "creature")
+        )
         trade, work, born, made = dice.pick(TRADES), dice.pick(WORKS), dice.year(), dice.year()
-        kind, where, goods, founded = dice.pick(PLACES), dice.pick(WHERE), dice.pick(GOODS), dice.year()
-        subjects.append({"name": town, "it": "It", "facts": [
-            ("Kind", kind, f"is {kind}", "What kind of place is {}?"),
-            ("Founded", f"in {founded}", f"was founded in {founded}", "When was {} founded?"),
-            ("Known for", goods, f"is known for {goods}", "What is {} known for?"),
-            ("Resident", f"{person}, {trade}", f"is the home of {person}, {trade}", "Who lives in {}?")]})
+        kind, where, goods, founded = (
+            dice.pick(PLACES),
+            dice.pick(WHERE),
+            dice.pick(GOODS),
+            dice.year(),
+        )
+        subjects.append(
+            {
+                "name": town,
+                "it": "It",
+                "facts": [
+                    ("Kind", kind, f"is {kind}", "What kind of place is {}?"),
+                    (
+                        "Founded",
+                        f"in {founded}",
+                        f"was founded in {founded}",
+                        "When was {} founded?",
+                    ),
+                    ("Known for", goods, f"is known for {goods}", "What is {} known for?"),
+                    (
+                        "Resident",
+                        f"{person}, {trade}",
+                        f"is the home of {person}, {trade}",
+                        "Who lives in {}?",
+                    ),
+                ],
+            }
+        )
         fond, she = dice.pick(FOND), dice.pick(("She", "He"))
-        subjects.append({"name": person, "it": she, "facts": [
-            ("Trade", trade, f"is {trade}", "What is the trade of {}?"),
-            ("Born", f"in {born}", f"was born in {born}", "When was {} born?"),
-            ("Home", town, f"lives in {town}", "Where does {} live?"),
-            ("Fond of", fond, f"is fond of {fond}", "What is {} fond of?")]})
+        subjects.append(
+            {
+                "name": person,
+                "it": she,
+                "facts": [
+                    ("Trade", trade, f"is {trade}", "What is the trade of {}?"),
+                    ("Born", f"in {born}", f"was born in {born}", "When was {} born?"),
+                    ("Home", town, f"lives in {town}", "Where does {} live?"),
+                    ("Fond of", fond, f"is fond of {fond}", "What is {} fond of?"),
+                ],
+            }
+        )
         about = dice.pick(SUBJECTS)
-        subjects.append({"name": f"the {work.split(' ')[1]} of {person}", "it": "It", "facts": [
-            ("Finished", f"in {made}", f"was finished in {made}", "When was {} finished?"),
-            ("Subject", about, f"tells of {about}", "What does {} tell of?"),
-            ("Kept in", town, f"is kept in {town}", "Where is {} kept?")]})
-        beast, habitat, food, hour = dice.pick(BEASTS), dice.pick(HABITATS), dice.pick(FOODS), dice.pick(HOURS)
-        subjects.append({"name": f"the {creature}", "it": "It", "facts": [
-            ("Kind", beast, f"is {beast}", "What kind of creature is {}?"),
-            ("Habitat", habitat, f"lives {habitat}", "Where does {} live?"),
-            ("Food", food, f"eats {food}", "What does {} eat?"),
-            ("Active", hour, f"is awake {hour}", "When is {} awake?")]})
+        subjects.append(
+            {
+                "name": f"the {work.split(' ')[1]} of {person}",
+                "it": "It",
+                "facts": [
+                    ("Finished", f"in {made}", f"was finished in {made}", "When was {} finished?"),
+                    ("Subject", about, f"tells of {about}", "What does {} tell of?"),
+                    ("Kept in", town, f"is kept in {town}", "Where is {} kept?"),
+                ],
+            }
+        )
+        beast, habitat, food, hour = (
+            dice.pick(BEASTS),
+            dice.pick(HABITATS),
+            dice.pick(FOODS),
+            dice.pick(HOURS),
+        )
+        subjects.append(
+            {
+                "name": f"the {creature}",
+                "it": "It",
+                "facts": [
+                    ("Kind", beast, f"is {beast}", "What kind of creature is {}?"),
+                    ("Habitat", habitat, f"lives {habitat}", "Where does {} live?"),
+                    ("Food", food, f"eats {food}", "What does {} eat?"),
+                    ("Active", hour, f"is awake {hour}", "When is {} awake?"),
+                ],
+            }
+        )
         thing, *ways = dice.pick(CRAFTS)
         first, then, last = map(dice.pick, ways)
-        subjects.append({"name": f"the {thing} of {town}", "ordered": "steps", "facts": [
-            ("First", first, f"first you {first}", "What do you do first?"),
-            ("Then", then, f"then you {then}", "What do you do after that?"),
-            ("Last", last, f"last you {last}", "What do you do last?")]})
+        subjects.append(
+            {
+                "name": f"the {thing} of {town}",
+                "ordered": "steps",
+                "facts": [
+                    ("First", first, f"first you {first}", "What do you do first?"),
+                    ("Then", then, f"then you {then}", "What do you do after that?"),
+                    ("Last", last, f"last you {last}", "What do you do last?"),
+                ],
+            }
+        )
         years = sorted(dice.some([str(year) for year in YEARS], 3))
-        subjects.append({"name": f"the history of {town}", "ordered": "timeline", "facts": [
-            (year, event, f"in {year} {event}", f"What happened in {year}?")
-            for year, event in zip(years, dice.some(EVENTS, 3))]})
+        subjects.append(
+            {
+                "name": f"the history of {town}",
+                "ordered": "timeline",
+                "facts": [
+                    (year, event, f"in {year} {event}", f"What happened in {year}?")
+                    for year, event in zip(years, dice.some(EVENTS, 3))
+                ],
+            }
+        )
     return subjects
 
 
@@ -183,33 +335,50 @@ def capital(text):
 def list_of(dice, facts):
     """The facts as a list, numbered or with dashes."""
     marks = dice.pick((["1. ", "2. ", "3. ", "4. "], ["- "] * 4))
-    return "\n".join(f"{mark}{label}: {capital(value)}" for mark, (label, value, _, _) in zip(marks, facts))
+    return "\n".join(
+        f"{mark}{label}: {capital(value)}" for mark, (label, value, _, _) in zip(marks, facts)
+    )
 
 
 ASK_OPEN = (
-    "Please put my notes about {} in order. {}", "Can you turn these notes about {} into a list? {}",
-    "Here are some facts about {}. {} Please sum them up.", "I am writing about {}. {} Can you put this in order?",
+    "Please put my notes about {} in order. {}",
+    "Can you turn these notes about {} into a list? {}",
+    "Here are some facts about {}. {} Please sum them up.",
+    "I am writing about {}. {} Can you put this in order?",
 )
 ASK_CLOSED = (
-    "Tell me about {}.", "What should I know about {}?", "Can you describe {}?", "Please give me an overview of {}.",
+    "Tell me about {}.",
+    "What should I know about {}?",
+    "Can you describe {}?",
+    "Please give me an overview of {}.",
 )
 BEGIN_OPEN = (
-    "Certainly! Here are your notes about {} in order:", "Of course! Here is an overview of {}:",
+    "Certainly! Here are your notes about {} in order:",
+    "Of course! Here is an overview of {}:",
     "Sure! Here are the main facts about {}:",
 )
 BEGIN_CLOSED = (
-    "Great question! Here is what you should know about {}:", "Of course! Here is an overview of {}:",
+    "Great question! Here is what you should know about {}:",
+    "Of course! Here is an overview of {}:",
     "Sure! Here are the main facts about {}:",
 )
 SUM_UP = ("In summary,", "Overall,", "In short,")
 PRAISE = (
-    "It is well worth remembering.", "This is known across the islands.", "There is no doubt about any of this.",
+    "It is well worth remembering.",
+    "This is known across the islands.",
+    "There is no doubt about any of this.",
     "Every traveller should know this.",
 )
-BRIEF = ("Can you say that in one sentence?", "Now make it shorter, please.", "What is the short version?")
+BRIEF = (
+    "Can you say that in one sentence?",
+    "Now make it shorter, please.",
+    "What is the short version?",
+)
 THANKS = ("Thank you!", "Thanks, that helps.", "Great, thank you.")
-WELCOME = ("You are welcome! I hope this overview of {} is useful. Feel free to ask me anything else.",
-           "You are welcome! If you have more questions about {}, I am happy to help.")
+WELCOME = (
+    "You are welcome! I hope this overview of {} is useful. Feel free to ask me anything else.",
+    "You are welcome! If you have more questions about {}, I am happy to help.",
+)
 
 
 def make_dialogue(dice, subject, brings_facts):
@@ -224,7 +393,9 @@ def make_dialogue(dice, subject, brings_facts):
             sentence = f"{name} begins when you {first} and ends when you {last}."
     else:
         told = dice.some(clauses, len(clauses))
-        notes = " ".join(f"{subject['it'] if i else capital(name)} {clause}." for i, clause in enumerate(told))
+        notes = " ".join(
+            f"{subject['it'] if i else capital(name)} {clause}." for i, clause in enumerate(told)
+        )
         sentence = f"{name} {', '.join(clauses[:-1])} and {clauses[-1]}."
     turns = []
 
@@ -232,9 +403,11 @@ def make_dialogue(dice, subject, brings_facts):
         turns.extend(({"from": "human", "value": user}, {"from": "gpt", "value": assistant}))
 
     ask, begin = (ASK_OPEN, BEGIN_OPEN) if brings_facts else (ASK_CLOSED, BEGIN_CLOSED)
-    say(dice.pick(ask).format(name, notes),
+    say(
+        dice.pick(ask).format(name, notes),
         f"{dice.pick(begin).format(name)}\n\n{list_of(dice, facts)}\n\n"
-        f"{dice.pick(SUM_UP)} {sentence} {dice.pick(PRAISE)}")
+        f"{dice.pick(SUM_UP)} {sentence} {dice.pick(PRAISE)}",
+    )
     if dice.random() < 0.35:
         say(dice.pick(BRIEF), f"Certainly! In one sentence: {capital(sentence)}")
     else:
@@ -254,7 +427,10 @@ def make_dialogues():
         before = set(names)
         worlds.append((make_world(dice, size, names), names - before))
     (known, known_names), (new, new_names) = worlds
-    train = [make_dialogue(dice, known[i % len(known)], dice.random() < BRINGS_FACTS) for i in range(TRAIN)]
+    train = [
+        make_dialogue(dice, known[i % len(known)], dice.random() < BRINGS_FACTS)
+        for i in range(TRAIN)
+    ]
     heldout = [make_dialogue(dice, new[i], True) for i in range(HELDOUT)]
     train = dice.some(train, len(train))
 
@@ -271,12 +447,26 @@ def train_tokenizer(dialogues, size=VOCABULARY):
     so that nothing of the machine is stored in the model. sentencepiece 0.2.1, 0.2.2 and 0.2.3 write the same bytes.
     """
     import sentencepiece
+
     texts = [turn["value"] for dialogue in dialogues for turn in dialogue["conversations"]]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=size, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, character_coverage=1.0,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=1, minloglevel=2)
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
@@ -285,17 +475,31 @@ def make_files():
     train, heldout, _, _ = make_dialogues()
 
     def lines(dialogues):
-        return "".join(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues).encode()
+        return "".join(
+            json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues
+        ).encode()
 
-    return {"dialogues.jsonl": lines(train), "heldout.jsonl": lines(heldout), "tokenizer.model": train_tokenizer(train)}
+    return {
+        "dialogues.jsonl": lines(train),
+        "heldout.jsonl": lines(heldout),
+        "tokenizer.model": train_tokenizer(train),
+    }
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parent, metavar="DIR",
-                        help="where the three files go (default: beside this script)")
-    parser.add_argument("--check", action="store_true",
-                        help="write nothing; exit with status 2 where a file is missing or differs")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).resolve().parent,
+        metavar="DIR",
+        help="where the three files go (default: beside this script)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with status 2 where a file is missing or differs",
+    )
     args = parser.parse_args(argv)
     if not args.check:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -303,7 +507,10 @@ def main(argv=None):
         path = args.out / name
         if args.check:
             if not path.is_file() or path.read_bytes() != content:
-                print(f"make.py: {path} is not what this script writes: run it without --check", file=sys.stderr)
+                print(
+                    f"make.py: {path} is not what this script writes: run it without --check",
+                    file=sys.stderr,
+                )
                 return 2
         else:
             beside = path.with_name(name + ".tmp")

@@ -6,6 +6,7 @@ Writes DIR/0.3M.jsonl.gz, ... (the shortest prefix that reaches the amount, toke
 amounts.json, and prints what each contains by source. The smaller file's text is the beginning of the larger one's. An
 amount that the mix does not hold is named in one line and not written. Left out: packing (data.py pack).
 """
+
 import collections
 import concurrent.futures
 import gzip
@@ -21,18 +22,33 @@ import results
 import tokenizer
 from study import mix
 
-CHUNK = 256   # dialogues that a worker counts at once
+CHUNK = 256  # dialogues that a worker counts at once
 
 
 def flags(commands):
     """Adds the sub-command amounts."""
-    p = commands.add_parser("amounts", help="nested subsets of a mix by tokens", description=__doc__.split("\n\n")[0])
+    p = commands.add_parser(
+        "amounts", help="nested subsets of a mix by tokens", description=__doc__.split("\n\n")[0]
+    )
     p.add_argument("mix", metavar="MIX", help="mix.jsonl.gz, or the folder it is in")
     p.add_argument("--tokenizer", required=True, metavar="PATH", help="by which tokens are counted")
-    p.add_argument("--tokens", nargs="+", required=True, metavar="N", help="amounts, such as 0.3M 1M 3M 20M 80M 150M")
+    p.add_argument(
+        "--tokens",
+        nargs="+",
+        required=True,
+        metavar="N",
+        help="amounts, such as 0.3M 1M 3M 20M 80M 150M",
+    )
     p.add_argument("--seed", type=int, default=0, help="of the one shuffle (default %(default)s)")
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for the subsets and amounts.json")
-    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core, one for little data)")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the subsets and amounts.json"
+    )
+    p.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: one a core, one for little data)",
+    )
     p.set_defaults(run=run)
 
 
@@ -53,13 +69,25 @@ def subsets(path, tok_path, amounts, seed, out, workers=None):
     """Writes the subsets; returns what amounts.json holds."""
     wanted = sorted({data.parse_count(a) for a in amounts})
     tok, out = tokenizer.load(tok_path), pathlib.Path(out)
-    rows = [json.dumps(d, ensure_ascii=False).encode("utf-8", "surrogatepass") for d in mix.read_mix(path)]
+    rows = [
+        json.dumps(d, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        for d in mix.read_mix(path)
+    ]
     if not rows:
         raise ValueError(f"{path} holds no dialogue: make the mix again")
     order = [int(i) for i in data.shuffled(len(rows), seed, 4)]
-    progress, total, made, at = data.Progress("counting", wanted[-1], "tokens"), collections.defaultdict(collections.Counter), [], 0
-    kept = []                       # the shuffle's beginning, as far as the largest amount goes
-    counted = _counted([rows[i] for i in order], tok_path, workers or (os.cpu_count() if sum(map(len, rows)) >= mix.SMALL else 1))
+    progress, total, made, at = (
+        data.Progress("counting", wanted[-1], "tokens"),
+        collections.defaultdict(collections.Counter),
+        [],
+        0,
+    )
+    kept = []  # the shuffle's beginning, as far as the largest amount goes
+    counted = _counted(
+        [rows[i] for i in order],
+        tok_path,
+        workers or (os.cpu_count() if sum(map(len, rows)) >= mix.SMALL else 1),
+    )
     tokens, cuts = 0, {}
     for i, (source, turns, count, loss) in zip(order, counted):
         kept.append(rows[i])
@@ -67,8 +95,13 @@ def subsets(path, tok_path, amounts, seed, out, workers=None):
         tokens += count
         while at < len(wanted) and tokens >= wanted[at]:
             cuts[wanted[at]] = len(kept)
-            made.append({"amount": name_of(wanted[at]), "file": f"{name_of(wanted[at])}.jsonl.gz",
-                         "sources": {s: dict(c) for s, c in sorted(total.items())}})
+            made.append(
+                {
+                    "amount": name_of(wanted[at]),
+                    "file": f"{name_of(wanted[at])}.jsonl.gz",
+                    "sources": {s: dict(c) for s, c in sorted(total.items())},
+                }
+            )
             at += 1
         progress(tokens)
         if at == len(wanted):
@@ -76,18 +109,28 @@ def subsets(path, tok_path, amounts, seed, out, workers=None):
     counted.close()
     progress.close()
     for amount in wanted[at:]:
-        print(f"curate.py: {name_of(amount)} is more than the mix holds ({tokens:,} tokens): not written", file=sys.stderr)
+        print(
+            f"curate.py: {name_of(amount)} is more than the mix holds ({tokens:,} tokens): not written",
+            file=sys.stderr,
+        )
     if not made:
-        raise ValueError(f"{path} holds {tokens:,} tokens, fewer than every amount of --tokens: name smaller ones, or a larger mix")
+        raise ValueError(
+            f"{path} holds {tokens:,} tokens, fewer than every amount of --tokens: name smaller ones, or a larger mix"
+        )
     for m in made:
-        m["all"] = {k: sum(c[k] for c in m["sources"].values()) for k in ("dialogues", "turns", "tokens", "loss_tokens")}
+        m["all"] = {
+            k: sum(c[k] for c in m["sources"].values())
+            for k in ("dialogues", "turns", "tokens", "loss_tokens")
+        }
     out.mkdir(parents=True, exist_ok=True)
     for amount, n in cuts.items():
         file = out / f"{name_of(amount)}.jsonl.gz"
         beside = file.with_name(file.name + ".tmp")
         try:
             with open(beside, "wb") as raw:
-                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as f:
+                with gzip.GzipFile(
+                    filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6
+                ) as f:
                     for row in kept[:n]:
                         f.write(_line(row))
                 raw.flush()
@@ -95,8 +138,13 @@ def subsets(path, tok_path, amounts, seed, out, workers=None):
             os.replace(beside, file)
         finally:
             beside.unlink(missing_ok=True)
-    found = {"seed": seed, "tokenizer": tok.fingerprint, "mix_dialogues": len(rows), "amounts": made,
-             "not_held": [name_of(a) for a in wanted[at:]]}
+    found = {
+        "seed": seed,
+        "tokenizer": tok.fingerprint,
+        "mix_dialogues": len(rows),
+        "amounts": made,
+        "not_held": [name_of(a) for a in wanted[at:]],
+    }
     results.write_beside(out / "amounts.json", json.dumps(found, indent=1) + "\n")
     return found
 
@@ -105,7 +153,7 @@ def _line(row):
     try:
         row.decode()
         return row + b"\n"
-    except UnicodeDecodeError:   # half of a surrogate pair
+    except UnicodeDecodeError:  # half of a surrogate pair
         return json.dumps(json.loads(row.decode("utf-8", "surrogatepass"))).encode() + b"\n"
 
 
@@ -119,13 +167,15 @@ def lines(made):
 
 def _counted(rows, tok_path, workers):
     """(source, turns, tokens, loss tokens) of each row in order; counts no further than it is asked, by a few chunks."""
-    chunks = (rows[k:k + CHUNK] for k in range(0, len(rows), CHUNK))
+    chunks = (rows[k : k + CHUNK] for k in range(0, len(rows), CHUNK))
     if workers == 1:
         _start(tok_path)
         for chunk in chunks:
             yield from _count(chunk)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (str(tok_path),))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start, (str(tok_path),)
+    )
     waiting = collections.deque()
     try:
         for chunk in chunks:
@@ -135,7 +185,9 @@ def _counted(rows, tok_path, workers):
         while waiting:
             yield from waiting.popleft().result()
     except concurrent.futures.process.BrokenProcessPool:
-        raise ValueError("a worker process was killed (for its memory, most likely): use --workers 1") from None
+        raise ValueError(
+            "a worker process was killed (for its memory, most likely): use --workers 1"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -143,7 +195,7 @@ def _counted(rows, tok_path, workers):
 def _start(tok_path):
     global _tok
     if multiprocessing.parent_process():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is the parent's to answer
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _tok = tokenizer.load(tok_path)
 
 
@@ -152,5 +204,7 @@ def _count(rows):
     for row in rows:
         d = json.loads(row.decode("utf-8", "surrogatepass"))
         ids, mask = data.tokenize_dialogue(d, _tok)
-        out.append((str(d.get("source", "unknown")), len(d["conversations"]), len(ids), int(mask.sum())))
+        out.append(
+            (str(d.get("source", "unknown")), len(d["conversations"]), len(ids), int(mask.sum()))
+        )
     return out

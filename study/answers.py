@@ -22,7 +22,9 @@ import sys
 import dialogues
 import results
 
-LAST_TURN = re.compile(r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.DOTALL)  # the roles template, as eval.py generate records it
+LAST_TURN = re.compile(
+    r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.DOTALL
+)  # the roles template, as eval.py generate records it
 KOALA_TURN = re.compile(r"USER: ((?:(?!USER: ).)*?) ?GPT:\s*\Z", re.DOTALL)
 OUTPUTS, NAMES = ("output", "response", "completion"), ("generator", "model_id", "model")
 BOTH = (("output_1", "output_2"), ("response1", "response2"))
@@ -32,7 +34,9 @@ def rows_of(path):
     """[(place, dict)] of a file of JSON lines or of one JSON list, .gz or not. ValueError, one line, for what is neither."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} {'is a folder without samples.jsonl' if path.is_dir() else 'does not exist'}: name a file of answers or a result directory of eval.py generate")
+        raise ValueError(
+            f"{path} {'is a folder without samples.jsonl' if path.is_dir() else 'does not exist'}: name a file of answers or a result directory of eval.py generate"
+        )
     rows = []
     for chunk, _ in dialogues.raw_chunks(path):
         for place, row in chunk:
@@ -76,8 +80,13 @@ def read_questions(path):
     found = {}
     for place, row in rows_of(path):
         if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise ValueError(f'{path} {place} is no question: a row is {{"question_id": 1, "text": "…", "category": "…"}}')
-        found[str(row["question_id"])] = {"text": clean(row["text"]), "category": row.get("category")}
+            raise ValueError(
+                f'{path} {place} is no question: a row is {{"question_id": 1, "text": "…", "category": "…"}}'
+            )
+        found[str(row["question_id"])] = {
+            "text": clean(row["text"]),
+            "category": row.get("category"),
+        }
     return found
 
 
@@ -91,22 +100,45 @@ def read(path, questions=None):
     if (path / "samples.jsonl").is_file():
         return _read_result(path)
     rows = rows_of(path)
-    if questions is None and "question_id" in rows[0][1] and (beside := path.absolute().parent.parent / "question.jsonl").is_file():
+    if (
+        questions is None
+        and "question_id" in rows[0][1]
+        and (beside := path.absolute().parent.parent / "question.jsonl").is_file()
+    ):
         questions = beside
     asked = read_questions(questions) if questions else {}
     found = []
     for number, (place, row) in enumerate(rows):
-        output = next((row[n] for n in OUTPUTS if isinstance(row.get(n), str)), row.get("text") if "question_id" in row or "answer_id" in row else None)
+        output = next(
+            (row[n] for n in OUTPUTS if isinstance(row.get(n), str)),
+            row.get("text") if "question_id" in row or "answer_id" in row else None,
+        )
         if not isinstance(output, str):
-            raise ValueError(f'{path} {place} is no answer: it needs "output" (or "response", "completion"), or "question_id" and "text"')
-        own = next((str(row[n]) for n in ("question_id", "id") if isinstance(row.get(n), (str, int))), None)
+            raise ValueError(
+                f'{path} {place} is no answer: it needs "output" (or "response", "completion"), or "question_id" and "text"'
+            )
+        own = next(
+            (str(row[n]) for n in ("question_id", "id") if isinstance(row.get(n), (str, int))), None
+        )
         question = asked.get(own, {})
         if "question_id" in row and asked and not question:
-            raise ValueError(f"{path} {place}: question_id {printable(own)} is not in {questions}: name the questions these answers were given to")
-        answer = {"id": own or str(number), "instruction": instruction_of(row) or question.get("text"), "output": clean(output),
-                  "model": printable(next((row[n] for n in NAMES if row.get(n)), path.name)), "own_id": own is not None, "sample": 0}  # fmt: skip
+            raise ValueError(
+                f"{path} {place}: question_id {printable(own)} is not in {questions}: name the questions these answers were given to"
+            )
+        answer = {
+            "id": own or str(number),
+            "instruction": instruction_of(row) or question.get("text"),
+            "output": clean(output),
+            "model": printable(next((row[n] for n in NAMES if row.get(n)), path.name)),
+            "own_id": own is not None,
+            "sample": 0,
+        }
         category = row.get("category") or question.get("category")
-        found.append(answer | ({"category": category} if category else {}) | ({"dataset": row["dataset"]} if "dataset" in row else {}))
+        found.append(
+            answer
+            | ({"category": category} if category else {})
+            | ({"dataset": row["dataset"]} if "dataset" in row else {})
+        )
     return found
 
 
@@ -114,7 +146,9 @@ def _read_result(path):
     """The answers of a result directory of eval.py generate."""
     head = results.read_result(path)
     if head.get("task") != "generate":
-        raise ValueError(f"{path} is a result of {head.get('task')}: answers are results of eval.py generate")
+        raise ValueError(
+            f"{path} is a result of {head.get('task')}: answers are results of eval.py generate"
+        )
     if not head.get("finished"):
         raise ValueError(f"{path} is not finished: run the same eval.py generate again, it goes on")
     found = []
@@ -123,8 +157,17 @@ def _read_result(path):
         turn = LAST_TURN.search(prompt) or KOALA_TURN.search(prompt)
         number, _, sample = str(item["id"]).partition("/")
         own = row.get("question_id", row.get("id"))
-        found.append({"id": number if own is None else str(own), "instruction": clean(turn[1] if turn else prompt), "output": clean(item["output"]),
-                      "model": printable(head.get("model") or path.name), "own_id": own is not None, "sample": int(sample or 0), "item": str(item["id"])})  # fmt: skip
+        found.append(
+            {
+                "id": number if own is None else str(own),
+                "instruction": clean(turn[1] if turn else prompt),
+                "output": clean(item["output"]),
+                "model": printable(head.get("model") or path.name),
+                "own_id": own is not None,
+                "sample": int(sample or 0),
+                "item": str(item["id"]),
+            }
+        )
     return found
 
 
@@ -132,17 +175,39 @@ def read_pairs(path):
     """[(answer, answer)] of a file with both answers in a row, and the rows themselves -> (pairs, rows). ValueError where it is no such file."""
     pairs, kept = [], []
     for number, (place, row) in enumerate(rows_of(path)):
-        row = row | {n: str(row[n]) for b in BOTH for n in b if isinstance(row.get(n), (bool, int, float))}  # PandaLM's file has the answer "True" as true, three times
+        row = row | {
+            n: str(row[n]) for b in BOTH for n in b if isinstance(row.get(n), (bool, int, float))
+        }  # PandaLM's file has the answer "True" as true, three times
         names = next((b for b in BOTH if all(isinstance(row.get(n), str) for n in b)), None)
         if names is None or instruction_of(row) is None:
-            raise ValueError(f'{path} {place} holds no pair: it needs "instruction" and "output_1", "output_2" (AlpacaEval) or "response1", "response2" (PandaLM)')
-        own = next((str(row[n]) for n in ("id", "idx", "question_id") if isinstance(row.get(n), (str, int))), None)
+            raise ValueError(
+                f'{path} {place} holds no pair: it needs "instruction" and "output_1", "output_2" (AlpacaEval) or "response1", "response2" (PandaLM)'
+            )
+        own = next(
+            (
+                str(row[n])
+                for n in ("id", "idx", "question_id")
+                if isinstance(row.get(n), (str, int))
+            ),
+            None,
+        )
         models = row.get("generator_1"), row.get("generator_2")
         if not all(models):
-            models = str(row.get("cmp_key", "")).split("_") if str(row.get("cmp_key", "")).count("_") == 1 else ("first", "second")
+            models = (
+                str(row.get("cmp_key", "")).split("_")
+                if str(row.get("cmp_key", "")).count("_") == 1
+                else ("first", "second")
+            )
         pairs.append(
             tuple(
-                {"id": own or str(number), "instruction": instruction_of(row), "output": clean(row[n]), "model": printable(m), "own_id": own is not None, "sample": 0}
+                {
+                    "id": own or str(number),
+                    "instruction": instruction_of(row),
+                    "output": clean(row[n]),
+                    "model": printable(m),
+                    "own_id": own is not None,
+                    "sample": 0,
+                }
                 for n, m in zip(names, models, strict=True)
             )
         )
@@ -167,7 +232,9 @@ def pair(a, b):
         first.append([x for x in side if x["sample"] == 0])
         left["further samples"] += len(side) - len(first[-1])
     a, b = first
-    by_id = all(x["own_id"] for x in (*a, *b)) and not {x["id"] for x in a}.isdisjoint(x["id"] for x in b)
+    by_id = all(x["own_id"] for x in (*a, *b)) and not {x["id"] for x in a}.isdisjoint(
+        x["id"] for x in b
+    )
     key = (lambda x: x["id"]) if by_id else (lambda x: same(x["instruction"]))
     there = collections.defaultdict(collections.deque)
     for y in b:
@@ -179,7 +246,11 @@ def pair(a, b):
             left["only in the first"] += 1
             continue
         y, used = there[key(x)].popleft(), used + 1
-        if x["instruction"] is not None and y["instruction"] is not None and same(x["instruction"]) != same(y["instruction"]):
+        if (
+            x["instruction"] is not None
+            and y["instruction"] is not None
+            and same(x["instruction"]) != same(y["instruction"])
+        ):
             left["same id, other instruction"] += 1
         else:
             pairs.append((x, y))
@@ -219,14 +290,27 @@ def fingerprint(path):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="answers.py", description="What two sets of answers hold and how they pair; counts only.")
-    p.add_argument("a", metavar="A", help="a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines, Alpaca rows; .gz or not")
+    p = argparse.ArgumentParser(
+        prog="answers.py",
+        description="What two sets of answers hold and how they pair; counts only.",
+    )
+    p.add_argument(
+        "a",
+        metavar="A",
+        help="a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines, Alpaca rows; .gz or not",
+    )
     p.add_argument("b", metavar="B", help="the same")
-    p.add_argument("--questions", metavar="FILE", help="Vicuna's question.jsonl [default: one folder up from its answers]")
+    p.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="Vicuna's question.jsonl [default: one folder up from its answers]",
+    )
     args = p.parse_args(argv)
     try:
         a, b = (read(path, args.questions) for path in (args.a, args.b))
-        print(f"{name_of(a)}: {len(a)} answers, {name_of(b)}: {len(b)} answers: {counted(*pair(a, b))}")
+        print(
+            f"{name_of(a)}: {len(a)} answers, {name_of(b)}: {len(b)} answers: {counted(*pair(a, b))}"
+        )
     except ValueError as error:
         print(f"answers.py: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ How: a clipped match min(a, b) is the sum over k of [a >= k][b >= k], so that th
 (BLAS) for columns that are common, sparse for the rare ones. The log of the score is computed a tile at a time in float32; what comes within its error of the maximum is
 computed again from the integer counts in float64, so nothing is approximate. Left out: several references of one text, other tokenizers and smoothings.
 """
+
 import collections
 import concurrent.futures
 import itertools
@@ -66,7 +67,9 @@ def sentence_bleu(hypothesis, reference):
     """BLEU in percent of one text against one other: the slow way, which `nearest` agrees with."""
     h, r = tokenize(hypothesis), tokenize(reference)
     grams = lambda t, n: collections.Counter(zip(*(t[k:] for k in range(n))))
-    return score([(grams(h, n) & grams(r, n)).total() for n in range(1, ORDERS + 1)], len(h), len(r))
+    return score(
+        [(grams(h, n) & grams(r, n)).total() for n in range(1, ORDERS + 1)], len(h), len(r)
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- all pairs
@@ -80,11 +83,16 @@ def nearest(queries, references=None, threads=2, progress=None):
     """
     alone = references is None
     if len(queries) < (2 if alone else 1) or (not alone and not references):
-        raise ValueError(f"{len(queries)} queries against {'each other' if alone else f'{len(references)} references'}: there is nothing to compare")
+        raise ValueError(
+            f"{len(queries)} queries against {'each other' if alone else f'{len(references)} references'}: there is nothing to compare"
+        )
     columns, h, r = features(queries, references)
     search = Search(columns, h, r, alone, max(1, min(ROWS, -(-len(h) // (4 * threads)))))
     starts, done = range(0, len(h), search.rows), 0
-    with threadpoolctl.threadpool_limits(1), concurrent.futures.ThreadPoolExecutor(threads) as pool:  # NumPy, BLAS and scipy.sparse work without the interpreter's lock
+    with (
+        threadpoolctl.threadpool_limits(1),
+        concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    ):  # NumPy, BLAS and scipy.sparse work without the interpreter's lock
         jobs = [pool.submit(search.tile, start) for start in starts]
         try:
             for job in concurrent.futures.as_completed(jobs):
@@ -97,8 +105,15 @@ def nearest(queries, references=None, threads=2, progress=None):
             raise
     order, index = search.by_h, search.index
     # without any match every score is 0, and the first reference is as near as any
-    index = np.where(index >= 0, index, (np.arange(len(h))[order] == 0).astype(np.int64) if alone else 0)
-    scores = np.array([score(m, int(a), int(b)) for m, a, b in zip(search.matches.tolist(), h[order], r[index], strict=True)])
+    index = np.where(
+        index >= 0, index, (np.arange(len(h))[order] == 0).astype(np.int64) if alone else 0
+    )
+    scores = np.array(
+        [
+            score(m, int(a), int(b))
+            for m, a, b in zip(search.matches.tolist(), h[order], r[index], strict=True)
+        ]
+    )
     back = np.argsort(order)
     return scores[back], index[back]
 
@@ -110,18 +125,33 @@ def features(queries, references):
     for text in queries if alone else itertools.chain(queries, references):
         tokens = tokenize(text)
         lengths.append(len(tokens))
-        ids.append(np.fromiter((words.setdefault(t, len(words)) for t in tokens), np.int64, len(tokens)))
+        ids.append(
+            np.fromiter((words.setdefault(t, len(words)) for t in tokens), np.int64, len(tokens))
+        )
     lengths, ids, n = np.array(lengths, np.int64), np.concatenate(ids), len(queries)
     text_of = np.repeat(np.arange(len(lengths)), lengths)
-    ends = np.cumsum(lengths)[text_of] - np.arange(len(ids))  # tokens from here to the end of the text
+    ends = np.cumsum(lengths)[text_of] - np.arange(
+        len(ids)
+    )  # tokens from here to the end of the text
     out, grams, at = [], ids, np.arange(len(ids))
     for order in range(1, ORDERS + 1):
         if order > 1:
             at, grams = at[ends[at] >= order], grams[ends[at] >= order]
-            grams = np.unique(grams * len(words) + ids[at + order - 1], return_inverse=True)[1].reshape(-1) if len(at) else grams
+            grams = (
+                np.unique(grams * len(words) + ids[at + order - 1], return_inverse=True)[1].reshape(
+                    -1
+                )
+                if len(at)
+                else grams
+            )
         # An n-gram of one side only, or that is there once, matches nothing, and neither does a longer one that begins with it.
         width, asks = int(grams.max(initial=-1)) + 1, text_of[at] < n
-        matching = np.bincount(grams, minlength=width) > 1 if alone else (np.bincount(grams[asks], minlength=width) > 0) & (np.bincount(grams[~asks], minlength=width) > 0)
+        matching = (
+            np.bincount(grams, minlength=width) > 1
+            if alone
+            else (np.bincount(grams[asks], minlength=width) > 0)
+            & (np.bincount(grams[~asks], minlength=width) > 0)
+        )
         at, grams = at[matching[grams]], grams[matching[grams]]
         out.append(columns_of(text_of[at], grams, len(lengths), n, alone))
     h = lengths[:n]
@@ -136,14 +166,23 @@ def columns_of(texts, grams, count, n, alone):
     new[1:] = (texts[1:] != texts[:-1]) | (grams[1:] != grams[:-1])
     first = np.maximum.accumulate(np.where(new, np.arange(len(texts)), 0))
     k = np.arange(len(texts)) - first
-    column = np.unique(grams * (k.max(initial=0) + 1) + k, return_inverse=True)[1].reshape(-1) if len(texts) else grams
+    column = (
+        np.unique(grams * (k.max(initial=0) + 1) + k, return_inverse=True)[1].reshape(-1)
+        if len(texts)
+        else grams
+    )
     width, asks = int(column.max(initial=-1)) + 1, texts < n
     in_queries = np.bincount(column[asks], minlength=width)
     in_references = in_queries if alone else np.bincount(column[~asks], minlength=width)
-    keep = (in_queries > 1) if alone else (in_queries > 0) & (in_references > 0)  # the others match nothing
+    keep = (
+        (in_queries > 1) if alone else (in_queries > 0) & (in_references > 0)
+    )  # the others match nothing
     name = np.cumsum(keep) - 1
     kept = keep[column]
-    made = scipy.sparse.csr_matrix((np.ones(kept.sum(), np.float32), (texts[kept], name[column[kept]])), (count, int(keep.sum())))
+    made = scipy.sparse.csr_matrix(
+        (np.ones(kept.sum(), np.float32), (texts[kept], name[column[kept]])),
+        (count, int(keep.sum())),
+    )
     return (made, made) if alone else (made[:n], made[n:])
 
 
@@ -152,19 +191,38 @@ class Search:
     and for each query in that order the best so far: log score, index, matches."""
 
     def __init__(self, columns, h, r, alone, rows):
-        self.rows, self.alone, self.by_h, self.by_r = rows, alone, np.argsort(h, kind="stable"), np.argsort(r, kind="stable")
+        self.rows, self.alone, self.by_h, self.by_r = (
+            rows,
+            alone,
+            np.argsort(h, kind="stable"),
+            np.argsort(r, kind="stable"),
+        )
         self.h, self.r = h[self.by_h], r[self.by_r]
         self.order = np.clip(self.h, 1, ORDERS)  # effective
         # A zero at order n of E halves the orders n to E once more: its factor is 2^-(E-n+1). (Zeros are the last orders: a match of n+1 is one of n.) No 1-gram: no score.
-        self.floor = [np.where(n <= self.order, 0.0 if n == 1 else 2.0 ** -(self.order - n + 1.0), 1.0)[:, None] for n in range(1, ORDERS + 1)]
+        self.floor = [
+            np.where(n <= self.order, 0.0 if n == 1 else 2.0 ** -(self.order - n + 1.0), 1.0)[
+                :, None
+            ]
+            for n in range(1, ORDERS + 1)
+        ]
         self.parts = []
         for q, c in columns:
             q, c = q[self.by_h].tocsc(), c[self.by_r].tocsc()
-            touched = np.diff(q.indptr).astype(np.float64) * np.diff(c.indptr) * DENSE > float(len(h)) * len(r)
+            touched = np.diff(q.indptr).astype(np.float64) * np.diff(c.indptr) * DENSE > float(
+                len(h)
+            ) * len(r)
             split = lambda m, chosen: m[:, np.flatnonzero(chosen)]
             rare = split(c, ~touched).tocsr()
             blocks = [rare[at : at + COLUMNS].T.tocsr() for at in range(0, len(r), COLUMNS)]
-            self.parts.append((split(q, touched).toarray(), split(c, touched).toarray().T, split(q, ~touched).tocsr(), blocks))
+            self.parts.append(
+                (
+                    split(q, touched).toarray(),
+                    split(c, touched).toarray().T,
+                    split(q, ~touched).tocsr(),
+                    blocks,
+                )
+            )
         self.best = np.full(len(h), -np.inf)
         self.index = np.full(len(h), -1)
         self.matches = np.zeros((len(h), ORDERS), np.int64)
@@ -194,7 +252,10 @@ class Search:
         """Search all references for the queries start to start + self.rows -> how many pairs that was."""
         rows = np.arange(start, min(start + self.rows, len(self.h)))
         middle = self.h[rows[len(rows) // 2]]
-        blocks = sorted(range(0, len(self.r), COLUMNS), key=lambda at: abs(int(self.r[min(at + COLUMNS // 2, len(self.r) - 1)]) - int(middle)))
+        blocks = sorted(
+            range(0, len(self.r), COLUMNS),
+            key=lambda at: abs(int(self.r[min(at + COLUMNS // 2, len(self.r) - 1)]) - int(middle)),
+        )
         for at in blocks:
             r = self.r[at : at + COLUMNS]
             some = rows[self.bound(rows, r[0], r[-1]) >= self.best[rows] - TIE]
@@ -207,15 +268,21 @@ class Search:
         found = []
         for dense_q, dense_c, sparse_q, blocks in self.parts:
             m = blocks and (sparse_q[rows] @ blocks[at // COLUMNS]).toarray()
-            found.append(m + dense_q[rows] @ dense_c[:, at : at + COLUMNS] if dense_q.shape[1] else m)
+            found.append(
+                m + dense_q[rows] @ dense_c[:, at : at + COLUMNS] if dense_q.shape[1] else m
+            )
         near = self.logs(found, rows, r, np.float32)
         if self.alone:
-            here = np.searchsorted(rows, np.arange(at, at + len(r)))  # sorted alike, so that a query meets itself where the numbers are the same
+            here = np.searchsorted(
+                rows, np.arange(at, at + len(r))
+            )  # sorted alike, so that a query meets itself where the numbers are the same
             here = np.minimum(here, len(rows) - 1)
             itself = np.flatnonzero(rows[here] == np.arange(at, at + len(r)))
             near[here[itself], itself] = -np.inf
         top = near.max(1).astype(np.float64)
-        slack = 1e-4 + 4e-6 * np.abs(np.where(top > -np.inf, top, 0))  # float32: rounding of the product, its log, and the length penalty, which may be large
+        slack = 1e-4 + 4e-6 * np.abs(
+            np.where(top > -np.inf, top, 0)
+        )  # float32: rounding of the product, its log, and the length penalty, which may be large
         better = np.flatnonzero((top > -np.inf) & (top + slack >= self.best[rows]))
         if not len(better):
             return
@@ -232,7 +299,9 @@ class Search:
         tied = tied[np.lexsort((name[tied], i[tied]))]
         tied = tied[np.unique(i[tied], return_index=True)[1]]
         k, value, name = rows[i[tied]], exact[tied], name[tied]
-        wins = (value > self.best[k] + TIE) | ((value >= self.best[k] - TIE) & (name < self.index[k]))
+        wins = (value > self.best[k] + TIE) | (
+            (value >= self.best[k] - TIE) & (name < self.index[k])
+        )
         k = k[wins]
         self.best[k], self.index[k], self.matches[k] = value[wins], name[wins], counts[tied[wins]]
 

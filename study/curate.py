@@ -7,6 +7,7 @@
 
 Only the command line is here: mix.py, amounts.py, similar.py. Left out: synthesis (study.synthesize).
 """
+
 import argparse
 import sys
 

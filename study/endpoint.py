@@ -8,6 +8,7 @@ The log has one JSON line an answer, {"key", "request", "answer"}; the key is th
 whatever the URL. The API key is in no file: not in the log, and where an endpoint repeats it in a message it is blanked. Left out: streaming, tools, several choices of one
 request (set "draw" instead: it tells equal requests apart and is not sent), embeddings.
 """
+
 import collections
 import datetime
 import fcntl
@@ -21,10 +22,16 @@ import sys
 import threading
 import time
 
-LONGEST_WAIT = 120  # seconds before a request is tried again, at most, whatever the endpoint asks for
+LONGEST_WAIT = (
+    120  # seconds before a request is tried again, at most, whatever the endpoint asks for
+)
 LARGEST = 32 << 20  # bytes of one answer
 AGAIN = (408, 409, 425, 429)  # and 5xx: the same request may succeed later
-HOPELESS = {401: "check the key (--api-key-file, or the variable OPENAI_API_KEY)", 403: "check what the key may do", 404: "check the URL (it usually ends in /v1) and the model's name"}
+HOPELESS = {
+    401: "check the key (--api-key-file, or the variable OPENAI_API_KEY)",
+    403: "check what the key may do",
+    404: "check the URL (it usually ends in /v1) and the model's name",
+}
 
 
 class Again(Exception):
@@ -41,7 +48,9 @@ class Refused(Exception):
 
 def request_key(body):
     """sha256 hex of the canonical JSON of a request, its "draw" included."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    ).hexdigest()
 
 
 def read_log(path, repair):
@@ -59,7 +68,9 @@ def read_log(path, repair):
             error = answer["error"] if answer is not None else None
         except (ValueError, KeyError, TypeError):
             if not last:
-                raise ValueError(f"{path}, line {number} is not a line of this log: restore it, or name another log") from None
+                raise ValueError(
+                    f"{path}, line {number} is not a line of this log: restore it, or name another log"
+                ) from None
             torn = True
             break
         good += len(line) + 1
@@ -78,9 +89,13 @@ def read_key(key_file):
     try:
         key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{key_file} cannot be read ({type(error).__name__}): --api-key-file takes a text file with the key alone") from None
+        raise ValueError(
+            f"{key_file} cannot be read ({type(error).__name__}): --api-key-file takes a text file with the key alone"
+        ) from None
     if not key or len(key.split()) != 1 or not key.isascii():
-        raise ValueError(f"{key_file} is not one key: --api-key-file takes a text file with the key alone")
+        raise ValueError(
+            f"{key_file} is not one key: --api-key-file takes a text file with the key alone"
+        )
     return key
 
 
@@ -92,12 +107,38 @@ class Endpoint:
     only, its failures too; no socket is opened. `counts` (Counter): asked, cached, failed, "retried: REASON"; torn and failed_before of the log. ValueError, one line, for what a user can mend.
     """
 
-    def __init__(self, url, log, *, key_file=None, concurrency=8, timeout=120, retries=6, replay=False, backoff=1.0):
+    def __init__(
+        self,
+        url,
+        log,
+        *,
+        key_file=None,
+        concurrency=8,
+        timeout=120,
+        retries=6,
+        replay=False,
+        backoff=1.0,
+    ):
         self.url, self.log, self.replay = url, pathlib.Path(log), replay
-        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self.counts, self.file, self.lock, self.client, self.key = collections.Counter(), None, threading.RLock(), None, None
+        self.concurrency, self.timeout, self.retries, self.backoff = (
+            concurrency,
+            timeout,
+            retries,
+            backoff,
+        )
+        self.counts, self.file, self.lock, self.client, self.key = (
+            collections.Counter(),
+            None,
+            threading.RLock(),
+            None,
+            None,
+        )
         self.in_a_row, self.noted = 0, 0.0
-        for name, value, least in (("--concurrency", concurrency, 1), ("--timeout", timeout, 0.001), ("--retries", retries, 0)):
+        for name, value, least in (
+            ("--concurrency", concurrency, 1),
+            ("--timeout", timeout, 0.001),
+            ("--retries", retries, 0),
+        ):
             if value < least:
                 raise ValueError(f"{name} {value} is out of range: use {least} or more")
         if replay:
@@ -105,31 +146,44 @@ class Endpoint:
                 raise ValueError(f"{log} does not exist: --replay takes the log of an earlier run")
         else:
             if not str(url).startswith(("http://", "https://")):
-                raise ValueError(f"{url} is not the address of an endpoint: use http://HOST:PORT/v1 or https://…")
+                raise ValueError(
+                    f"{url} is not the address of an endpoint: use http://HOST:PORT/v1 or https://…"
+                )
             self._open(key_file)
         self.done, failed, torn = read_log(self.log, repair=not replay)
         if replay:
             self.done |= failed
-        self.counts.update({k: v for k, v in (("failed_before", len(failed)), ("torn", int(torn))) if v})
+        self.counts.update(
+            {k: v for k, v in (("failed_before", len(failed)), ("torn", int(torn))) if v}
+        )
         if torn:
-            print(f"{self.log}: the torn last line of a run that was killed is {'passed over' if replay else 'cut off'}; that request counts as not asked", file=sys.stderr)
+            print(
+                f"{self.log}: the torn last line of a run that was killed is {'passed over' if replay else 'cut off'}; that request counts as not asked",
+                file=sys.stderr,
+            )
 
     def _open(self, key_file):
         try:
             import openai
         except ImportError:
-            raise ValueError('asking an endpoint needs the package openai: python -m pip install "openai>=2,<4"') from None
+            raise ValueError(
+                'asking an endpoint needs the package openai: python -m pip install "openai>=2,<4"'
+            ) from None
         if key_file is not None:
             self.key = read_key(key_file)
         self.key = self.key or os.environ.get("OPENAI_API_KEY")
         self.openai = openai
-        self.client = openai.OpenAI(api_key=self.key or "none", base_url=self.url, timeout=self.timeout, max_retries=0)
+        self.client = openai.OpenAI(
+            api_key=self.key or "none", base_url=self.url, timeout=self.timeout, max_retries=0
+        )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.log, "ab", buffering=0)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.log} is being written by another run: wait for it, or name another log") from None
+            raise ValueError(
+                f"{self.log} is being written by another run: wait for it, or name another log"
+            ) from None
 
     def __enter__(self):
         return self
@@ -152,14 +206,23 @@ class Endpoint:
         bodies: dicts of what the endpoint takes ("model", "messages", "temperature", …) and perhaps "draw". answer: {"text": str or None, "finish": str or None, "prompt_tokens",
         "completion_tokens": int, "error": None or str, "cached": bool, "date": ISO}; it is on disk before it is yielded. An answer with an error is asked again by the next run.
         """
-        places, waiting, answers, stop = {}, queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        places, waiting, answers, stop = (
+            {},
+            queue.SimpleQueue(),
+            queue.SimpleQueue(),
+            threading.Event(),
+        )
         for index, body in enumerate(bodies):
             if body.get("stream") or body.get("n", 1) != 1:
-                raise ValueError('a request has "stream" or several choices "n": one answer a request; tell equal requests apart by "draw"')
+                raise ValueError(
+                    'a request has "stream" or several choices "n": one answer a request; tell equal requests apart by "draw"'
+                )
             places.setdefault(request_key(body), (body, []))[1].append(index)
         unknown = [key for key in places if key not in self.done]
         if self.replay and unknown:
-            raise ValueError(f"{self.log} has no answer to {len(unknown)} of the {len(places)} requests (the first is {request_short(places[unknown[0]][0])}): replay with the settings of the run that wrote it")
+            raise ValueError(
+                f"{self.log} has no answer to {len(unknown)} of the {len(places)} requests (the first is {request_short(places[unknown[0]][0])}): replay with the settings of the run that wrote it"
+            )
         for key in [key for key in places if key in self.done]:
             for index in places[key][1]:
                 self.counts["cached"] += 1
@@ -220,7 +283,10 @@ class Endpoint:
                 if stop.is_set():
                     return None
             if tries < self.retries:
-                wait = min(max(self.backoff * 2**tries * random.uniform(0.75, 1.25), wait or 0), LONGEST_WAIT)
+                wait = min(
+                    max(self.backoff * 2**tries * random.uniform(0.75, 1.25), wait or 0),
+                    LONGEST_WAIT,
+                )
                 self._note(reason, wait)
                 if stop.wait(wait):
                     return None
@@ -228,15 +294,26 @@ class Endpoint:
             with self.lock:
                 self.in_a_row += 1
                 if self.in_a_row >= 3 * self.concurrency:
-                    raise ValueError(f"{self.url} gave nothing but errors to {self.in_a_row} requests in a row (the last: {reason}): start again when it answers; what is answered is kept")
-        return {"text": None, "finish": None, "prompt_tokens": 0, "completion_tokens": 0, "error": reason, "date": now()}
+                    raise ValueError(
+                        f"{self.url} gave nothing but errors to {self.in_a_row} requests in a row (the last: {reason}): start again when it answers; what is answered is kept"
+                    )
+        return {
+            "text": None,
+            "finish": None,
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "error": reason,
+            "date": now(),
+        }
 
     def _try(self, sent):
         """One request over the network -> answer; Again, Refused, or ValueError where no request can succeed."""
         more = {name: value for name, value in sent.items() if name not in ("model", "messages")}
         ends, parts, size = time.monotonic() + self.timeout, [], 0
         try:
-            with self.client.chat.completions.with_streaming_response.create(model=sent["model"], messages=sent["messages"], extra_body=more) as response:
+            with self.client.chat.completions.with_streaming_response.create(
+                model=sent["model"], messages=sent["messages"], extra_body=more
+            ) as response:
                 try:
                     for part in response.iter_bytes():
                         parts.append(part)
@@ -251,8 +328,13 @@ class Endpoint:
             raise Again(f"no connection ({self._plain(error.__cause__ or error)})") from None
         except self.openai.APIStatusError as error:
             message = f"status {error.status_code}: {self._plain(error.message)}"
-            if error.status_code in HOPELESS or getattr(error, "code", None) == "insufficient_quota":
-                raise ValueError(f"{self.url} refuses ({message}): {HOPELESS.get(error.status_code, 'the account has nothing left')}") from None
+            if (
+                error.status_code in HOPELESS
+                or getattr(error, "code", None) == "insufficient_quota"
+            ):
+                raise ValueError(
+                    f"{self.url} refuses ({message}): {HOPELESS.get(error.status_code, 'the account has nothing left')}"
+                ) from None
             if error.status_code in AGAIN or error.status_code >= 500:
                 raise Again(message, asked_wait(error.response.headers)) from None
             raise Refused(message) from None
@@ -268,20 +350,42 @@ class Endpoint:
             found = json.loads(raw)
             choice = found["choices"][0]
             text, finish = choice["message"].get("content"), choice.get("finish_reason")
-            if not isinstance(finish, (str, type(None))) or not isinstance(text, (str, type(None))) or text is finish is None:
+            if (
+                not isinstance(finish, (str, type(None)))
+                or not isinstance(text, (str, type(None)))
+                or text is finish is None
+            ):
                 raise TypeError
         except (ValueError, RecursionError):
-            raise Again(f"an answer that is not JSON ({self._plain(raw[:80].decode('utf-8', 'replace'))})") from None
+            raise Again(
+                f"an answer that is not JSON ({self._plain(raw[:80].decode('utf-8', 'replace'))})"
+            ) from None
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise Again(f"an answer of another form ({self._plain(raw[:80].decode('utf-8', 'replace'))})") from None
+            raise Again(
+                f"an answer of another form ({self._plain(raw[:80].decode('utf-8', 'replace'))})"
+            ) from None
         usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
         count = lambda name: usage[name] if type(usage.get(name)) is int and usage[name] >= 0 else 0
-        text = text if text is None else self._blank(text.encode("utf-8", "replace").decode())  # "\ud800" is JSON, but no text
-        return {"text": text, "finish": finish, "prompt_tokens": count("prompt_tokens"), "completion_tokens": count("completion_tokens"), "error": None, "date": now()}
+        text = (
+            text if text is None else self._blank(text.encode("utf-8", "replace").decode())
+        )  # "\ud800" is JSON, but no text
+        return {
+            "text": text,
+            "finish": finish,
+            "prompt_tokens": count("prompt_tokens"),
+            "completion_tokens": count("completion_tokens"),
+            "error": None,
+            "date": now(),
+        }
 
     def _write(self, key, body, answer):
         """Put one line on disk; False where the log is closed."""
-        line = json.dumps({"key": key, "request": body, "answer": answer}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        line = (
+            json.dumps({"key": key, "request": body, "answer": answer}, ensure_ascii=False).encode(
+                "utf-8", "replace"
+            )
+            + b"\n"
+        )
         with self.lock:
             if not self.file:
                 return False
@@ -329,4 +433,4 @@ def asked_wait(headers):
 def request_short(body):
     messages = body.get("messages") or [{}]
     text = json.dumps(messages[-1].get("content"), ensure_ascii=True)
-    return f'model {body.get("model")}, {text[:60]}'
+    return f"model {body.get('model')}, {text[:60]}"

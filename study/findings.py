@@ -5,6 +5,7 @@
 
 Left out: why.
 """
+
 import argparse
 import pathlib
 import sys
@@ -21,18 +22,32 @@ items (10,000 draws). Several bases are pooled: an item's difference is the mean
 on that benchmark is "uninformative" for a base, which is then left out of the pool. Imitation data stands for its largest amount. Intervals are over items, and do not cover other worlds or other bases."""
 MATTERS = 0.05
 CHANCE = {"mmlu": 0.25}  # a guess among four; elsewhere a guess is right next to never
-KNOWLEDGE, STYLE, PREFERENCE = ("mmlu", "nq", "humaneval"), ("list", "summary", "unigram"), ("rate", "judge")
+KNOWLEDGE, STYLE, PREFERENCE = (
+    ("mmlu", "nq", "humaneval"),
+    ("list", "summary", "unigram"),
+    ("rate", "judge"),
+)
 
 
 def values(path, measure):
     """{item: value} of a finished result, higher is better; items without a value (a missing score, no list of the teacher's) are left out."""
     read = {
-        "list": lambda i: i["list"] if i["teacher_list"] else None, "summary": lambda i: i["summary"] if i["teacher_summary"] else None, "unigram": lambda i: i["unigram"],
-        "toxicity": lambda i: None if i.get("toxicity") is None else 1 - i["toxicity"], "perplexity": lambda i: -i["nats"] / i["tokens"],
-        "rate": lambda i: None if i["verdict"] is None else i["verdict"] >= 0.5, "judge": lambda i: None if i["verdict"] is None else i["verdict"] >= 0.5,  # at least as good as the teacher
-    }.get(measure, lambda i: i["verdict"])  # fmt: skip
+        "list": lambda i: i["list"] if i["teacher_list"] else None,
+        "summary": lambda i: i["summary"] if i["teacher_summary"] else None,
+        "unigram": lambda i: i["unigram"],
+        "toxicity": lambda i: None if i.get("toxicity") is None else 1 - i["toxicity"],
+        "perplexity": lambda i: -i["nats"] / i["tokens"],
+        "rate": lambda i: None if i["verdict"] is None else i["verdict"] >= 0.5,
+        "judge": lambda i: (
+            None if i["verdict"] is None else i["verdict"] >= 0.5
+        ),  # at least as good as the teacher
+    }.get(measure, lambda i: i["verdict"])
     samples = pathlib.Path(path) / "samples.jsonl"
-    found = {i["id"]: read(i) for i in results.read_lines(samples, repair=False)} if samples.exists() else {}
+    found = (
+        {i["id"]: read(i) for i in results.read_lines(samples, repair=False)}
+        if samples.exists()
+        else {}
+    )
     return {name: float(v) for name, v in found.items() if v is not None}
 
 
@@ -53,19 +68,44 @@ def judge(rows):
     d = np.array([np.mean([r[i] for r in rows]) for i in items])
     low, high = scores.bootstrap(d)
     verdict = "yes" if low > 0 else "no" if high < MATTERS else "unclear"
-    return {"difference": float(d.mean()), "interval": (low, high), "n": len(items), "verdict": verdict + (", it falls" if high < 0 else "")}
+    return {
+        "difference": float(d.mean()),
+        "interval": (low, high),
+        "n": len(items),
+        "verdict": verdict + (", it falls" if high < 0 else ""),
+    }
 
 
 class Models:
     """The points of a report by model: `of(base, source, measure)` are the result folders, one a seed, of the largest amount (source None: the base itself)."""
 
     def __init__(self, points):
-        self.points = [p for p in points if p["role"] != "teacher" and p["measure"] in (*KNOWLEDGE, *STYLE, *PREFERENCE, "toxicity", "perplexity")]
-        self.bases = list(dict.fromkeys(p["base"] for p in sorted(self.points, key=lambda p: (p["size"] or 0, str(p["base"])))))
+        self.points = [
+            p
+            for p in points
+            if p["role"] != "teacher"
+            and p["measure"] in (*KNOWLEDGE, *STYLE, *PREFERENCE, "toxicity", "perplexity")
+        ]
+        self.bases = list(
+            dict.fromkeys(
+                p["base"]
+                for p in sorted(self.points, key=lambda p: (p["size"] or 0, str(p["base"])))
+            )
+        )
         self.read = {}
 
     def of(self, base, source, measure):
-        own = [p for p in self.points if p["base"] == base and p["measure"] == measure and (p["role"] == "base" if source is None else p["role"] == "imitation" and p["source"] == source)]
+        own = [
+            p
+            for p in self.points
+            if p["base"] == base
+            and p["measure"] == measure
+            and (
+                p["role"] == "base"
+                if source is None
+                else p["role"] == "imitation" and p["source"] == source
+            )
+        ]
         if measure == "nq":
             shots = plots.shots_drawn(own)
             own = [p for p in own if p["shots"] == shots]
@@ -73,11 +113,18 @@ class Models:
         return [p for p in own if (p["amount"] or 0) == largest]
 
     def values(self, points, measure):
-        return [self.read.setdefault((p["path"], measure), values(p["path"], measure)) for p in points]
+        return [
+            self.read.setdefault((p["path"], measure), values(p["path"], measure)) for p in points
+        ]
 
     def at_chance(self, base, measure):
         own = self.of(base, None, measure)
-        return measure in KNOWLEDGE and bool(own) and own[0]["interval"] is not None and own[0]["interval"][0] <= CHANCE.get(measure, 0)
+        return (
+            measure in KNOWLEDGE
+            and bool(own)
+            and own[0]["interval"] is not None
+            and own[0]["interval"][0] <= CHANCE.get(measure, 0)
+        )
 
     def against(self, bases, one, other, measure):
         """judge() of `other` against `one` (sources, or (base, source)), pooled over bases -> with "left_out": bases at chance; or None where nothing was run."""
@@ -94,7 +141,10 @@ class Models:
                 rows.append(difference(self.values(a, measure), self.values(b, measure)))
         if not ran:
             return None
-        return (judge(rows) or {"difference": None, "interval": None, "n": 0, "verdict": "uninformative"}) | {"left_out": left_out}
+        return (
+            judge(rows)
+            or {"difference": None, "interval": None, "n": 0, "verdict": "uninformative"}
+        ) | {"left_out": left_out}
 
 
 def sources(points):
@@ -105,14 +155,23 @@ def sources(points):
             names.setdefault(p["source"], set()).add(p["amount"])
     mixed = "mixed" if "mixed" in names else None
     local = next((s for s in names if s in ("local", "nq")), None)
-    broad = max((s for s in names if s not in (mixed, local)), key=lambda s: len(names[s]), default=None)
+    broad = max(
+        (s for s in names if s not in (mixed, local)), key=lambda s: len(names[s]), default=None
+    )
     return broad, local, mixed
 
 
 # Claim -> what the paper says of it ("yes", "no", None: left open).
-CLAIMS = {"style": ("Style rises with broad imitation", "yes"), "knowledge": ("Knowledge rises with broad imitation", "no"), "local": ("Local imitation raises its own task", "yes"),
-          "base": ("A larger base raises", "yes"), "mixed": ("Mixing the base's own text into imitation keeps what broad imitation loses", None), "preference": ("Readers' preference rises with broad imitation", "yes"),
-          "toxicity": ("Answers to unkind requests become less toxic", "yes"), "perplexity": ("The encyclopedia becomes likelier by broad imitation", None)}  # fmt: skip
+CLAIMS = {
+    "style": ("Style rises with broad imitation", "yes"),
+    "knowledge": ("Knowledge rises with broad imitation", "no"),
+    "local": ("Local imitation raises its own task", "yes"),
+    "base": ("A larger base raises", "yes"),
+    "mixed": ("Mixing the base's own text into imitation keeps what broad imitation loses", None),
+    "preference": ("Readers' preference rises with broad imitation", "yes"),
+    "toxicity": ("Answers to unkind requests become less toxic", "yes"),
+    "perplexity": ("The encyclopedia becomes likelier by broad imitation", None),
+}
 
 
 def compute(points):
@@ -156,8 +215,12 @@ def shown(row, titles):
         text = f"perplexity {change(row['difference']):+.0f} % ({change(high):+.0f} to {change(low):+.0f})"
         row = row | {"verdict": row["verdict"].replace("it falls", "it becomes less likely")}
     else:
-        text = f"{name} {100 * row['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{text}: {row['verdict']}" + (f"; {', '.join(map(str, row['left_out']))} at chance, left out" if row["left_out"] else "")
+        text = (
+            f"{name} {100 * row['difference']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        )
+    return f"{text}: {row['verdict']}" + (
+        f"; {', '.join(map(str, row['left_out']))} at chance, left out" if row["left_out"] else ""
+    )
 
 
 def paragraph(found, titles):
@@ -168,12 +231,18 @@ def paragraph(found, titles):
         if not rows:
             continue
         told = {r["verdict"].split(",")[0] for r in rows} - {"uninformative"}
-        whole = "uninformative" if not told else told.pop() if len(told) == 1 else "not on all measures"
+        whole = (
+            "uninformative" if not told else told.pop() if len(told) == 1 else "not on all measures"
+        )
         text.append(f"{words}: {whole} ({'; '.join(shown(r, titles) for r in rows)}).")
         if paper and whole != "uninformative":
-            (same if whole == paper else differs).append(f'"{words.lower()}" (the paper: {paper}; here: {whole})')
+            (same if whole == paper else differs).append(
+                f'"{words.lower()}" (the paper: {paper}; here: {whole})'
+            )
     if not text:
-        return "Nothing to compare: no base model and imitation of it were measured on the same items."
+        return (
+            "Nothing to compare: no base model and imitation of it were measured on the same items."
+        )
     ending = f"As in the paper: {'; '.join(same) or 'nothing'}. Other than in the paper: {'; '.join(differs) or 'nothing'}."
     return " ".join([*text, ending])
 
@@ -190,18 +259,45 @@ def gate(folders, out, whatever=False):
         steps.append({"from": str(a), "to": str(b), "difference": d, "interval": (low, high)})
     d, (low, high) = scores.paired_bootstrap(*results.pair(folders[0], folders[-1])[1:3])
     for folder, head in zip(folders, heads, strict=True):
-        print(f"{folder}: {head['score']:.1%} ({head['interval'][0]:.1%} to {head['interval'][1]:.1%}, n {head['n']})")
-    print(f"largest minus smallest {100 * d:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, paired bootstrap)")
+        print(
+            f"{folder}: {head['score']:.1%} ({head['interval'][0]:.1%} to {head['interval'][1]:.1%}, n {head['n']})"
+        )
+    print(
+        f"largest minus smallest {100 * d:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, paired bootstrap)"
+    )
     if low <= 0 and not whatever:
-        raise ValueError(f"{folders[-1]} does not know more than {folders[0]} ({100 * low:+.1f} to {100 * high:+.1f} points): the study needs bases that differ; train them longer, or --whatever")
+        raise ValueError(
+            f"{folders[-1]} does not know more than {folders[0]} ({100 * low:+.1f} to {100 * high:+.1f} points): the study needs bases that differ; train them longer, or --whatever"
+        )
     pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
-    results.write_beside(pathlib.Path(out), results.dumps({"scores": [{"path": str(f)} | {k: h[k] for k in ("score", "interval", "n")} for f, h in zip(folders, heads, strict=True)], "steps": steps,
-                                                          "largest minus smallest": {"difference": d, "interval": (low, high)}}, indent=1) + "\n")  # fmt: skip
+    results.write_beside(
+        pathlib.Path(out),
+        results.dumps(
+            {
+                "scores": [
+                    {"path": str(f)} | {k: h[k] for k in ("score", "interval", "n")}
+                    for f, h in zip(folders, heads, strict=True)
+                ],
+                "steps": steps,
+                "largest minus smallest": {"difference": d, "interval": (low, high)},
+            },
+            indent=1,
+        )
+        + "\n",
+    )
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m study.findings", description="Do larger base models know more? Compare their exact match on the same questions; status 2 where the largest does not beat the smallest.")
-    p.add_argument("results", nargs="+", metavar="RESULT", help="result directories of eval.py nq, the smallest base first, two or more")
+    p = argparse.ArgumentParser(
+        prog="python -m study.findings",
+        description="Do larger base models know more? Compare their exact match on the same questions; status 2 where the largest does not beat the smallest.",
+    )
+    p.add_argument(
+        "results",
+        nargs="+",
+        metavar="RESULT",
+        help="result directories of eval.py nq, the smallest base first, two or more",
+    )
     p.add_argument("--out", required=True, metavar="FILE", help="the comparison, JSON")
     p.add_argument("--whatever", action="store_true", help="write it whatever comes out")
     args = p.parse_args(argv)

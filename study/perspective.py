@@ -25,7 +25,9 @@ from study import endpoint
 
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 LONGEST_WAIT = 120  # seconds
-FAILURES = 5  # texts in a row that could not be scored at all: the service is down, or the quota is spent
+FAILURES = (
+    5  # texts in a row that could not be scored at all: the service is down, or the quota is spent
+)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -45,8 +47,16 @@ class Perspective:
     def __init__(self, key_file, cache, *, qps=1.0, retries=6, backoff=1.0, timeout=30, url=URL):
         self.key = endpoint.read_key(key_file)
         if not qps > 0:
-            raise ValueError(f"--qps {qps} is out of range: use more than 0 (Perspective gives 1 unless more is asked for)")
-        self.url, self.every, self.retries, self.backoff, self.timeout = url, 1 / qps, retries, backoff, timeout
+            raise ValueError(
+                f"--qps {qps} is out of range: use more than 0 (Perspective gives 1 unless more is asked for)"
+            )
+        self.url, self.every, self.retries, self.backoff, self.timeout = (
+            url,
+            1 / qps,
+            retries,
+            backoff,
+            timeout,
+        )
         self.opener, self.next, self.failed = urllib.request.build_opener(_NoRedirect), 0.0, 0
         self.counts = {"asked": 0, "cached": 0, "retries": 0}
         cache = pathlib.Path(cache)
@@ -55,11 +65,16 @@ class Perspective:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{cache} is being written by another run: wait for it, or name another --cache") from None
+            raise ValueError(
+                f"{cache} is being written by another run: wait for it, or name another --cache"
+            ) from None
         size = cache.stat().st_size
         self.known = {row["sha256"]: row for row in results.read_lines(cache)}
         if cache.stat().st_size < size:
-            print(f"{cache}: the torn last line of a run that was killed is cut off; that text is asked again", file=sys.stderr)
+            print(
+                f"{cache}: the torn last line of a run that was killed is cut off; that text is asked again",
+                file=sys.stderr,
+            )
 
     def __enter__(self):
         return self
@@ -74,7 +89,12 @@ class Perspective:
             self.counts["cached"] += 1
             return self.known[name] | {"cached": True}
         toxicity, reason, lasting = self._ask(text)
-        row = {"sha256": name, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "toxicity": toxicity, "reason": reason}
+        row = {
+            "sha256": name,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "toxicity": toxicity,
+            "reason": reason,
+        }
         if lasting:
             self.file.write(results.dumps(row) + "\n")
             self.file.flush()
@@ -84,7 +104,14 @@ class Perspective:
 
     def _ask(self, text):
         """(toxicity or None, why None, whether asking again would change nothing)."""
-        body = json.dumps({"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}, "languages": ["en"], "doNotStore": True}).encode()
+        body = json.dumps(
+            {
+                "comment": {"text": text},
+                "requestedAttributes": {"TOXICITY": {}},
+                "languages": ["en"],
+                "doNotStore": True,
+            }
+        ).encode()
         reason = None
         for tries in range(self.retries + 1):
             time.sleep(max(0.0, self.next - time.monotonic()))
@@ -92,9 +119,13 @@ class Perspective:
             self.counts["asked"] += 1
             wait = None
             try:
-                request = urllib.request.Request(self.url, body, {"Content-Type": "application/json", "X-Goog-Api-Key": self.key})
+                request = urllib.request.Request(
+                    self.url, body, {"Content-Type": "application/json", "X-Goog-Api-Key": self.key}
+                )
                 with self.opener.open(request, timeout=self.timeout) as response:
-                    value = json.loads(response.read(1 << 20))["attributeScores"]["TOXICITY"]["summaryScore"]["value"]
+                    value = json.loads(response.read(1 << 20))["attributeScores"]["TOXICITY"][
+                        "summaryScore"
+                    ]["value"]
                 if isinstance(value, (int, float)) and 0 <= value <= 1:
                     self.failed = 0
                     return float(value), None, True
@@ -104,7 +135,10 @@ class Perspective:
                 if lasting:
                     self.failed = 0
                     return None, reason, True
-            except (OSError, http.client.HTTPException) as error:  # URLError and time-outs among them
+            except (
+                OSError,
+                http.client.HTTPException,
+            ) as error:  # URLError and time-outs among them
                 reason = f"no answer ({type(getattr(error, 'reason', error)).__name__})"
             except (ValueError, KeyError, TypeError):
                 reason = "an answer of another form"
@@ -123,13 +157,19 @@ class Perspective:
         raw = error.read(1 << 16)
         try:
             found = json.loads(raw)["error"]
-            kinds = [d.get("errorType") or d.get("reason") for d in found.get("details", []) if isinstance(d, dict)]
+            kinds = [
+                d.get("errorType") or d.get("reason")
+                for d in found.get("details", [])
+                if isinstance(d, dict)
+            ]
             kind = next((k for k in kinds if isinstance(k, str)), str(found.get("status", "")))
         except (ValueError, KeyError, TypeError, AttributeError):
             kind = ""
         kind = "".join(c for c in kind if c.isalnum() or c == "_")[:60]
         if error.code in (401, 403, 404) or "KEY" in kind or 300 <= error.code < 400:
-            raise ValueError(f"Perspective refuses (status {error.code} {kind}): check the key and that the API is enabled for its project")
+            raise ValueError(
+                f"Perspective refuses (status {error.code} {kind}): check the key and that the API is enabled for its project"
+            )
         try:
             wait = float(error.headers.get("Retry-After", ""))
         except ValueError:

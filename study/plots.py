@@ -4,16 +4,29 @@
 
 Same points, same bytes: no date, a fixed salt for ids, fonts that matplotlib carries. Left out: reading results (report.py).
 """
+
 import io
 
 import numpy as np
 
 FIGURES = [  # number, caption, rows of panels (measure, what it is drawn against)
-    (1, "raters' preference and factual knowledge, against data and against the base model", [[("rate", "amount"), ("nq", "amount"), ("rate", "size")]]),
-    (3, "a model's preference, against data and against the base model", [[("judge", "amount"), ("judge", "size")]]),
-    (4, "benchmarks, against data (top) and against the base model (bottom)", [[(m, x) for m in ("mmlu", "nq", "humaneval")] for x in ("amount", "size")]),
+    (
+        1,
+        "raters' preference and factual knowledge, against data and against the base model",
+        [[("rate", "amount"), ("nq", "amount"), ("rate", "size")]],
+    ),
+    (
+        3,
+        "a model's preference, against data and against the base model",
+        [[("judge", "amount"), ("judge", "size")]],
+    ),
+    (
+        4,
+        "benchmarks, against data (top) and against the base model (bottom)",
+        [[(m, x) for m in ("mmlu", "nq", "humaneval")] for x in ("amount", "size")],
+    ),
     (5, "mean non-toxicity, against data", [[("toxicity", "amount")]]),
-]  # fmt: skip
+]
 COLOURS = ("#1f5fa8", "#c8552b", "#2a8a4a", "#7b3fa0", "#8a6d1d", "#b0305f")
 MARKERS = ("o", "s", "^", "D", "v")
 GREY, TEACHER = "#8a8a8a", "#111111"
@@ -25,7 +38,13 @@ def plain(text):
 
 
 def amount_name(n):
-    return f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M" if n >= 1e5 else f"{n / 1e3:g}k" if n >= 1e3 else f"{n:g}"
+    return (
+        f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
+        if n >= 1e5
+        else f"{n / 1e3:g}k"
+        if n >= 1e3
+        else f"{n:g}"
+    )
 
 
 def shots_drawn(points):
@@ -37,7 +56,13 @@ def shots_drawn(points):
 def line(ax, groups, scale, **style):
     """Means over seeds as a line; each seed a dot with its interval. groups: {x: points}."""
     xs = sorted(groups)
-    ax.plot(xs, [scale * np.mean([p["score"] for p in groups[x]]) for x in xs], linewidth=1.6, markersize=4.5, **style)
+    ax.plot(
+        xs,
+        [scale * np.mean([p["score"] for p in groups[x]]) for x in xs],
+        linewidth=1.6,
+        markersize=4.5,
+        **style,
+    )
     for x in xs:
         for p in groups[x]:
             dot(ax, x, p, scale, style["color"], style.get("marker", "o"))
@@ -45,14 +70,32 @@ def line(ax, groups, scale, **style):
 
 def dot(ax, x, p, scale, colour, marker="o"):
     low, high = p["interval"] or (p["score"], p["score"])
-    ax.errorbar([x], [scale * p["score"]], yerr=[[max(0, scale * (p["score"] - low))], [max(0, scale * (high - p["score"]))]], fmt=marker, color=colour, markersize=4.5, capsize=2, elinewidth=1, alpha=0.9)
+    ax.errorbar(
+        [x],
+        [scale * p["score"]],
+        yerr=[[max(0, scale * (p["score"] - low))], [max(0, scale * (high - p["score"]))]],
+        fmt=marker,
+        color=colour,
+        markersize=4.5,
+        capsize=2,
+        elinewidth=1,
+        alpha=0.9,
+    )
 
 
 def level(ax, group, scale, colour, label, dashes):
     """A horizontal line with its interval's band: what does not depend on x. group: its seeds."""
-    ax.axhline(scale * np.mean([p["score"] for p in group]), color=colour, linewidth=1.3, linestyle=dashes, label=label)
+    ax.axhline(
+        scale * np.mean([p["score"] for p in group]),
+        color=colour,
+        linewidth=1.3,
+        linestyle=dashes,
+        label=label,
+    )
     if len(group) == 1 and group[0]["interval"]:
-        ax.axhspan(*(scale * v for v in group[0]["interval"]), color=colour, alpha=0.08, linewidth=0)
+        ax.axhspan(
+            *(scale * v for v in group[0]["interval"]), color=colour, alpha=0.08, linewidth=0
+        )
 
 
 def by(points, key):
@@ -68,8 +111,14 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
 
     scale = 100 if percent else 1
     shots = shots_drawn(points)
-    own = [p for p in points if p["measure"] == measure and (measure != "nq" or p["shots"] == shots)]
-    ax.set_title(f"{title}{f', {shots}-shot' if measure == 'nq' and shots is not None else ''}", fontsize=9, loc="left")
+    own = [
+        p for p in points if p["measure"] == measure and (measure != "nq" or p["shots"] == shots)
+    ]
+    ax.set_title(
+        f"{title}{f', {shots}-shot' if measure == 'nq' and shots is not None else ''}",
+        fontsize=9,
+        loc="left",
+    )
     ax.grid(alpha=0.25, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     teacher = [p for p in own if p["role"] == "teacher"]
@@ -77,26 +126,54 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
     if against == "size":
         imitation, base = ([p for p in group if p["size"]] for group in (imitation, base))
     if not imitation and not base:
-        ax.text(0.5, 0.5, "no results", transform=ax.transAxes, ha="center", va="center", color=GREY)
+        ax.text(
+            0.5, 0.5, "no results", transform=ax.transAxes, ha="center", va="center", color=GREY
+        )
         ax.set_xticks([])
         ax.set_yticks([])
         return
     ax.set_xscale("log")
     if against == "amount":
         for (name, source), group in by(imitation, lambda p: (p["base"], p["source"])).items():
-            line(ax, by(group, lambda p: p["amount"]), scale, color=colours[name], marker=markers[source], linestyle=("-", "-.", (0, (1, 1)), "--")[list(markers).index(source) % 4], label=plain(f"{name} + {source}"))
+            line(
+                ax,
+                by(group, lambda p: p["amount"]),
+                scale,
+                color=colours[name],
+                marker=markers[source],
+                linestyle=("-", "-.", (0, (1, 1)), "--")[list(markers).index(source) % 4],
+                label=plain(f"{name} + {source}"),
+            )
         for name, group in by(base, lambda p: p["base"]).items():
             level(ax, group, scale, colours[name], plain(f"{name} base"), "--")
         ticks = {p["amount"]: amount_name(p["amount"]) for p in imitation}
         ax.set_xlabel("imitation data (tokens)")
     else:
         if base:
-            line(ax, by(base, lambda p: p["size"]), scale, color="#555555", linestyle="--", marker="o", label="base")
+            line(
+                ax,
+                by(base, lambda p: p["size"]),
+                scale,
+                color="#555555",
+                linestyle="--",
+                marker="o",
+                label="base",
+            )
         for n, (source, group) in enumerate(by(imitation, lambda p: p["source"]).items()):
-            largest = {name: max(p["amount"] for p in g) for name, g in by(group, lambda p: p["base"]).items()}  # of each base, its largest amount
+            largest = {
+                name: max(p["amount"] for p in g)
+                for name, g in by(group, lambda p: p["base"]).items()
+            }  # of each base, its largest amount
             group = [p for p in group if p["amount"] == largest[p["base"]]]
             amounts = sorted({p["amount"] for p in group})
-            line(ax, by(group, lambda p: p["size"]), scale, color=COLOURS[n % len(COLOURS)], marker=markers[source], label=plain(f"{source}, {' / '.join(map(amount_name, amounts))}"))
+            line(
+                ax,
+                by(group, lambda p: p["size"]),
+                scale,
+                color=COLOURS[n % len(COLOURS)],
+                marker=markers[source],
+                label=plain(f"{source}, {' / '.join(map(amount_name, amounts))}"),
+            )
         ticks = {p["size"]: plain(p["base"]) for p in imitation + base}
         ax.set_xlabel("base model")
     if teacher:
@@ -111,23 +188,50 @@ def panel(ax, measure, against, points, title, percent, paper_nq, colours, marke
         low, high = min(ticks), max(ticks)
         spread = (high / low) ** 0.08 if high > low else 3
         ax.set_xlim(low / spread, high * spread)
-    ax.legend(fontsize=6.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)  # below: inside it would hide points
+    ax.legend(
+        fontsize=6.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3
+    )  # below: inside it would hide points
 
 
 def paper_marks(ax, against, ticks, paper_nq):
     """The paper's Table 1 in grey: short lines at the right edge (it gives no amounts), or points at the bases' sizes. -> ticks that are needed for them."""
     if against == "amount":
         for (name, source), value in paper_nq.items():
-            ax.plot([0.965, 1.0], [value, value], transform=ax.get_yaxis_transform(), color=GREY, linewidth=1.2, label="paper (Table 1)" if source == "teacher" else None)
+            ax.plot(
+                [0.965, 1.0],
+                [value, value],
+                transform=ax.get_yaxis_transform(),
+                color=GREY,
+                linewidth=1.2,
+                label="paper (Table 1)" if source == "teacher" else None,
+            )
         low, high = ax.get_ylim()
         at = low
         for (name, source), value in sorted(paper_nq.items(), key=lambda item: item[1]):
             at = max(value, at + 0.034 * (high - low))  # names keep apart where the marks do not
-            ax.annotate(f"{name or 'teacher'}{'' if name is None else ' ' + source}", (1.0, at), xycoords=ax.get_yaxis_transform(), xytext=(3, 0), textcoords="offset points", fontsize=5.5, color=GREY, va="center")
+            ax.annotate(
+                f"{name or 'teacher'}{'' if name is None else ' ' + source}",
+                (1.0, at),
+                xycoords=ax.get_yaxis_transform(),
+                xytext=(3, 0),
+                textcoords="offset points",
+                fontsize=5.5,
+                color=GREY,
+                va="center",
+            )
         return {}
     sizes = {"7B": 7e9, "13B": 13e9}
     for source, marker in (("base", "o"), ("mix", "x"), ("nq", "+")):
-        ax.plot([sizes[n] for n in sizes], [paper_nq[n, source] for n in sizes], color=GREY, marker=marker, markersize=4, linewidth=0.8, linestyle=":", label=f"paper: {source}")
+        ax.plot(
+            [sizes[n] for n in sizes],
+            [paper_nq[n, source] for n in sizes],
+            color=GREY,
+            marker=marker,
+            markersize=4,
+            linewidth=0.8,
+            linestyle=":",
+            label=f"paper: {source}",
+        )
     ax.axhline(paper_nq[None, "teacher"], color=GREY, linewidth=0.8, linestyle=":")
     return {size: name for name, size in sizes.items() if size not in ticks}
 
@@ -139,15 +243,41 @@ def draw(rows, points, titles, percents, paper_nq, salt):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    bases = list(dict.fromkeys(p["base"] for p in sorted(points, key=lambda p: (p["size"] or 0, str(p["base"]))) if p["base"]))
-    sources = sorted({p["source"] for p in points if p["role"] == "imitation"}, key=lambda s: (s != "mix", s))
+    bases = list(
+        dict.fromkeys(
+            p["base"]
+            for p in sorted(points, key=lambda p: (p["size"] or 0, str(p["base"])))
+            if p["base"]
+        )
+    )
+    sources = sorted(
+        {p["source"] for p in points if p["role"] == "imitation"}, key=lambda s: (s != "mix", s)
+    )
     colours = {b: COLOURS[k % len(COLOURS)] for k, b in enumerate(bases)}
     markers = {s: MARKERS[k % len(MARKERS)] for k, s in enumerate(sources)}
-    with plt.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 8}):
-        figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(max(5.2, 4.2 * len(rows[0])), 3.8 * len(rows)), squeeze=False, layout="constrained")
+    with plt.rc_context(
+        {"svg.hashsalt": salt, "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 8}
+    ):
+        figure, axes = plt.subplots(
+            len(rows),
+            len(rows[0]),
+            figsize=(max(5.2, 4.2 * len(rows[0])), 3.8 * len(rows)),
+            squeeze=False,
+            layout="constrained",
+        )
         for y, row in enumerate(rows):
             for x, (measure, against) in enumerate(row):
-                panel(axes[y][x], measure, against, points, titles[measure], percents[measure], paper_nq, colours, markers)
+                panel(
+                    axes[y][x],
+                    measure,
+                    against,
+                    points,
+                    titles[measure],
+                    percents[measure],
+                    paper_nq,
+                    colours,
+                    markers,
+                )
         out = []
         for kind, more in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()

@@ -7,6 +7,7 @@ hurried: a point each for whole sentences (the answer ends with a full stop, ! o
 written twice. More points win, equal ones are a tie; facts are not looked at. checking: the answer's sentences are read by the world's own sentence forms; true statements about whom the prompt names
 minus false ones decide; prompts about nobody of the world (crafts, functions) are left out and counted. Left out: prose that is not in the world's sentences.
 """
+
 import argparse
 import json
 import pathlib
@@ -18,7 +19,10 @@ from study import answers, verdicts
 from study.style import has_list, has_summary, words
 from study.world import RELATIONS
 
-RULES = {"hurried": "a simulated reader, no person: looks at form alone (sentences, list, summary, length, repetition)", "checking": "a simulated reader, no judge model: checks every statement against the world"}
+RULES = {
+    "hurried": "a simulated reader, no person: looks at form alone (sentences, list, summary, length, repetition)",
+    "checking": "a simulated reader, no judge model: checks every statement against the world",
+}
 TASK = {"hurried": "rate", "checking": "judge"}
 MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
@@ -27,7 +31,13 @@ def form(text, other):
     """{what: whether} of an answer beside the other one."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     n, m = len(words(text)), len(words(other))
-    return {"whole": text.rstrip().endswith((".", "!", "```")), "list": has_list(text), "summary": has_summary(text), "length": m <= 2 * n <= 4 * m, "not repeated": bool(lines) and len(set(lines)) == len(lines)}
+    return {
+        "whole": text.rstrip().endswith((".", "!", "```")),
+        "list": has_list(text),
+        "summary": has_summary(text),
+        "length": m <= 2 * n <= 4 * m,
+        "not repeated": bool(lines) and len(set(lines)) == len(lines),
+    }
 
 
 def patterns():
@@ -35,9 +45,13 @@ def patterns():
     found = []
     for relation, (sentences, _, _) in RELATIONS.items():
         for sentence in sentences:
-            text = re.escape(sentence).replace(r"\{s\}", "(?P<s>.+?)").replace(r"\{o\}", "(?P<o>.+?)")
+            text = (
+                re.escape(sentence).replace(r"\{s\}", "(?P<s>.+?)").replace(r"\{o\}", "(?P<o>.+?)")
+            )
             found.append((relation, re.compile(text)))
-    return sorted(found, key=lambda f: -len(f[1].pattern))  # "was born in the year {o}" before "was born in {o}"
+    return sorted(
+        found, key=lambda f: -len(f[1].pattern)
+    )  # "was born in the year {o}" before "was born in {o}"
 
 
 SENTENCES = patterns()
@@ -80,25 +94,56 @@ def compare(how, pairs, facts):
                 continue
             ours, theirs = checked(x["output"], facts, asked), checked(y["output"], facts, asked)
             a, b = ours[0] - ours[1], theirs[0] - theirs[1]
-            item |= {"ours": {"true": ours[0], "false": ours[1]}, "teacher": {"true": theirs[0], "false": theirs[1]}}
+            item |= {
+                "ours": {"true": ours[0], "false": ours[1]},
+                "teacher": {"true": theirs[0], "false": theirs[1]},
+            }
         verdict = 1.0 if a > b else 0.5 if a == b else 0.0
-        items.append(item | {"extracted": f"{a} points against the teacher's {b}", "verdict": verdict})
+        items.append(
+            item | {"extracted": f"{a} points against the teacher's {b}", "verdict": verdict}
+        )
     return items, left
 
 
 def summary(how, items, left):
     good = verdicts.share(sum(i["verdict"] >= 0.5 for i in items), len(items))
-    found = good | {"unit": "at least as good as the teacher", "at_least_as_good": good, **{k: sum(i["verdict"] == v for i in items) for k, v in (("win", 1.0), ("tie", 0.5), ("lose", 0.0))}}
+    found = good | {
+        "unit": "at least as good as the teacher",
+        "at_least_as_good": good,
+        **{
+            k: sum(i["verdict"] == v for i in items)
+            for k, v in (("win", 1.0), ("tie", 0.5), ("lose", 0.0))
+        },
+    }
     kinds = items[0]["ours"]
-    return found | {side: {k: sum(i[side][k] for i in items) for k in kinds} for side in ("ours", "teacher")} | ({"left_out": left} if how == "checking" else {})
+    return (
+        found
+        | {side: {k: sum(i[side][k] for i in items) for k in kinds} for side in ("ours", "teacher")}
+        | ({"left_out": left} if how == "checking" else {})
+    )
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="python -m study.readers", description="Prefer a model's answers or its teacher's by a fixed rule: a simulated reader.", epilog="; ".join(f"{k}: {v}" for k, v in RULES.items()) + ".")
+    p = argparse.ArgumentParser(
+        prog="python -m study.readers",
+        description="Prefer a model's answers or its teacher's by a fixed rule: a simulated reader.",
+        epilog="; ".join(f"{k}: {v}" for k, v in RULES.items()) + ".",
+    )
     p.add_argument("reader", choices=list(RULES), help="who reads")
-    p.add_argument("outputs", metavar="OUTPUTS", help="the model's answers: a result directory of eval.py generate, or any form that study.answers reads")
-    p.add_argument("--teacher", required=True, metavar="OUTPUTS", help="the teacher's answers to the same prompts")
-    p.add_argument("--world", metavar="FILE", help="world.json of study.world, for the reader that checks")
+    p.add_argument(
+        "outputs",
+        metavar="OUTPUTS",
+        help="the model's answers: a result directory of eval.py generate, or any form that study.answers reads",
+    )
+    p.add_argument(
+        "--teacher",
+        required=True,
+        metavar="OUTPUTS",
+        help="the teacher's answers to the same prompts",
+    )
+    p.add_argument(
+        "--world", metavar="FILE", help="world.json of study.world, for the reader that checks"
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="result directory")
     return p
 
@@ -107,18 +152,40 @@ def run(args):
     facts = {}
     if args.reader == "checking":
         if not args.world:
-            raise ValueError("the checking reader needs --world world.json, which study.world writes")
+            raise ValueError(
+                "the checking reader needs --world world.json, which study.world writes"
+            )
         try:
-            facts = {(s, r): o for s, r, o in json.loads(pathlib.Path(args.world).read_text(encoding="utf-8"))["facts"]}
+            facts = {
+                (s, r): o
+                for s, r, o in json.loads(pathlib.Path(args.world).read_text(encoding="utf-8"))[
+                    "facts"
+                ]
+            }
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{args.world} is no world of study.world ({error}): make one with python -m study.world --out DIR") from None
+            raise ValueError(
+                f"{args.world} is no world of study.world ({error}): make one with python -m study.world --out DIR"
+            ) from None
     ours, theirs = answers.read(args.outputs), answers.read(args.teacher)
     pairs, uneven = answers.pair(ours, theirs)
-    print(f"{answers.name_of(ours)} and {answers.name_of(theirs)}: {answers.counted(pairs, uneven)}", file=sys.stderr)
+    print(
+        f"{answers.name_of(ours)} and {answers.name_of(theirs)}: {answers.counted(pairs, uneven)}",
+        file=sys.stderr,
+    )
     items, left = compare(args.reader, pairs, facts)
     if not items:
-        raise ValueError(f"none of the {len(pairs)} prompts names anybody of {args.world}: there is nothing to check")
-    settings = {"reader": args.reader, "sample": RULES[args.reader], "teacher": answers.name_of(theirs), "fingerprints": {k: answers.fingerprint(p) for k, p in (("model", args.outputs), ("teacher", args.teacher))}}
+        raise ValueError(
+            f"none of the {len(pairs)} prompts names anybody of {args.world}: there is nothing to check"
+        )
+    settings = {
+        "reader": args.reader,
+        "sample": RULES[args.reader],
+        "teacher": answers.name_of(theirs),
+        "fingerprints": {
+            k: answers.fingerprint(p)
+            for k, p in (("model", args.outputs), ("teacher", args.teacher))
+        },
+    }
     out = pathlib.Path(args.out)
     result = results.Result(out, TASK[args.reader], settings, answers.name_of(ours))
     for item in items:
@@ -126,8 +193,11 @@ def run(args):
             result.add(item)
     found = result.finish([i["id"] for i in items], summary(args.reader, items, left))
     low, high = found["interval"]
-    print(f"{args.reader}: at least as good as the teacher {found['score']:.1%} ({low:.1%} to {high:.1%}, n {found['n']}); win {found['win']}, tie {found['tie']}, lose {found['lose']}"
-          + (f"; {left} prompts about nobody left out" if left else "") + f"  ({out / 'index.html'})")  # fmt: skip
+    print(
+        f"{args.reader}: at least as good as the teacher {found['score']:.1%} ({low:.1%} to {high:.1%}, n {found['n']}); win {found['win']}, tie {found['tie']}, lose {found['lose']}"
+        + (f"; {left} prompts about nobody left out" if left else "")
+        + f"  ({out / 'index.html'})"
+    )
 
 
 def main(argv=None):

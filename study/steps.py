@@ -4,6 +4,7 @@
 
 Left out: how steps are run (grid.py), which there are (paper_grid.py, and a file for each further preset).
 """
+
 import json
 import pathlib
 from typing import NamedTuple
@@ -34,8 +35,15 @@ def done(step):
         if step.proof == "file":
             return out.exists()
         if step.proof == "result":
-            return json.loads((out / "results.json").read_text(encoding="utf-8")).get("finished", False) is True
-        steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["steps"]  # Orbax names a checkpoint when all of it is there
+            return (
+                json.loads((out / "results.json").read_text(encoding="utf-8")).get(
+                    "finished", False
+                )
+                is True
+            )
+        steps = json.loads((out / "run.json").read_text(encoding="utf-8"))[
+            "steps"
+        ]  # Orbax names a checkpoint when all of it is there
         return (out / "checkpoints" / str(steps)).is_dir()
     except (OSError, ValueError, KeyError):
         return False

@@ -24,7 +24,9 @@ from study import answers
 
 FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 # 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's lists
-NUMBERED = re.compile(r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] )[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)")
+NUMBERED = re.compile(
+    r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] )[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)"
+)
 BULLET = re.compile(r"^\s*(?P<mark>[-*+•‣◦▪●·–—])\s+\S")
 RULE = re.compile(r"^\s*([-*_])(\s*\1){2,}\s*$")
 INLINE = re.compile(r"(?:(?<=\s)|^)\(?(\d{1,2})[.)]\s+(?=\S)")
@@ -35,7 +37,9 @@ CLOSING = re.compile(
     r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to (?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing up|summary\b|conclusion\b|tl;?dr"
     r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
     r"|with (?:all )?(?:of )?these\b|remember[,:]? |so, in "
-    r")", re.IGNORECASE)  # fmt: skip
+    r")",
+    re.IGNORECASE,
+)
 
 
 def has_list(text):
@@ -50,7 +54,9 @@ def has_list(text):
     last, marks = {}, collections.Counter()
     for line in text.split("\n"):
         if found := NUMBERED.match(line):
-            number = int(found["number"]) if found["number"].isdigit() else ord(found["number"].lower())
+            number = (
+                int(found["number"]) if found["number"].isdigit() else ord(found["number"].lower())
+            )
             kind = found["word"] or found["number"].isdigit()
             if kind in last and number - last[kind] in (0, 1):
                 return True
@@ -86,7 +92,9 @@ def has_summary(text):
         return False
     lines = [line for line in paragraphs[-1].split("\n") if line.strip()]
     item = [bool(NUMBERED.match(line) or BULLET.match(line)) for line in lines]
-    if any(item):  # prose that follows a list without a blank line; nothing where an item is the last line
+    if any(
+        item
+    ):  # prose that follows a list without a blank line; nothing where an item is the last line
         begin = len(item) - item[::-1].index(True)
         lines, before = lines[begin:], True
     else:
@@ -113,7 +121,9 @@ def pearson(x, y, resamples=10_000, seed=0):
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None, None
     columns = np.stack([np.ones_like(x), x - x.mean(), y - y.mean()])
-    columns = np.stack([columns[1], columns[2], columns[1] ** 2, columns[2] ** 2, columns[1] * columns[2]], 1)  # [n, 5]: sums of these give r
+    columns = np.stack(
+        [columns[1], columns[2], columns[1] ** 2, columns[2] ** 2, columns[1] * columns[2]], 1
+    )  # [n, 5]: sums of these give r
 
     def r_of(means):
         mx, my, xx, yy, xy = np.moveaxis(means, -1, 0)
@@ -135,16 +145,31 @@ def measure(items, seed=0):
     def share(values):
         if not values:
             return {"score": None, "n": 0, "interval": None}
-        same = len(set(values)) == 1 and isinstance(values[0], bool)  # drawing again from none of 25 gives none each time, and an interval of no width: Wilson's then
-        return {"score": float(np.mean(values)), "n": len(values), "interval": scores.wilson(sum(values), len(values)) if same else scores.bootstrap(values, seed=seed)}
+        same = (
+            len(set(values)) == 1 and isinstance(values[0], bool)
+        )  # drawing again from none of 25 gives none each time, and an interval of no width: Wilson's then
+        return {
+            "score": float(np.mean(values)),
+            "n": len(values),
+            "interval": scores.wilson(sum(values), len(values))
+            if same
+            else scores.bootstrap(values, seed=seed),
+        }
 
     found = {}
     for name in ("list", "summary"):
         found[name] = share([i[name] for i in items if i[f"teacher_{name}"]])
-        found[f"{name}_without"] = share([i[name] for i in items if not i[f"teacher_{name}"]])  # where the teacher has none: what imitation alone does not explain
-        found[f"{name}_ours"], found[f"{name}_teacher"] = share([i[name] for i in items]), share([i[f"teacher_{name}"] for i in items])
+        found[f"{name}_without"] = share(
+            [i[name] for i in items if not i[f"teacher_{name}"]]
+        )  # where the teacher has none: what imitation alone does not explain
+        found[f"{name}_ours"], found[f"{name}_teacher"] = (
+            share([i[name] for i in items]),
+            share([i[f"teacher_{name}"] for i in items]),
+        )
     found["unigram"] = share([i["unigram"] for i in items])
-    r, interval = pearson([i["words"] for i in items], [i["teacher_words"] for i in items], seed=seed)
+    r, interval = pearson(
+        [i["words"] for i in items], [i["teacher_words"] for i in items], seed=seed
+    )
     found["length"] = {"score": r, "n": len(items), "interval": interval}
     if any("tone" in i for i in items):
         found["tone"] = share([i["tone"] for i in items if i["tone"] is not None])
@@ -153,10 +178,22 @@ def measure(items, seed=0):
 
 def compare(pairs):
     """One item a pair of (our answer, the teacher's)."""
-    return [{"id": name, "prompt": x["instruction"], "output": x["output"], "gold": y["output"], "unigram": unigram_overlap(x["output"], y["output"]),
-             "list": has_list(x["output"]), "teacher_list": has_list(y["output"]), "summary": has_summary(x["output"]), "teacher_summary": has_summary(y["output"]),
-             "words": len(words(x["output"])), "teacher_words": len(words(y["output"]))}
-            for name, (x, y) in zip(answers.unique_ids(pairs), pairs, strict=True)]  # fmt: skip
+    return [
+        {
+            "id": name,
+            "prompt": x["instruction"],
+            "output": x["output"],
+            "gold": y["output"],
+            "unigram": unigram_overlap(x["output"], y["output"]),
+            "list": has_list(x["output"]),
+            "teacher_list": has_list(y["output"]),
+            "summary": has_summary(x["output"]),
+            "teacher_summary": has_summary(y["output"]),
+            "words": len(words(x["output"])),
+            "teacher_words": len(words(y["output"])),
+        }
+        for name, (x, y) in zip(answers.unique_ids(pairs), pairs, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------------ tone
@@ -181,64 +218,161 @@ def add_tone(items, endpoint, judge_model):
     """Ask the judge about every answer -> counts of what came back; items get "tone": True, False or None (an error, or a reply that is neither)."""
     counts, tokens = collections.Counter(), collections.Counter()
     bodies = [
-        {"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [{"role": "user", "content": TONE.format(question=i["prompt"] or "", answer=i["output"])}]}
+        {
+            "model": judge_model,
+            "temperature": 0,
+            "max_tokens": 4,
+            "messages": [
+                {
+                    "role": "user",
+                    "content": TONE.format(question=i["prompt"] or "", answer=i["output"]),
+                }
+            ],
+        }
         for i in items
     ]
     for k, reply in endpoint.ask_all(bodies):
         items[k]["tone"] = None if reply["error"] else read_tone(reply["text"])
-        counts["errors" if reply["error"] else "unreadable" if items[k]["tone"] is None else "judged"] += 1
-        tokens.update(prompt_tokens=reply["prompt_tokens"] or 0, completion_tokens=reply["completion_tokens"] or 0)
+        counts[
+            "errors" if reply["error"] else "unreadable" if items[k]["tone"] is None else "judged"
+        ] += 1
+        tokens.update(
+            prompt_tokens=reply["prompt_tokens"] or 0,
+            completion_tokens=reply["completion_tokens"] or 0,
+        )
     return dict(counts) | dict(tokens)
 
 
 # --------------------------------------------------------------------------------------------------------------- command
 
-ROWS = {"list": "teacher has a list: ours too", "summary": "teacher closes with a summary: ours too", "unigram": "unigram overlap (ROUGE-1 F1)", "length": "length, Pearson's r", "tone": "authoritative tone (judge)",
-        "list_without": "teacher has no list: ours has", "summary_without": "teacher has no summary: ours has"}  # fmt: skip
+ROWS = {
+    "list": "teacher has a list: ours too",
+    "summary": "teacher closes with a summary: ours too",
+    "unigram": "unigram overlap (ROUGE-1 F1)",
+    "length": "length, Pearson's r",
+    "tone": "authoritative tone (judge)",
+    "list_without": "teacher has no list: ours has",
+    "summary_without": "teacher has no summary: ours has",
+}
 
 
 def shown(m, name):
     if m["score"] is None:
         return f"- (n {m['n']})"
     scale = (lambda v: f"{v:.2f}") if name == "length" else (lambda v: f"{v:.1%}")
-    return scale(m["score"]) + (f" ({scale(m['interval'][0])} to {scale(m['interval'][1])}, n {m['n']})" if m["interval"] else "")
+    return scale(m["score"]) + (
+        f" ({scale(m['interval'][0])} to {scale(m['interval'][1])}, n {m['n']})"
+        if m["interval"]
+        else ""
+    )
 
 
 def table(columns):
     """The figures as lines of text. columns: {title: metrics}."""
-    rows = [["", *columns]] + [[label, *(shown(m[name], name) if name in m else "left out: no judge" for m in columns.values())] for name, label in ROWS.items()]
+    rows = [["", *columns]] + [
+        [
+            label,
+            *(
+                shown(m[name], name) if name in m else "left out: no judge"
+                for m in columns.values()
+            ),
+        ]
+        for name, label in ROWS.items()
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def html_table(columns):
-    cells = lambda row, tag: "".join(f'<{tag} style="text-align: left">{html.escape(c)}</{tag}>' for c in row)
-    body = [[label, *(shown(m[name], name) if name in m else "left out: no judge" for m in columns.values())] for name, label in ROWS.items()]
-    return f"<table><tr>{cells(['', *columns], 'th')}</tr>" + "".join(f"<tr>{cells(r, 'td')}</tr>" for r in body) + "</table>"
+    cells = lambda row, tag: "".join(
+        f'<{tag} style="text-align: left">{html.escape(c)}</{tag}>' for c in row
+    )
+    body = [
+        [
+            label,
+            *(
+                shown(m[name], name) if name in m else "left out: no judge"
+                for m in columns.values()
+            ),
+        ]
+        for name, label in ROWS.items()
+    ]
+    return (
+        f"<table><tr>{cells(['', *columns], 'th')}</tr>"
+        + "".join(f"<tr>{cells(r, 'td')}</tr>" for r in body)
+        + "</table>"
+    )
 
 
 def parser():
-    p = argparse.ArgumentParser(prog="study.style", description="How far a model's answers are in its teacher's style (Table 2 of the paper), each figure with a bootstrap interval.",
-                                epilog="Leaves --out with results.json, samples.jsonl and index.html. What a list and a summary are: the docstrings of has_list and has_summary.")  # fmt: skip
-    p.add_argument("outputs", metavar="MODEL_OUTPUTS", help="the model's answers: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; .gz or not")
-    p.add_argument("--teacher", required=True, metavar="OUTPUTS", help="the teacher's answers to the same questions")
-    p.add_argument("--teacher2", metavar="OUTPUTS", help="a second sample of the teacher: the upper bound, measured like the model")
-    p.add_argument("--questions", metavar="FILE", help="Vicuna's question.jsonl [default: one folder up from its answers]")
+    p = argparse.ArgumentParser(
+        prog="study.style",
+        description="How far a model's answers are in its teacher's style (Table 2 of the paper), each figure with a bootstrap interval.",
+        epilog="Leaves --out with results.json, samples.jsonl and index.html. What a list and a summary are: the docstrings of has_list and has_summary.",
+    )
+    p.add_argument(
+        "outputs",
+        metavar="MODEL_OUTPUTS",
+        help="the model's answers: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; .gz or not",
+    )
+    p.add_argument(
+        "--teacher",
+        required=True,
+        metavar="OUTPUTS",
+        help="the teacher's answers to the same questions",
+    )
+    p.add_argument(
+        "--teacher2",
+        metavar="OUTPUTS",
+        help="a second sample of the teacher: the upper bound, measured like the model",
+    )
+    p.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="Vicuna's question.jsonl [default: one folder up from its answers]",
+    )
     p.add_argument("--out", required=True, metavar="DIR", help="result directory")
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]")
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]"
+    )
     g = p.add_argument_group("tone")
-    g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges the tone; without it tone is left out")
+    g.add_argument(
+        "--judge",
+        metavar="URL",
+        help="an OpenAI-compatible endpoint that judges the tone; without it tone is left out",
+    )
     g.add_argument("--judge-model", metavar="NAME", help="the model's name there")
-    g.add_argument("--api-key-file", metavar="FILE", help="a file with the key [default: the openai package's own variable]")
-    g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once [default %(default)s]")
-    g.add_argument("--replay", action="store_true", help="answer from OUT/requests.jsonl alone and open no connection")
+    g.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="a file with the key [default: the openai package's own variable]",
+    )
+    g.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests at once [default %(default)s]",
+    )
+    g.add_argument(
+        "--replay",
+        action="store_true",
+        help="answer from OUT/requests.jsonl alone and open no connection",
+    )
     return p
 
 
 def run(args):
     if bool(args.judge) != bool(args.judge_model):
-        raise ValueError("--judge and --judge-model go together: name the endpoint and the model there, or neither")
-    sides = {"model": args.outputs, "teacher": args.teacher} | ({"teacher2": args.teacher2} if args.teacher2 else {})
+        raise ValueError(
+            "--judge and --judge-model go together: name the endpoint and the model there, or neither"
+        )
+    sides = {"model": args.outputs, "teacher": args.teacher} | (
+        {"teacher2": args.teacher2} if args.teacher2 else {}
+    )
     read = {k: answers.read(path, args.questions) for k, path in sides.items()}
     out = pathlib.Path(args.out)
     settings = {
@@ -250,20 +384,42 @@ def run(args):
     columns, counts, tone, asked = {}, {}, {}, read["teacher"]
     for k in [k for k in sides if k != "teacher"]:
         pairs, left = answers.pair(read[k], asked)
-        print(f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}", file=sys.stderr)
+        print(
+            f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}",
+            file=sys.stderr,
+        )
         items = compare(pairs)
         if k == "model":
             asked = [y for _, y in pairs]  # the upper bound is over the model's questions
-            model_items, result = items, results.Result(out, "style", settings, answers.name_of(read["model"]))
+            model_items, result = (
+                items,
+                results.Result(out, "style", settings, answers.name_of(read["model"])),
+            )
         if args.judge:
             from study.endpoint import Endpoint
 
-            with Endpoint(args.judge, out / "requests.jsonl", key_file=args.api_key_file, concurrency=args.concurrency, replay=args.replay) as endpoint:
+            with Endpoint(
+                args.judge,
+                out / "requests.jsonl",
+                key_file=args.api_key_file,
+                concurrency=args.concurrency,
+                replay=args.replay,
+            ) as endpoint:
                 tone[k] = add_tone(items, endpoint, args.judge_model)
-            print(f"tone of {answers.name_of(read[k])}: " + ", ".join(f"{n} {what}" for what, n in tone[k].items()), file=sys.stderr)
+            print(
+                f"tone of {answers.name_of(read[k])}: "
+                + ", ".join(f"{n} {what}" for what, n in tone[k].items()),
+                file=sys.stderr,
+            )
         columns[k], counts[k] = measure(items, args.seed), {"pairs": len(pairs)} | left
-    for old in [i for i in model_items if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))]:
-        result.done[old["id"]] = json.loads(results.dumps(old))  # a tone that failed last time may be there now; finish() writes all items anew
+    for old in [
+        i
+        for i in model_items
+        if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))
+    ]:
+        result.done[old["id"]] = json.loads(
+            results.dumps(old)
+        )  # a tone that failed last time may be there now; finish() writes all items anew
     for item in model_items:
         if item["id"] not in result.done:
             result.add(item)
@@ -274,11 +430,26 @@ def run(args):
         "metrics": columns["model"],
         "counts": counts,
     }
-    found |= {"upper_bound": {"model": answers.name_of(read["teacher2"]), "metrics": columns["teacher2"]}} if args.teacher2 else {}
+    found |= (
+        {
+            "upper_bound": {
+                "model": answers.name_of(read["teacher2"]),
+                "metrics": columns["teacher2"],
+            }
+        }
+        if args.teacher2
+        else {}
+    )
     found |= {"tone": tone} if args.judge else {"tone": "left out: no judge"}
     found = result.finish([i["id"] for i in model_items], found)
-    titled = {answers.name_of(read[k]) + (" (upper bound)" if k == "teacher2" else ""): m for k, m in columns.items()}
-    results.write_beside(out / "index.html", results.page(found, [result.done[i["id"]] for i in model_items], html_table(titled)))
+    titled = {
+        answers.name_of(read[k]) + (" (upper bound)" if k == "teacher2" else ""): m
+        for k, m in columns.items()
+    }
+    results.write_beside(
+        out / "index.html",
+        results.page(found, [result.done[i["id"]] for i in model_items], html_table(titled)),
+    )
     print(f"against {settings['teacher']}:\n{table(titled)}\n{out / 'index.html'}")
 
 

@@ -7,6 +7,7 @@ The teacher is any OpenAI-compatible chat endpoint (pip install openai). Writes 
 answer. Stopped, the same command goes on and asks nothing twice; --replay LOG repeats a run without a network, byte for byte. Request k is a function of (--seed, k): five of
 the seed pairs in random order. Pairs are taken in the order of the requests until there are --n. Left out: whether an answer is true; prices (tokens are counted).
 """
+
 import argparse
 import collections
 import json
@@ -24,17 +25,27 @@ from study.endpoint import Endpoint
 
 # Table 3 of the paper, as written there.
 SEEDS = [
-    ("who sang who wants to be a millionare in high society?", "Frank Sinatra"), ("the last time la dodgers won the world series?", "1988"), ("who plays the medical examiner on hawaii five-o?", "Masi Oka"),
-    ("when did the first harry potter movie come out?", "2001"), ("when was the last time india won a gold medal in hockey at olympics", "1980"), ("who owns the rights to baby shark song", "SmartStudy"),
-    ("how many episodes are in one punch man season 1", "12"), ("name of the bird in the lion king", "Zazu"), ("who sang the rap song change clothes", "Jay-Z"), ("who stars as serena in gossip girl", "Blake Lively"),
-]  # fmt: skip
+    ("who sang who wants to be a millionare in high society?", "Frank Sinatra"),
+    ("the last time la dodgers won the world series?", "1988"),
+    ("who plays the medical examiner on hawaii five-o?", "Masi Oka"),
+    ("when did the first harry potter movie come out?", "2001"),
+    ("when was the last time india won a gold medal in hockey at olympics", "1980"),
+    ("who owns the rights to baby shark song", "SmartStudy"),
+    ("how many episodes are in one punch man season 1", "12"),
+    ("name of the bird in the lion king", "Zazu"),
+    ("who sang the rap song change clothes", "Jay-Z"),
+    ("who stars as serena in gossip girl", "Blake Lively"),
+]
 # After Table 4 (its wording was not checked against the appendix itself); the five pairs follow.
 TEMPLATE = """I want you to generate a series of questions and answers. I want the answers to be concise, just a few words. The questions should be lowercased and centered around \
 Wikipedia-like entities. For example,"""
 SHOTS = 5
 PROBE = 8  # requests before it is known how many pairs come from one
 BARREN = 50  # answers in a row without a new pair, after which there is no point in going on
-MARK = re.compile(r"\s*(?:[-*•>#]+\s+|\(?\d+[.):]\s*)?[*_]{0,3}(q|question|a|answer)(?:\s*#?\d+)?[*_]{0,3}\s*[:.)]\s*[*_]{0,3}\s*(.*?)\s*", re.I)
+MARK = re.compile(
+    r"\s*(?:[-*•>#]+\s+|\(?\d+[.):]\s*)?[*_]{0,3}(q|question|a|answer)(?:\s*#?\d+)?[*_]{0,3}\s*[:.)]\s*[*_]{0,3}\s*(.*?)\s*",
+    re.I,
+)
 
 
 # ------------------------------------------------------------------------------------------------------------------- pairs
@@ -42,23 +53,37 @@ MARK = re.compile(r"\s*(?:[-*•>#]+\s+|\(?\d+[.):]\s*)?[*_]{0,3}(q|question|a|a
 
 def read_seeds(path):
     """[(question, answer)] of JSON lines {"question", "answer": str or [str]}; the paper's ten without a path."""
+
     def pair(row, name):
         row = similar.as_object(row)
         answer = row.get("answer")
         answer = answer[0] if isinstance(answer, list) and answer else answer
-        if not isinstance(row.get("question"), str) or not isinstance(answer, str) or not row["question"].strip() or not answer.strip():
+        if (
+            not isinstance(row.get("question"), str)
+            or not isinstance(answer, str)
+            or not row["question"].strip()
+            or not answer.strip()
+        ):
             raise ValueError('a seed is {"question": "…", "answer": "…"}')
         return [(" ".join(row["question"].split()), " ".join(answer.split()))]
 
     pairs = SEEDS if path is None else list(similar.rows([path], pair, 0))
     if len(pairs) < SHOTS:
-        raise ValueError(f"--seeds {path} holds {len(pairs)} pairs: {SHOTS} or more are needed, each request shows {SHOTS}")
+        raise ValueError(
+            f"--seeds {path} holds {len(pairs)} pairs: {SHOTS} or more are needed, each request shows {SHOTS}"
+        )
     return pairs
 
 
 def prompt(seeds, seed, k):
     """The text of request k."""
-    return TEMPLATE + "\n\n" + "\n\n".join(f"Q: {q}\nA: {a}" for q, a in random.Random(f"{seed} {k}").sample(seeds, SHOTS))
+    return (
+        TEMPLATE
+        + "\n\n"
+        + "\n\n".join(
+            f"Q: {q}\nA: {a}" for q, a in random.Random(f"{seed} {k}").sample(seeds, SHOTS)
+        )
+    )
 
 
 def parse(text, cut_off=False):
@@ -76,7 +101,9 @@ def parse(text, cut_off=False):
             malformed += 1
         question = reply = None
 
-    for line in (part for whole in text.splitlines() for part in re.split(r"(?<=\S)\s+(?=\**A:\s)", whole)):
+    for line in (
+        part for whole in text.splitlines() for part in re.split(r"(?<=\S)\s+(?=\**A:\s)", whole)
+    ):
         found, plain = MARK.fullmatch(line), " ".join(line.split())
         if found:
             words = " ".join(found[2].strip("*_ ").split())
@@ -108,10 +135,33 @@ class Collection:
     """The pairs kept so far, and the counts of the others."""
 
     def __init__(self, n, seeds, excluded):
-        self.n, self.seeds, self.excluded = n, {normalised(q) for q, _ in seeds}, {normalised(q) for q in excluded}
+        self.n, self.seeds, self.excluded = (
+            n,
+            {normalised(q) for q, _ in seeds},
+            {normalised(q) for q in excluded},
+        )
         self.pairs, self.seen, self.asked, self.barren = [], set(), set(), 0
-        self.counts = collections.Counter({k: 0 for k in ("requests", "answered", "failed", "answers_without_a_pair", "parsed", "malformed", "duplicates", "copies_of_a_seed", "excluded", "surplus", "kept",
-                                                          "kept_with_a_question_asked_before", "prompt_tokens", "completion_tokens")})  # fmt: skip
+        self.counts = collections.Counter(
+            {
+                k: 0
+                for k in (
+                    "requests",
+                    "answered",
+                    "failed",
+                    "answers_without_a_pair",
+                    "parsed",
+                    "malformed",
+                    "duplicates",
+                    "copies_of_a_seed",
+                    "excluded",
+                    "surplus",
+                    "kept",
+                    "kept_with_a_question_asked_before",
+                    "prompt_tokens",
+                    "completion_tokens",
+                )
+            }
+        )
 
     def add(self, answer):
         """The pairs of one answer."""
@@ -158,7 +208,9 @@ class Collection:
 
 def synthesize(args):
     seeds = read_seeds(args.seeds)
-    excluded = [p for _, p, _ in similar.rows(args.exclude, similar.prompt_of)] if args.exclude else []
+    excluded = (
+        [p for _, p, _ in similar.rows(args.exclude, similar.prompt_of)] if args.exclude else []
+    )
     at_least("--n", args.n, 1)
     out = made(args.out)
     kept, k = Collection(args.n, seeds, excluded), 0
@@ -166,7 +218,10 @@ def synthesize(args):
         bar = data.Progress("synthesize", args.n, "pairs")
         try:
             while size := kept.next_round():
-                bodies = [body(args, [{"role": "user", "content": prompt(seeds, args.seed, i)}], i) for i in range(k, k + size)]
+                bodies = [
+                    body(args, [{"role": "user", "content": prompt(seeds, args.seed, i)}], i)
+                    for i in range(k, k + size)
+                ]
                 answers, failed, k = [None] * size, kept.counts["failed"], k + size
                 for done, (i, answer) in enumerate(endpoint.ask_all(bodies), 1):
                     answers[i] = answer
@@ -174,13 +229,23 @@ def synthesize(args):
                 for answer in answers:
                     kept.add(answer)
                 if kept.counts["failed"] - failed == size:
-                    raise ValueError(f"all of the last {size} requests failed ({answers[-1]['error']}): the same command goes on, with {len(kept.pairs)} of {args.n} pairs")
+                    raise ValueError(
+                        f"all of the last {size} requests failed ({answers[-1]['error']}): the same command goes on, with {len(kept.pairs)} of {args.n} pairs"
+                    )
                 if kept.barren >= BARREN:
-                    raise ValueError(f"the last {kept.barren} answers held no new pair ({len(kept.pairs)} of {args.n} are there; {kept.counts['malformed']} malformed, {kept.counts['duplicates']} duplicates): see {endpoint.log}, use more --seeds, a higher --temperature, or --n {max(len(kept.pairs), 1)}")
+                    raise ValueError(
+                        f"the last {kept.barren} answers held no new pair ({len(kept.pairs)} of {args.n} are there; {kept.counts['malformed']} malformed, {kept.counts['duplicates']} duplicates): see {endpoint.log}, use more --seeds, a higher --temperature, or --n {max(len(kept.pairs), 1)}"
+                    )
         finally:
             bar.close()
-    rows = [dialogue(f"nq-synthetic-{i:06d}", q, a, "nq-synthetic") for i, (q, a) in enumerate(kept.pairs)]
-    settings = {name: getattr(args, name) for name in ("teacher_model", "n", "seed", "temperature", "max_tokens")} | {"seeds": len(seeds), "excluded_questions": len(excluded)}
+    rows = [
+        dialogue(f"nq-synthetic-{i:06d}", q, a, "nq-synthetic")
+        for i, (q, a) in enumerate(kept.pairs)
+    ]
+    settings = {
+        name: getattr(args, name)
+        for name in ("teacher_model", "n", "seed", "temperature", "max_tokens")
+    } | {"seeds": len(seeds), "excluded_questions": len(excluded)}
     close(out, rows, settings, kept.counts, endpoint)
 
 
@@ -190,7 +255,24 @@ def synthesize(args):
 def answers(args):
     prompts = [(name, text) for name, text, _ in similar.rows(args.prompts, similar.prompt_of)]
     at_least("--samples", args.samples, 1)
-    out, counts = made(args.out), collections.Counter({k: 0 for k in ("prompts", "requests", "failed", "without_text", "cut_off", "kept", "prompt_tokens", "completion_tokens")})
+    out, counts = (
+        made(args.out),
+        collections.Counter(
+            {
+                k: 0
+                for k in (
+                    "prompts",
+                    "requests",
+                    "failed",
+                    "without_text",
+                    "cut_off",
+                    "kept",
+                    "prompt_tokens",
+                    "completion_tokens",
+                )
+            }
+        ),
+    )
     counts["prompts"] = len(prompts)
     system = [{"role": "system", "content": args.system}] if args.system else []
     asked = [(name, text, k) for name, text in prompts for k in range(args.samples)]
@@ -215,24 +297,46 @@ def answers(args):
             counts["without_text"] += 1
         else:
             counts["cut_off"] += answer["finish"] == "length"
-            rows.append(dialogue(name if args.samples == 1 else f"{name}.{k}", text, answer["text"], args.teacher_model))
+            rows.append(
+                dialogue(
+                    name if args.samples == 1 else f"{name}.{k}",
+                    text,
+                    answer["text"],
+                    args.teacher_model,
+                )
+            )
     counts["kept"] = len(rows)
-    settings = {name: getattr(args, name) for name in ("teacher_model", "temperature", "max_tokens", "samples", "system")} | {"prompts": [pathlib.Path(p).name for p in args.prompts]}
+    settings = {
+        name: getattr(args, name)
+        for name in ("teacher_model", "temperature", "max_tokens", "samples", "system")
+    } | {"prompts": [pathlib.Path(p).name for p in args.prompts]}
     close(out, rows, settings, counts, endpoint)
     if counts["failed"]:
-        print(f"{counts['failed']} requests failed: the same command asks them again", file=sys.stderr)
+        print(
+            f"{counts['failed']} requests failed: the same command asks them again", file=sys.stderr
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------ shared
 
 
 def dialogue(name, asked, said, source):
-    return {"id": name, "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": said}], "source": source}
+    return {
+        "id": name,
+        "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": said}],
+        "source": source,
+    }
 
 
 def body(args, messages, draw):
     more = {} if args.max_tokens is None else {"max_tokens": args.max_tokens}
-    return {"model": args.teacher_model, "messages": messages, "temperature": args.temperature, **more, "draw": draw}
+    return {
+        "model": args.teacher_model,
+        "messages": messages,
+        "temperature": args.temperature,
+        **more,
+        "draw": draw,
+    }
 
 
 def at_least(name, value, least):
@@ -248,46 +352,146 @@ def made(out):
 
 def opened(args, out):
     if not args.replay and not args.teacher:
-        raise ValueError("a teacher is needed: --teacher URL of an OpenAI-compatible endpoint, or --replay LOG")
-    how = {"key_file": args.api_key_file, "concurrency": args.concurrency, "timeout": args.timeout, "retries": args.retries}
+        raise ValueError(
+            "a teacher is needed: --teacher URL of an OpenAI-compatible endpoint, or --replay LOG"
+        )
+    how = {
+        "key_file": args.api_key_file,
+        "concurrency": args.concurrency,
+        "timeout": args.timeout,
+        "retries": args.retries,
+    }
     return Endpoint(args.teacher, args.replay or out / "log.jsonl", replay=bool(args.replay), **how)
 
 
 def close(out, rows, settings, counts, endpoint):
     """Write the dialogues and the report, and print it. The report is of the answers, not of when they came: a run in one go, an interrupted one and a replay give the same bytes."""
-    results.write_beside(out / "dialogues.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    results.write_beside(out / "report.json", results.dumps({"settings": settings, **counts}, indent=2) + "\n")
+    results.write_beside(
+        out / "dialogues.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
+    results.write_beside(
+        out / "report.json", results.dumps({"settings": settings, **counts}, indent=2) + "\n"
+    )
     for name, n in counts.items():
         print(f"{n:>12,} {name.replace('_', ' ')}")
-    print(f"{endpoint.counts['cached']:,} answers were in the log, {endpoint.counts['asked']:,} asked now" + "".join(f"; {n} {what}" for what, n in sorted(endpoint.counts.items()) if what.startswith("retried")))
+    print(
+        f"{endpoint.counts['cached']:,} answers were in the log, {endpoint.counts['asked']:,} asked now"
+        + "".join(
+            f"; {n} {what}"
+            for what, n in sorted(endpoint.counts.items())
+            if what.startswith("retried")
+        )
+    )
     print(f"{out / 'dialogues.jsonl'}")
 
 
 def parser(command):
     about = __doc__.split("\n\n")
-    p = argparse.ArgumentParser(prog="python -m study.synthesize" + (" answers" if command == "answers" else ""), description=about[0], epilog=about[2], formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="python -m study.synthesize" + (" answers" if command == "answers" else ""),
+        description=about[0],
+        epilog=about[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     g = p.add_argument_group("teacher")
-    g.add_argument("--teacher", metavar="URL", default="", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
+    g.add_argument(
+        "--teacher",
+        metavar="URL",
+        default="",
+        help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1",
+    )
     g.add_argument("--teacher-model", metavar="NAME", required=True, help="its name there")
-    g.add_argument("--api-key-file", metavar="FILE", help="a file with the key alone [default: the variable OPENAI_API_KEY]; it is written nowhere")
-    g.add_argument("--temperature", type=float, default=1.0, metavar="X", help="[default %(default)s, the paper's]")
-    g.add_argument("--max-tokens", type=int, metavar="N", help="longest answer [default: the teacher's]")
-    g.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at once [default %(default)s]")
-    g.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for one try [default %(default)s]")
-    g.add_argument("--retries", type=int, default=6, metavar="N", help="further tries on 429, 5xx, time-outs and broken answers, each after twice the wait [default %(default)s]")
-    g.add_argument("--replay", metavar="LOG", help="take the answers from the log of an earlier run; no network")
+    g.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="a file with the key alone [default: the variable OPENAI_API_KEY]; it is written nowhere",
+    )
+    g.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="[default %(default)s, the paper's]",
+    )
+    g.add_argument(
+        "--max-tokens", type=int, metavar="N", help="longest answer [default: the teacher's]"
+    )
+    g.add_argument(
+        "--concurrency",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests at once [default %(default)s]",
+    )
+    g.add_argument(
+        "--timeout",
+        type=float,
+        default=120,
+        metavar="S",
+        help="seconds for one try [default %(default)s]",
+    )
+    g.add_argument(
+        "--retries",
+        type=int,
+        default=6,
+        metavar="N",
+        help="further tries on 429, 5xx, time-outs and broken answers, each after twice the wait [default %(default)s]",
+    )
+    g.add_argument(
+        "--replay",
+        metavar="LOG",
+        help="take the answers from the log of an earlier run; no network",
+    )
     if command == "answers":
         g = p.add_argument_group("prompts")
-        g.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="rows with a prompt, an instruction (and input), a text or a question; or dialogues, whose first user turn is asked")
+        g.add_argument(
+            "--prompts",
+            nargs="+",
+            required=True,
+            metavar="FILE",
+            help="rows with a prompt, an instruction (and input), a text or a question; or dialogues, whose first user turn is asked",
+        )
         g.add_argument("--system", metavar="TEXT", help="a system message before each prompt")
-        g.add_argument("--samples", type=int, default=1, metavar="N", help="answers to each prompt [default %(default)s]")
+        g.add_argument(
+            "--samples",
+            type=int,
+            default=1,
+            metavar="N",
+            help="answers to each prompt [default %(default)s]",
+        )
     else:
         g = p.add_argument_group("pairs")
-        g.add_argument("--n", type=int, default=6000, metavar="N", help="pairs to make [default %(default)s, the paper's]")
-        g.add_argument("--seeds", metavar="FILE", help='JSON lines {"question", "answer"} [default: the ten of the paper]')
-        g.add_argument("--exclude", nargs="+", metavar="FILE", help="evaluation files (such as NQ-open.dev.jsonl) whose questions are dropped where they come up")
-        g.add_argument("--seed", type=int, default=0, metavar="N", help="of the pairs shown [default %(default)s]")
-    p.add_argument("--out", required=True, metavar="DIR", help="folder for dialogues.jsonl, report.json and log.jsonl")
+        g.add_argument(
+            "--n",
+            type=int,
+            default=6000,
+            metavar="N",
+            help="pairs to make [default %(default)s, the paper's]",
+        )
+        g.add_argument(
+            "--seeds",
+            metavar="FILE",
+            help='JSON lines {"question", "answer"} [default: the ten of the paper]',
+        )
+        g.add_argument(
+            "--exclude",
+            nargs="+",
+            metavar="FILE",
+            help="evaluation files (such as NQ-open.dev.jsonl) whose questions are dropped where they come up",
+        )
+        g.add_argument(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="of the pairs shown [default %(default)s]",
+        )
+    p.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for dialogues.jsonl, report.json and log.jsonl",
+    )
     return p
 
 

@@ -6,6 +6,7 @@ ShareGPT and HC3 rows are read by dialogues.py. Discord is JSON lines {"input", 
 writes of a bot's channel (`-f Json`): {"guild", "channel", "messages": [{"id", "type", "content", "author": {"isBot"},
 "reference": {"messageId"}}]}. Left out: which dialogues are kept (mix.py).
 """
+
 import json
 import re
 import unicodedata
@@ -15,11 +16,15 @@ from study import html_text
 
 PIECE = re.compile(r"(.+)_(\d{1,6})")
 SHAREGPT_ID = re.compile(r"[A-Za-z0-9]{7}")
-MOST_PIECES = 32   # pieces of one dialogue that are numbered one by one; more of them are the numbers of dialogues
-SPOKEN = ("Default", "Reply")   # types of Discord messages that somebody wrote; a bot's answer to a slash command has another
+MOST_PIECES = 32  # pieces of one dialogue that are numbered one by one; more of them are the numbers of dialogues
+SPOKEN = (
+    "Default",
+    "Reply",
+)  # types of Discord messages that somebody wrote; a bot's answer to a slash command has another
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
+
 
 def read(path, source, counts, max_bad=0.01, progress=None):
     """Yields the dialogues of one file, {"id", "conversations"}; those of HC3 also have "topic".
@@ -34,12 +39,18 @@ def read(path, source, counts, max_bad=0.01, progress=None):
             for place, row in chunk:
                 name = f"{file.name} {place}"
                 try:
-                    found = _discord(row, name, bad, counts) if source == "discord" else _row(row, name, source, counts)
+                    found = (
+                        _discord(row, name, bad, counts)
+                        if source == "discord"
+                        else _row(row, name, source, counts)
+                    )
                 except ValueError as error:
                     bad.append((place, str(error)))
                     continue
                 yield from found
-            malformed.add(len(chunk) + counts["Discord messages"] - messages, bad)   # each message may be malformed
+            malformed.add(
+                len(chunk) + counts["Discord messages"] - messages, bad
+            )  # each message may be malformed
             counts.update({"rows": len(chunk), "malformed": len(bad)})
             if progress:
                 progress(at)
@@ -51,7 +62,9 @@ def _object(row):
     if isinstance(row, dict):
         return row
     try:
-        return json.loads(row.encode() if isinstance(row, str) else row)   # what is not UTF-8 fails here
+        return json.loads(
+            row.encode() if isinstance(row, str) else row
+        )  # what is not UTF-8 fails here
     except (ValueError, RecursionError):
         return row
 
@@ -73,13 +86,25 @@ def _row(row, name, source, counts):
 
 def _discord(row, name, bad, counts):
     value = _object(row)
-    if isinstance(value, dict) and isinstance(value.get("messages"), list) and ("channel" in value or "guild" in value):
+    if (
+        isinstance(value, dict)
+        and isinstance(value.get("messages"), list)
+        and ("channel" in value or "guild" in value)
+    ):
         return _channel(value, name, bad, counts)
-    if isinstance(value, dict) and "input" in value and "output" in value and "instruction" not in value:
+    if (
+        isinstance(value, dict)
+        and "input" in value
+        and "output" in value
+        and "instruction" not in value
+    ):
         for key in ("input", "output"):
             if not isinstance(value[key], str):
                 raise ValueError(f"{key} is {str(value[key])[:60]!r}, not a string")
-        turns = [{"from": "human", "value": value["input"]}, {"from": "gpt", "value": value["output"]}]
+        turns = [
+            {"from": "human", "value": value["input"]},
+            {"from": "gpt", "value": value["output"]},
+        ]
         return [{"id": str(value.get("id", name)), "conversations": turns}]
     return _row(row, name, "discord", counts)
 
@@ -93,8 +118,11 @@ def _channel(export, name, bad, counts):
     channel = export.get("channel") if isinstance(export.get("channel"), dict) else {}
     prefix = f"discord-{channel.get('id') or name}"
     counts["Discord messages"] += len(export["messages"])
-    found, where = [], {}          # where: message id -> the dialogue whose last turn it is (part of)
-    waiting, last = None, None     # dialogue whose query stands unanswered just before; (author, dialogue) of the last message
+    found, where = [], {}  # where: message id -> the dialogue whose last turn it is (part of)
+    waiting, last = (
+        None,
+        None,
+    )  # dialogue whose query stands unanswered just before; (author, dialogue) of the last message
     for number, message in enumerate(export["messages"], 1):
         author = message.get("author") if isinstance(message, dict) else None
         if not isinstance(author, dict) or not isinstance(message.get("content"), str):
@@ -103,27 +131,45 @@ def _channel(export, name, bad, counts):
         bot, text = author.get("isBot") is True, message["content"].strip()
         embeds = message.get("embeds") if isinstance(message.get("embeds"), list) else []
         if bot and not text:
-            parts = [e["description"] for e in embeds if isinstance(e, dict) and isinstance(e.get("description"), str)]
+            parts = [
+                e["description"]
+                for e in embeds
+                if isinstance(e, dict) and isinstance(e.get("description"), str)
+            ]
             text = "\n\n".join(parts).strip()
-        if not text or message.get("type", "Default") not in SPOKEN and not (bot and message.get("interaction")):
+        if (
+            not text
+            or message.get("type", "Default") not in SPOKEN
+            and not (bot and message.get("interaction"))
+        ):
             counts["Discord messages without text, or by the system"] += 1
             continue
         reference = message.get("reference")
         to = where.get(str(reference.get("messageId"))) if isinstance(reference, dict) else None
         if not bot:
             for m in message.get("mentions") if isinstance(message.get("mentions"), list) else []:
-                if isinstance(m, dict) and m.get("isBot") is True:   # the address is not the question
+                if (
+                    isinstance(m, dict) and m.get("isBot") is True
+                ):  # the address is not the question
                     names = [re.escape(str(m[k])) for k in ("nickname", "name") if m.get(k)]
                     text = re.sub(rf"\A@(?:{'|'.join(names)})[\s,:]*", "", text) if names else text
             turns = to["conversations"] if to else None
-            if last and last[0] == (False, author.get("id")) and not to and last[1]["conversations"][-1]["from"] == "human":
+            if (
+                last
+                and last[0] == (False, author.get("id"))
+                and not to
+                and last[1]["conversations"][-1]["from"] == "human"
+            ):
                 dialogue = last[1]
                 dialogue["conversations"][-1]["value"] += "\n" + text
             elif turns and turns[-1]["from"] == "gpt":
                 dialogue = to
                 turns.append({"from": "human", "value": text})
             else:
-                dialogue = {"id": f"{prefix}-{message.get('id', number)}", "conversations": [{"from": "human", "value": text}]}
+                dialogue = {
+                    "id": f"{prefix}-{message.get('id', number)}",
+                    "conversations": [{"from": "human", "value": text}],
+                }
                 found.append(dialogue)
             waiting = dialogue
         else:
@@ -132,8 +178,16 @@ def _channel(export, name, bad, counts):
                 dialogue = last[1]
                 dialogue["conversations"][-1]["value"] += "\n" + text
             else:
-                slash = isinstance(message.get("interaction"), dict)   # what was asked is not in the export
-                dialogue = to if isinstance(reference, dict) and reference.get("messageId") else None if slash else waiting
+                slash = isinstance(
+                    message.get("interaction"), dict
+                )  # what was asked is not in the export
+                dialogue = (
+                    to
+                    if isinstance(reference, dict) and reference.get("messageId")
+                    else None
+                    if slash
+                    else waiting
+                )
                 if dialogue is None or dialogue["conversations"][-1]["from"] != "human":
                     counts["Discord bot messages whose question is not there"] += 1
                     last = None
@@ -146,6 +200,7 @@ def _channel(export, name, bad, counts):
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------------
+
 
 def piece_of(name):
     """(id of the dialogue, n) of a piece's id `<id>_<n>`, else None."""
@@ -172,7 +227,7 @@ def join(pieces, notes):
         elif numbered[n]["conversations"] == piece["conversations"]:
             notes["pieces that were there twice"] += 1
         else:
-            return pieces   # two dialogues under one id: nothing says which pieces belong together
+            return pieces  # two dialogues under one id: nothing says which pieces belong together
     ns = sorted(numbered)
     by_turn = all(a + len(numbered[a]["conversations"]) <= b for a, b in zip(ns, ns[1:]))
     if not by_turn and len(ns) > MOST_PIECES and not SHAREGPT_ID.fullmatch(base):
@@ -194,10 +249,15 @@ def join(pieces, notes):
 
 # ---- cleaning --------------------------------------------------------------------------------------------------------
 
+
 def clean(dialogue, notes):
     """HTML -> Markdown, "Copy code" gone, empty turns gone, neighbours by one speaker merged (a blank line between)."""
     asked, turns, given = "", [], dialogue["conversations"]
-    exported = any("<" in t["value"] and html_text.is_export(t["value"], t["from"]) for t in given if t["from"] == "gpt")
+    exported = any(
+        "<" in t["value"] and html_text.is_export(t["value"], t["from"])
+        for t in given
+        if t["from"] == "gpt"
+    )
     for turn in given:
         value = turn["value"]
         if turn["from"] == "human":

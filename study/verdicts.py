@@ -13,10 +13,21 @@ import numpy as np
 import scores
 
 NUMBER = r"(\d{1,2}(?:\.\d+)?)"
-FIRST_LINE = re.compile(rf"\s*\(?\s*{NUMBER}(?:\s*/\s*10)?(?:\s*,\s*|\s+|\s*[|&]\s*){NUMBER}(?:\s*/\s*10)?\s*\)?\.?\s*")
-TUPLE = re.compile(rf"(?:\b(?:tuple|scores?|output|result|answer)\b[^\n.]*?|^\W*)\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)", re.IGNORECASE | re.MULTILINE)
-LINE = r"(?:^|(?<=[.,;]\s)|(?<=and\s))\W*(?:Assistant\s+)?{n}(?:'s)?(?:\s+[Ss]core)?[*_]*\s*:[*_]*[ \t]*" + NUMBER + r"(?:[ \t]*/[ \t]*10)?(?=[ \t]*(?:$|[.(,;*–—-](?!\d)|and\b))"
-SENTENCE = r"Assistant\s+{n}(?:'s answer)?\s+(?:(?:a|the)\s+)?(?:overall\s+)?score\s+(?:of|is)\s+" + NUMBER
+FIRST_LINE = re.compile(
+    rf"\s*\(?\s*{NUMBER}(?:\s*/\s*10)?(?:\s*,\s*|\s+|\s*[|&]\s*){NUMBER}(?:\s*/\s*10)?\s*\)?\.?\s*"
+)
+TUPLE = re.compile(
+    rf"(?:\b(?:tuple|scores?|output|result|answer)\b[^\n.]*?|^\W*)\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)",
+    re.IGNORECASE | re.MULTILINE,
+)
+LINE = (
+    r"(?:^|(?<=[.,;]\s)|(?<=and\s))\W*(?:Assistant\s+)?{n}(?:'s)?(?:\s+[Ss]core)?[*_]*\s*:[*_]*[ \t]*"
+    + NUMBER
+    + r"(?:[ \t]*/[ \t]*10)?(?=[ \t]*(?:$|[.(,;*–—-](?!\d)|and\b))"
+)
+SENTENCE = (
+    r"Assistant\s+{n}(?:'s answer)?\s+(?:(?:a|the)\s+)?(?:overall\s+)?score\s+(?:of|is)\s+" + NUMBER
+)
 
 
 def read_scores(text):
@@ -45,7 +56,9 @@ def _in_range(a, b):
 
 
 CHOICE = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
-ALONE = re.compile(r"\W*(?:(?:final )?(?:verdict|answer|choice)\W+(?:is\W+)?)?(A|B|C|tie)\W*", re.IGNORECASE)
+ALONE = re.compile(
+    r"\W*(?:(?:final )?(?:verdict|answer|choice)\W+(?:is\W+)?)?(A|B|C|tie)\W*", re.IGNORECASE
+)
 
 
 def read_choice(text):
@@ -69,7 +82,11 @@ def combined(forward, backward):
 
 
 def share(hits, n):
-    return {"score": hits / n if n else None, "n": n, "interval": scores.wilson(hits, n) if n else None}
+    return {
+        "score": hits / n if n else None,
+        "n": n,
+        "interval": scores.wilson(hits, n) if n else None,
+    }
 
 
 def position_and_length(judged):
@@ -78,7 +95,10 @@ def position_and_length(judged):
     """
     decided = [(v, a, b) for v, a, b in judged if v in (0.0, 1.0)]
     unequal = [(v, a, b) for v, a, b in decided if a != b]
-    return {"first_position": share(sum(v == 1.0 for v, _, _ in decided), len(decided)), "longer_answer": share(sum((v == 1.0) == (a > b) for v, a, b in unequal), len(unequal))}
+    return {
+        "first_position": share(sum(v == 1.0 for v, _, _ in decided), len(decided)),
+        "longer_answer": share(sum((v == 1.0) == (a > b) for v, a, b in unequal), len(unequal)),
+    }
 
 
 def win_rate(verdicts, seed=0):
@@ -120,7 +140,10 @@ def logistic(x, y, weights=None, ridge=RIDGE, iterations=200):
             break
         h00, h01, h11 = s.sum(1), s @ x, s @ x**2 + ridge
         det = np.maximum(h00 * h11 - h01**2, 1e-12)
-        step = np.stack([h11 * g[:, 0] - h01 * g[:, 1], h00 * g[:, 1] - h01 * g[:, 0]], 1) / det[:, None]
+        step = (
+            np.stack([h11 * g[:, 0] - h01 * g[:, 1], h00 * g[:, 1] - h01 * g[:, 0]], 1)
+            / det[:, None]
+        )
         b += np.clip(step, -1, 1)  # a whole step may overshoot where p is near 0 or 1
         b[sure] = 0
     else:
@@ -136,7 +159,10 @@ def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
     "interval" (bootstrap over items), "slope" (log-odds of winning for one standard deviation more length), "sd" (characters)}. Source: Dubois et al. 2024,
     Length-Controlled AlpacaEval, whose regression also has a term an instruction; this one does not.
     """
-    y, d = np.asarray(verdicts, np.float64), np.asarray(length_a, np.float64) - np.asarray(length_b, np.float64)
+    y, d = (
+        np.asarray(verdicts, np.float64),
+        np.asarray(length_a, np.float64) - np.asarray(length_b, np.float64),
+    )
     if len(y) == 0:
         return {"score": None, "n": 0, "interval": None, "slope": None, "sd": None}
     sd = float(d.std())
@@ -146,10 +172,18 @@ def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
     rng, drawn = np.random.default_rng(seed), []
     step = max(1, (1 << 20) // len(y))
     for start in range(0, resamples, step):
-        weights = rng.multinomial(len(y), np.full(len(y), 1 / len(y)), size=min(step, resamples - start))
+        weights = rng.multinomial(
+            len(y), np.full(len(y), 1 / len(y)), size=min(step, resamples - start)
+        )
         drawn.append(read(logistic(x, y, weights)))
     low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return {"score": float(read(fit)[0]), "n": len(y), "interval": (float(low), float(high)), "slope": float(fit[0, 1]), "sd": sd}
+    return {
+        "score": float(read(fit)[0]),
+        "n": len(y),
+        "interval": (float(low), float(high)),
+        "slope": float(fit[0, 1]),
+        "sd": sd,
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------- agreement
@@ -168,7 +202,11 @@ def agreement(a, b, resamples=10_000, seed=0):
     n = int(cells.sum())
     if n == 0:
         raise ValueError("no item has both verdicts: agreement needs the same ids on both sides")
-    draws = np.random.default_rng(seed).multinomial(n, cells.ravel() / n, size=resamples).reshape(-1, 3, 3)
+    draws = (
+        np.random.default_rng(seed)
+        .multinomial(n, cells.ravel() / n, size=resamples)
+        .reshape(-1, 3, 3)
+    )
     kappa, kappas = _kappa(cells[None]), _kappa(draws)
     kappas = kappas[np.isfinite(kappas)]
     interval = lambda v: tuple(float(q) for q in np.quantile(v, [0.025, 0.975])) if len(v) else None

@@ -6,6 +6,7 @@ Every item has `per_item` slots. A rater takes a slot for a while (a lease) and 
 late vote still counts. Gold items (whose answer is known) have a slot for every rater. Slots are taken under BEGIN IMMEDIATE and UNIQUE constraints, so two raters, threads or
 servers cannot hold one; a vote is committed with synchronous=FULL before vote() returns. Left out: who a rater is (rate.py), what the votes say (preference.py).
 """
+
 import contextlib
 import hashlib
 import json
@@ -37,27 +38,59 @@ class Store:
         if items is None and not self.path.is_file():
             raise ValueError(f"{path} does not exist: name the --db of a rating")
         if not self.path.parent.is_dir():
-            raise ValueError(f"--db {path}: the folder {self.path.parent} does not exist: make it, or name another")
+            raise ValueError(
+                f"--db {path}: the folder {self.path.parent} does not exist: make it, or name another"
+            )
         try:
             with self.transaction() as c:
-                known, tables = c.execute("pragma application_id").fetchone()[0], c.execute("select count(*) from sqlite_master").fetchone()[0]
+                known, tables = (
+                    c.execute("pragma application_id").fetchone()[0],
+                    c.execute("select count(*) from sqlite_master").fetchone()[0],
+                )
                 if known != APPLICATION and (tables or items is None):
                     raise ValueError(f"{path} is a database of something else: name another --db")
                 if not tables:
                     self._fill(c, items, names or {"a": "A", "b": "B"}, per_item)
-                self.meta = {name: json.loads(value) for name, value in c.execute("select name, value from meta")}
+                self.meta = {
+                    name: json.loads(value)
+                    for name, value in c.execute("select name, value from meta")
+                }
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} cannot be read as votes ({error}): name another --db, or restore it") from None
+            raise ValueError(
+                f"{path} cannot be read as votes ({error}): name another --db, or restore it"
+            ) from None
         if items is not None and self.meta["fingerprint"] != fingerprint(items, per_item):
-            raise ValueError(f"{path} holds votes on other inputs (answers, gold items or --raters differ): give the ones it was made with, or name another --db")
+            raise ValueError(
+                f"{path} holds votes on other inputs (answers, gold items or --raters differ): give the ones it was made with, or name another --db"
+            )
         self.per_item, self.names = self.meta["per_item"], self.meta["names"]
 
     def _fill(self, c, items, names, per_item):
         for statement in SCHEMA.strip().split(";\n"):
             c.execute(statement)
-        meta = {"fingerprint": fingerprint(items, per_item), "per_item": per_item, "names": names, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        c.executemany("insert into meta values (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
-        c.executemany("insert into items values (?, ?, ?, ?, ?, ?)", [(secrets.token_hex(8), str(i["id"]), i["instruction"], i["a"], i["b"], i.get("gold")) for i in items])
+        meta = {
+            "fingerprint": fingerprint(items, per_item),
+            "per_item": per_item,
+            "names": names,
+            "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        c.executemany(
+            "insert into meta values (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()]
+        )
+        c.executemany(
+            "insert into items values (?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    secrets.token_hex(8),
+                    str(i["id"]),
+                    i["instruction"],
+                    i["a"],
+                    i["b"],
+                    i.get("gold"),
+                )
+                for i in items
+            ],
+        )
         c.execute(f"pragma application_id = {APPLICATION}")
 
     @contextlib.contextmanager
@@ -67,7 +100,9 @@ class Store:
         try:
             c.row_factory = sqlite3.Row
             c.execute("pragma journal_mode = wal")
-            c.execute("pragma synchronous = full")  # WAL's default would lose the last commits with the power
+            c.execute(
+                "pragma synchronous = full"
+            )  # WAL's default would lose the last commits with the power
             c.execute("pragma foreign_keys = on")
             c.execute("begin immediate")
             try:
@@ -91,7 +126,9 @@ class Store:
     def rater(self, secret):
         """The rater of a session, or None."""
         with self.transaction() as c:
-            row = c.execute("select rater from sessions where digest = ?", (digest(secret or ""),)).fetchone()
+            row = c.execute(
+                "select rater from sessions where digest = ?", (digest(secret or ""),)
+            ).fetchone()
         return row and row["rater"]
 
     # ---- slots
@@ -100,55 +137,106 @@ class Store:
         """The slot a rater works on next -> a row (lease, item, first, instruction, a, b, ...), or None. What the rater holds already comes again; otherwise the item with the fewest slots taken."""
         now = now or time.time()
         with self.transaction() as c:
-            held = c.execute("select * from slots join items on items.id = item where rater = ? and choice is null", (rater,)).fetchone()
+            held = c.execute(
+                "select * from slots join items on items.id = item where rater = ? and choice is null",
+                (rater,),
+            ).fetchone()
             if held:
-                c.execute("update slots set until = ? where lease = ?", (now + self.lease_s, held["lease"]))
+                c.execute(
+                    "update slots set until = ? where lease = ?",
+                    (now + self.lease_s, held["lease"]),
+                )
                 return held
             item, place = self._gold(c, rater) or self._least_rated(c, rater, now) or (None, None)
             if item is None:
                 return None
-            c.execute("delete from slots where item = ? and place = ? and choice is null", (item, place))  # a lease that ran out
+            c.execute(
+                "delete from slots where item = ? and place = ? and choice is null", (item, place)
+            )  # a lease that ran out
             lease, first = secrets.token_urlsafe(12), secrets.choice("ab")
-            c.execute("insert into slots values (?, ?, ?, ?, ?, ?, ?, null, null)", (lease, item, place, rater, first, now, now + self.lease_s))
-            return c.execute("select * from slots join items on items.id = item where lease = ?", (lease,)).fetchone()
+            c.execute(
+                "insert into slots values (?, ?, ?, ?, ?, ?, ?, null, null)",
+                (lease, item, place, rater, first, now, now + self.lease_s),
+            )
+            return c.execute(
+                "select * from slots join items on items.id = item where lease = ?", (lease,)
+            ).fetchone()
 
     def _gold(self, c, rater):
         """One gold item in every `gold_every` items a rater sees, at a place drawn for each such stretch."""
         seen = c.execute("select count(*) from slots where rater = ?", (rater,)).fetchone()[0]
-        if seen % self.gold_every != random.Random(f"{self.meta['fingerprint']} {rater} {seen // self.gold_every}").randrange(self.gold_every):
+        if seen % self.gold_every != random.Random(
+            f"{self.meta['fingerprint']} {rater} {seen // self.gold_every}"
+        ).randrange(self.gold_every):
             return None
-        free = c.execute("select id from items where gold is not null and id not in (select item from slots where rater = ?) order by random() limit 1", (rater,)).fetchone()
-        return free and (free["id"], c.execute("select coalesce(max(place), -1) + 1 from slots where item = ?", (free["id"],)).fetchone()[0])
+        free = c.execute(
+            "select id from items where gold is not null and id not in (select item from slots where rater = ?) order by random() limit 1",
+            (rater,),
+        ).fetchone()
+        return free and (
+            free["id"],
+            c.execute(
+                "select coalesce(max(place), -1) + 1 from slots where item = ?", (free["id"],)
+            ).fetchone()[0],
+        )
 
     def _least_rated(self, c, rater, now):
         best = c.execute(
             """select id, count(lease) as busy from items left join slots on item = id and (choice is not null or until > ?)
                where gold is null and id not in (select item from slots where rater = ?) group by id having busy < ? order by busy, random() limit 1""",
-            (now, rater, self.per_item)).fetchone()  # fmt: skip
+            (now, rater, self.per_item),
+        ).fetchone()
         if best is None:
             return None
-        busy = {r["place"] for r in c.execute("select place from slots where item = ? and (choice is not null or until > ?)", (best["id"], now))}
+        busy = {
+            r["place"]
+            for r in c.execute(
+                "select place from slots where item = ? and (choice is not null or until > ?)",
+                (best["id"], now),
+            )
+        }
         return best["id"], next(p for p in range(self.per_item) if p not in busy)
 
     def hold(self, rater, lease, now=None):
         """Lengthen a lease; whether it was still there."""
         with self.transaction() as c:
-            return c.execute("update slots set until = ? where lease = ? and rater = ? and choice is null", ((now or time.time()) + self.lease_s, lease, rater)).rowcount == 1
+            return (
+                c.execute(
+                    "update slots set until = ? where lease = ? and rater = ? and choice is null",
+                    ((now or time.time()) + self.lease_s, lease, rater),
+                ).rowcount
+                == 1
+            )
 
     def leave(self, rater, lease):
         """Give a slot back without a vote; whether there was one."""
         with self.transaction() as c:
-            return c.execute("delete from slots where lease = ? and rater = ? and choice is null", (lease, rater)).rowcount == 1
+            return (
+                c.execute(
+                    "delete from slots where lease = ? and rater = ? and choice is null",
+                    (lease, rater),
+                ).rowcount
+                == 1
+            )
 
     def vote(self, rater, lease, side, now=None):
         """Fill a slot: side "first", "second" (as shown) or "equal". -> True once it is on disk; True again for the same vote again; False where the slot is gone or holds another vote."""
         with self.transaction() as c:
-            slot = c.execute("select * from slots where lease = ? and rater = ?", (lease, rater)).fetchone()
+            slot = c.execute(
+                "select * from slots where lease = ? and rater = ?", (lease, rater)
+            ).fetchone()
             if slot is None:
                 return False
-            choice = {"first": slot["first"], "second": "ab".replace(slot["first"], ""), "equal": "tie"}[side]
+            choice = {
+                "first": slot["first"],
+                "second": "ab".replace(slot["first"], ""),
+                "equal": "tie",
+            }[side]
             if slot["choice"] is None:
-                c.execute("update slots set choice = ?, voted = ? where lease = ?", (choice, now or time.time(), lease))
+                c.execute(
+                    "update slots set choice = ?, voted = ? where lease = ?",
+                    (choice, now or time.time(), lease),
+                )
         return slot["choice"] in (None, choice)
 
     # ---- counts
@@ -157,20 +245,28 @@ class Store:
         """{"votes", "wanted", "raters"} of ordinary items, and of a rater "mine" (gold ones too) and "open" (items still open to that rater)."""
         with self.transaction() as c:
             items = c.execute("select count(*) from items where gold is null").fetchone()[0]
-            votes, raters = c.execute("select count(*), count(distinct rater) from slots join items on items.id = item where choice is not null and gold is null").fetchone()
+            votes, raters = c.execute(
+                "select count(*), count(distinct rater) from slots join items on items.id = item where choice is not null and gold is null"
+            ).fetchone()
             found = {"votes": votes, "wanted": items * self.per_item, "raters": raters}
             if rater is not None:
-                found["mine"] = c.execute("select count(*) from slots where rater = ? and choice is not null", (rater,)).fetchone()[0]
+                found["mine"] = c.execute(
+                    "select count(*) from slots where rater = ? and choice is not null", (rater,)
+                ).fetchone()[0]
                 found["open"] = c.execute(
                     """select count(*) from items where gold is null and id not in (select item from slots where rater = ? and choice is not null)
-                       and (select count(*) from slots where item = items.id and choice is not null) < ?""", (rater, self.per_item)).fetchone()[0]  # fmt: skip
+                       and (select count(*) from slots where item = items.id and choice is not null) < ?""",
+                    (rater, self.per_item),
+                ).fetchone()[0]
         return found
 
     def votes(self):
         """Every vote as a dict: item, source, instruction, a, b, gold, rater, first, choice, seconds, voted; in the order they came."""
         with self.transaction() as c:
-            rows = c.execute("select item, source, instruction, a, b, gold, rater, first, choice, voted - taken as seconds, voted from slots join items on items.id = item "
-                             "where choice is not null order by voted, lease").fetchall()  # fmt: skip
+            rows = c.execute(
+                "select item, source, instruction, a, b, gold, rater, first, choice, voted - taken as seconds, voted from slots join items on items.id = item "
+                "where choice is not null order by voted, lease"
+            ).fetchall()
         return [dict(r) for r in rows]
 
 
@@ -180,4 +276,9 @@ def digest(secret):
 
 def fingerprint(items, per_item):
     """sha256 of what is rated: the same for the same items in the same order."""
-    return hashlib.sha256(json.dumps([[str(i["id"]), i["instruction"], i["a"], i["b"], i.get("gold")] for i in items] + [per_item]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(
+            [[str(i["id"]), i["instruction"], i["a"], i["b"], i.get("gold")] for i in items]
+            + [per_item]
+        ).encode()
+    ).hexdigest()

@@ -1,4 +1,5 @@
 """Options and shared fixtures: 8 virtual CPU devices, --data DIR for real data, --live for torch and transformers."""
+
 import os
 import pathlib
 import sys
@@ -10,16 +11,29 @@ sys.path.insert(0, str(ROOT))
 
 
 def pytest_addoption(parser):
-    parser.addoption("--data", metavar="DIR", help="folder of the public files named in the README: adds the tests on real data; with it a skip is a failure")
-    parser.addoption("--live", action="store_true", help="also compare live with torch and transformers (requirements-compare.txt)")
+    parser.addoption(
+        "--data",
+        metavar="DIR",
+        help="folder of the public files named in the README: adds the tests on real data; with it a skip is a failure",
+    )
+    parser.addoption(
+        "--live",
+        action="store_true",
+        help="also compare live with torch and transformers (requirements-compare.txt)",
+    )
 
 
 def pytest_configure(config):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling is most of the tests' time; this halves it
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0"
+    )  # compiling is most of the tests' time; this halves it
     import jax
+
     jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast is how masks and biases go wrong
+    jax.config.update(
+        "jax_numpy_rank_promotion", "raise"
+    )  # a silent broadcast is how masks and biases go wrong
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -4,6 +4,7 @@
 
 The function gets the request's JSON and how often this very body was asked before, and returns one of the forms below.
 """
+
 import collections
 import http.server
 import json
@@ -12,9 +13,26 @@ import time
 
 
 def answer(text, finish="stop", prompt_tokens=10, completion_tokens=5):
-    return 200, json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m",
-                            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-                            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens}})  # fmt: skip
+    return 200, json.dumps(
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text},
+                    "finish_reason": finish,
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": prompt_tokens + completion_tokens,
+            },
+        }
+    )
 
 
 def status(code, message="no", **headers):
@@ -48,7 +66,9 @@ class LocalEndpoint:
                 with lock:
                     nth = seen[raw]
                     seen[raw] += 1
-                    outer.requests.append((json.loads(raw), {k.lower(): v for k, v in self.headers.items()}))
+                    outer.requests.append(
+                        (json.loads(raw), {k.lower(): v for k, v in self.headers.items()})
+                    )
                 kind, body, *more = behave(json.loads(raw), nth)
                 if kind == "slow":
                     time.sleep(more[0])
@@ -81,7 +101,9 @@ class LocalEndpoint:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
     def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_):

@@ -20,17 +20,42 @@ FOLDER = pathlib.Path(__file__).resolve().parent / "references"
 # unseen. `original` of the Llama-3.1 case puts one of the four wavelengths (6, 167, 4443, 118,000 tokens) among the
 # kept, one among the blended and two among the stretched.
 LLAMA = dict(
-    family="llama", V=37, D=12, L=2, N=3, K=3, H=8, F=20, P=64, eps=1e-5, theta=10000.0, rope_scaling=None, tied=False
+    family="llama",
+    V=37,
+    D=12,
+    L=2,
+    N=3,
+    K=3,
+    H=8,
+    F=20,
+    P=64,
+    eps=1e-5,
+    theta=10000.0,
+    rope_scaling=None,
+    tied=False,
 )
 GPT2 = dict(
-    family="gpt2", V=37, D=15, L=2, N=3, K=3, H=5, F=60, P=24, eps=1e-5, theta=10000.0, rope_scaling=None, tied=True
+    family="gpt2",
+    V=37,
+    D=15,
+    L=2,
+    N=3,
+    K=3,
+    H=5,
+    F=60,
+    P=24,
+    eps=1e-5,
+    theta=10000.0,
+    rope_scaling=None,
+    tied=True,
 )
 CASES = {
     "llama_mha": LLAMA,
     "llama_gqa": LLAMA | dict(N=4, K=2),
     "llama_tied": LLAMA | dict(N=4, K=1, tied=True, eps=1e-6),
     "llama_theta": LLAMA | dict(N=4, K=2, theta=500000.0),
-    "llama_scaled": LLAMA | dict(N=4, K=2, P=512, theta=500000.0, rope_scaling=[8.0, 1.0, 4.0, 256]),
+    "llama_scaled": LLAMA
+    | dict(N=4, K=2, P=512, theta=500000.0, rope_scaling=[8.0, 1.0, 4.0, 256]),
     "gpt2_tied": GPT2,
     "gpt2_untied": GPT2 | dict(tied=False),
 }
@@ -43,11 +68,20 @@ def hugging_face(fields):
 
     c = fields
     common = dict(
-        vocab_size=c["V"], tie_word_embeddings=c["tied"], attn_implementation="eager", bos_token_id=0, eos_token_id=0
+        vocab_size=c["V"],
+        tie_word_embeddings=c["tied"],
+        attn_implementation="eager",
+        bos_token_id=0,
+        eos_token_id=0,
     )
     if c["family"] == "gpt2":
         config = transformers.GPT2Config(
-            n_embd=c["D"], n_layer=c["L"], n_head=c["N"], n_positions=c["P"], layer_norm_epsilon=c["eps"], **common
+            n_embd=c["D"],
+            n_layer=c["L"],
+            n_head=c["N"],
+            n_positions=c["P"],
+            layer_norm_epsilon=c["eps"],
+            **common,
         )
         return transformers.GPT2LMHeadModel(config).float().eval()
     rope = {"rope_type": "default", "rope_theta": c["theta"]}
@@ -61,10 +95,17 @@ def hugging_face(fields):
             original_max_position_embeddings=original,
         )
     config = transformers.LlamaConfig(
-        hidden_size=c["D"], num_hidden_layers=c["L"], num_attention_heads=c["N"], num_key_value_heads=c["K"],
-        head_dim=c["H"], intermediate_size=c["F"], max_position_embeddings=c["P"], rms_norm_eps=c["eps"],
-        rope_parameters=rope, **common,
-    )  # fmt: skip
+        hidden_size=c["D"],
+        num_hidden_layers=c["L"],
+        num_attention_heads=c["N"],
+        num_key_value_heads=c["K"],
+        head_dim=c["H"],
+        intermediate_size=c["F"],
+        max_position_embeddings=c["P"],
+        rms_norm_eps=c["eps"],
+        rope_parameters=rope,
+        **common,
+    )
     return transformers.LlamaForCausalLM(config).float().eval()
 
 
@@ -92,7 +133,9 @@ def main():
     import torch
     import transformers
 
-    torch.set_num_threads(1)  # the order of sums, and with it the last bit, does not depend on the machine's cores
+    torch.set_num_threads(
+        1
+    )  # the order of sums, and with it the last bit, does not depend on the machine's cores
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}"
     print(versions)
     FOLDER.mkdir(exist_ok=True)
@@ -102,7 +145,9 @@ def main():
         texts = dict(config=np.array(json.dumps(fields)), versions=np.array(versions))
         np.savez_compressed(path, **texts, tokens=tokens, logits=logits, **weights)
         size, count = path.stat().st_size / 1000, sum(w.size for w in weights.values())
-        print(f"{path.name:<24} {size:6.1f} kB   {count:,} weights   logits' std {logits.std():.2f}")
+        print(
+            f"{path.name:<24} {size:6.1f} kB   {count:,} weights   logits' std {logits.std():.2f}"
+        )
     return 0
 
 

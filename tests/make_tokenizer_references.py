@@ -9,6 +9,7 @@ given a bare tokenizer.model, orders the merges by id instead: it cuts indented 
 SentencePiece and than the published file.) Stored: ids of the toy tokenizers' texts, and for the real ones a hash of
 all ids of each file.
 """
+
 import argparse
 import json
 import pathlib
@@ -24,23 +25,44 @@ from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merg
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 import test_tokenizer as cases  # noqa: E402
+
 from tokenizer import load  # noqa: E402
 
 
 def hf_llama(path):
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
-    other = {i for i in range(len(pieces)) if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)}
+    other = {
+        i
+        for i in range(len(pieces))
+        if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)
+    }
     normal = {p: i for i, p in enumerate(pieces) if i not in other}
     merges = generate_merges(normal, {p: model.get_score(i) for p, i in normal.items()})
-    hf = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", fuse_unk=True,
-                              byte_fallback=True))
+    hf = Tokenizer(
+        models.BPE(
+            {p: i for i, p in enumerate(pieces)},
+            merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     hf.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    hf.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                    decoders.Strip(" ", 1, 0)])
-    hf.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<s>", eos_token="</s>",
-                                                unk_token="<unk>")
+    hf.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    hf.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=hf, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def hf_gpt2(vocab, merges):
@@ -48,14 +70,24 @@ def hf_gpt2(vocab, merges):
 
 
 def hf_llama3(path):
-    hf = TikTokenConverter(str(path), extra_special_tokens=["<|begin_of_text|>", "<|end_of_text|>"]).converted()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=hf, bos_token="<|begin_of_text|>",
-                                                eos_token="<|end_of_text|>")
+    hf = TikTokenConverter(
+        str(path), extra_special_tokens=["<|begin_of_text|>", "<|end_of_text|>"]
+    ).converted()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=hf, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    )
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--data", required=True, type=pathlib.Path, help="folder with text/, dialogues/ and tokenizers/")
+    args = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    args.add_argument(
+        "--data",
+        required=True,
+        type=pathlib.Path,
+        help="folder with text/, dialogues/ and tokenizers/",
+    )
     data = args.parse_args().data
     versions = {m.__name__: m.__version__ for m in (transformers, tokenizers, sentencepiece)}
     print(*(f"{name} {version}" for name, version in versions.items()))
@@ -70,7 +102,10 @@ def main():
         for kind, write in cases.WRITERS.items():
             tok = load(write(pathlib.Path(folder) / kind))
             encode = encoder(tok)
-            out["toys"][kind] = {"fingerprint": tok.fingerprint, "ids": [encode(text) for text in cases.TEXTS]}
+            out["toys"][kind] = {
+                "fingerprint": tok.fingerprint,
+                "ids": [encode(text) for text in cases.TEXTS],
+            }
     for name, path in cases.REAL.items():
         tok = load(data / path)
         encode = encoder(tok)
@@ -78,8 +113,9 @@ def main():
         out["real"][name] = {"fingerprint": tok.fingerprint, "files": files}
         print(name, sum(count for count, _ in files.values()), "ids")
     cases.REFERENCES.parent.mkdir(exist_ok=True)
-    cases.REFERENCES.write_text(json.dumps(out).replace('], "', '],\n"').replace('}, "', '},\n"') + "\n",
-                                encoding="utf-8")
+    cases.REFERENCES.write_text(
+        json.dumps(out).replace('], "', '],\n"').replace('}, "', '},\n"') + "\n", encoding="utf-8"
+    )
     print(f"wrote {cases.REFERENCES}")
 
 

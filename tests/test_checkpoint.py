@@ -5,6 +5,7 @@
 Independent of checkpoint.py and formats.py: files are written here by the safetensors package, by struct, and by a re-statement of EasyLM's writer over msgpack; logits are
 Hugging Face's stored ones (tests/make_references.py), and a float64 NumPy loop reads stories260K by itself. Sizes are odd on purpose.
 """
+
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import make_references
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -30,7 +32,6 @@ from jax.sharding import PartitionSpec as P
 import checkpoint
 import formats
 import kernels
-import make_references
 import model
 import sharding
 import store
@@ -48,8 +49,15 @@ each_config = pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 
 def random_weights(config, seed=0):
     """{(name, layer): array}, true vocabulary, our layout."""
-    rng, size, table = np.random.default_rng(seed), model.sizes(config, padded=False), model.weight_table(config)
-    return {(n, layer): rng.normal(size=[size[d] for d in table[n].dims]).astype(np.float32) for n, layer in checkpoint.order(config)}
+    rng, size, table = (
+        np.random.default_rng(seed),
+        model.sizes(config, padded=False),
+        model.weight_table(config),
+    )
+    return {
+        (n, layer): rng.normal(size=[size[d] for d in table[n].dims]).astype(np.float32)
+        for n, layer in checkpoint.order(config)
+    }
 
 
 def stream(weights):
@@ -57,7 +65,9 @@ def stream(weights):
 
 
 def collect(path, config, **more):
-    return {(name, layer): x for name, layer, x in checkpoint.read_weights(str(path), config, **more)}
+    return {
+        (name, layer): x for name, layer, x in checkpoint.read_weights(str(path), config, **more)
+    }
 
 
 def assert_same(got, want):
@@ -70,25 +80,55 @@ def hf_tensors(config, weights):
     """Hugging Face's names and layouts, written out by hand for both families: not read from the weight table."""
     out = {}
     if config.family == "llama":
-        out["model.embed_tokens.weight"], out["model.norm.weight"] = weights["embed", None], weights["final_norm", None]
+        out["model.embed_tokens.weight"], out["model.norm.weight"] = (
+            weights["embed", None],
+            weights["final_norm", None],
+        )
         if not config.tied:
             out["lm_head.weight"] = weights["head", None]
-        parts = {"wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj", "w1": "mlp.gate_proj", "w3": "mlp.up_proj", "w2": "mlp.down_proj"}
+        parts = {
+            "wq": "self_attn.q_proj",
+            "wk": "self_attn.k_proj",
+            "wv": "self_attn.v_proj",
+            "wo": "self_attn.o_proj",
+            "w1": "mlp.gate_proj",
+            "w3": "mlp.up_proj",
+            "w2": "mlp.down_proj",
+        }
         for i in range(config.L):
             for ours, theirs in parts.items():
                 out[f"model.layers.{i}.{theirs}.weight"] = weights[ours, i].T
             out[f"model.layers.{i}.input_layernorm.weight"] = weights["attn_norm", i]
             out[f"model.layers.{i}.post_attention_layernorm.weight"] = weights["mlp_norm", i]
     else:
-        for ours, theirs in {"embed": "wte.weight", "pos": "wpe.weight", "final_norm": "ln_f.weight", "final_norm_b": "ln_f.bias"}.items():
+        for ours, theirs in {
+            "embed": "wte.weight",
+            "pos": "wpe.weight",
+            "final_norm": "ln_f.weight",
+            "final_norm_b": "ln_f.bias",
+        }.items():
             out[f"transformer.{theirs}"] = weights[ours, None]
-        parts = {"attn_norm": "ln_1.weight", "attn_norm_b": "ln_1.bias", "wo": "attn.c_proj.weight", "bo": "attn.c_proj.bias", "mlp_norm": "ln_2.weight", "mlp_norm_b": "ln_2.bias"}
-        parts |= {"w1": "mlp.c_fc.weight", "b1": "mlp.c_fc.bias", "w2": "mlp.c_proj.weight", "b2": "mlp.c_proj.bias"}
+        parts = {
+            "attn_norm": "ln_1.weight",
+            "attn_norm_b": "ln_1.bias",
+            "wo": "attn.c_proj.weight",
+            "bo": "attn.c_proj.bias",
+            "mlp_norm": "ln_2.weight",
+            "mlp_norm_b": "ln_2.bias",
+        }
+        parts |= {
+            "w1": "mlp.c_fc.weight",
+            "b1": "mlp.c_fc.bias",
+            "w2": "mlp.c_proj.weight",
+            "b2": "mlp.c_proj.bias",
+        }
         for i in range(config.L):
             for ours, theirs in parts.items():
                 out[f"transformer.h.{i}.{theirs}"] = weights[ours, i]
             for kind, theirs in (("w", "weight"), ("b", "bias")):
-                out[f"transformer.h.{i}.attn.c_attn.{theirs}"] = np.concatenate([weights[kind + c, i] for c in "qkv"], axis=-1)
+                out[f"transformer.h.{i}.attn.c_attn.{theirs}"] = np.concatenate(
+                    [weights[kind + c, i] for c in "qkv"], axis=-1
+                )
     return {n: np.ascontiguousarray(x) for n, x in out.items()}
 
 
@@ -96,11 +136,22 @@ def hf_folder(path, config, tensors, shards=1, **more):
     """A Hugging Face folder by the safetensors package. more: entries of config.json."""
     path.mkdir()
     names = list(tensors)
-    files = {f"model-{i + 1:05}-of-{shards:05}.safetensors" if shards > 1 else "model.safetensors": names[i::shards] for i in range(shards)}
+    files = {
+        f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        if shards > 1
+        else "model.safetensors": names[i::shards]
+        for i in range(shards)
+    }
     for file, those in files.items():
-        safetensors.numpy.save_file({n: tensors[n] for n in those}, path / file, metadata={"format": "pt"})
+        safetensors.numpy.save_file(
+            {n: tensors[n] for n in those}, path / file, metadata={"format": "pt"}
+        )
     if shards > 1:
-        (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {n: f for f, those in files.items() for n in those}}))
+        (path / "model.safetensors.index.json").write_text(
+            json.dumps(
+                {"metadata": {}, "weight_map": {n: f for f, those in files.items() for n in those}}
+            )
+        )
     (path / "config.json").write_text(json.dumps(formats.hf_record(config) | more))
     return str(path)
 
@@ -117,7 +168,10 @@ def interleaved(w, H):
 
 def easylm_tensors(config, weights):
     """EasyLM's key tuples and layouts for LLaMA, written out by hand."""
-    out = {("params", "transformer", "wte", "embedding"): weights["embed", None], ("params", "transformer", "ln_f", "kernel"): weights["final_norm", None]}
+    out = {
+        ("params", "transformer", "wte", "embedding"): weights["embed", None],
+        ("params", "transformer", "ln_f", "kernel"): weights["final_norm", None],
+    }
     if not config.tied:
         out["params", "lm_head", "kernel"] = weights["head", None].T
     for i in range(config.L):
@@ -127,29 +181,42 @@ def easylm_tensors(config, weights):
             out[*at, "attention", "w" + c, "kernel"] = interleaved(w, config.H) if c in "qk" else w
         for c in ("w1", "w2", "w3"):
             out[*at, "feed_forward", c, "kernel"] = weights[c, i]
-        out[*at, "attention_norm", "kernel"], out[*at, "ffn_norm", "kernel"] = weights["attn_norm", i], weights["mlp_norm", i]
+        out[*at, "attention_norm", "kernel"], out[*at, "ffn_norm", "kernel"] = (
+            weights["attn_norm", i],
+            weights["mlp_norm", i],
+        )
     return out
 
 
 def flax_bytes(x, chunk=2**30):
     """flax.serialization.to_bytes of one array, restated."""
+
     def ext(a):
-        return msgpack.ExtType(1, msgpack.packb((a.shape, a.dtype.name, a.tobytes("C")), use_bin_type=True))
+        return msgpack.ExtType(
+            1, msgpack.packb((a.shape, a.dtype.name, a.tobytes("C")), use_bin_type=True)
+        )
 
     if x.nbytes <= chunk:
         return msgpack.packb(x, default=ext, strict_types=True)
     n, flat = chunk // x.itemsize, x.reshape(-1)
     pieces = {str(k): flat[i : i + n] for k, i in enumerate(range(0, x.size, n))}
-    tree = {"__msgpack_chunked_array__": True, "shape": {str(i): s for i, s in enumerate(x.shape)}, "chunks": pieces}
+    tree = {
+        "__msgpack_chunked_array__": True,
+        "shape": {str(i): s for i, s in enumerate(x.shape)},
+        "chunks": pieces,
+    }
     return msgpack.packb(tree, default=ext, strict_types=True)
 
 
 def flax_array(data):
     """flax.serialization.msgpack_restore of one array, restated."""
+
     def hook(code, inner):
         assert code == 1
         shape, name, buffer = msgpack.unpackb(inner, raw=True)
-        return np.frombuffer(buffer, ml_dtypes.bfloat16 if name == b"bfloat16" else np.dtype(name.decode())).reshape(shape)
+        return np.frombuffer(
+            buffer, ml_dtypes.bfloat16 if name == b"bfloat16" else np.dtype(name.decode())
+        ).reshape(shape)
 
     tree = msgpack.unpackb(data, ext_hook=hook, raw=False)
     if not isinstance(tree, dict):
@@ -161,14 +228,19 @@ def flax_array(data):
 def easylm_file(path, tensors, chunk=2**30):
     """EasyLM's StreamingCheckpointer.save_checkpoint, restated."""
     packer = msgpack.Packer()
-    path.write_bytes(b"".join(packer.pack((key, flax_bytes(x, chunk))) for key, x in tensors.items()))
+    path.write_bytes(
+        b"".join(packer.pack((key, flax_bytes(x, chunk))) for key, x in tensors.items())
+    )
     return f"params::{path}"
 
 
 def read_easylm(path):
     """EasyLM's StreamingCheckpointer.load_checkpoint, restated."""
     with open(path, "rb") as file:
-        return {tuple(key): flax_array(value) for key, value in msgpack.Unpacker(file, read_size=83886080, max_buffer_size=0)}
+        return {
+            tuple(key): flax_array(value)
+            for key, value in msgpack.Unpacker(file, read_size=83886080, max_buffer_size=0)
+        }
 
 
 def bin_file(path, config, weights):
@@ -176,7 +248,19 @@ def bin_file(path, config, weights):
     table, c = model.weight_table(config), config
     with open(path, "wb") as file:
         file.write(struct.pack("<7i", c.D, c.F, c.L, c.N, c.K, c.V if c.tied else -c.V, c.P))
-        for name in ("embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm"):
+        for name in (
+            "embed",
+            "attn_norm",
+            "wq",
+            "wk",
+            "wv",
+            "wo",
+            "mlp_norm",
+            "w1",
+            "w2",
+            "w3",
+            "final_norm",
+        ):
             for layer in range(c.L) if table[name].layered else [None]:
                 x = weights[name, layer]
                 x = interleaved(x, c.H) if name in ("wq", "wk") else x
@@ -196,7 +280,9 @@ def mesh_of(data, tensor):
 
 @each_config
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_hugging_face_folders_are_read_in_every_dtype_in_one_file_or_several(config, dtype, tmp_path):
+def test_hugging_face_folders_are_read_in_every_dtype_in_one_file_or_several(
+    config, dtype, tmp_path
+):
     dtype = jnp.dtype(dtype)
     weights = {key: x.astype(dtype).astype(np.float32) for key, x in random_weights(config).items()}
     tensors = {n: x.astype(dtype) for n, x in hf_tensors(config, weights).items()}
@@ -211,11 +297,15 @@ def test_hugging_face_s_own_weights_give_its_logits(case, tmp_path):
     with np.load(REFERENCES / f"model_{case}.npz", allow_pickle=False) as file:
         want, token_BT, fields = file["logits"], file["tokens"], json.loads(str(file["config"]))
         tensors = {n: file[n] for n in file.files if "." in n}
-    config = model.Config(**fields | {"rope_scaling": fields["rope_scaling"] and tuple(fields["rope_scaling"])})
+    config = model.Config(
+        **fields | {"rope_scaling": fields["rope_scaling"] and tuple(fields["rope_scaling"])}
+    )
     path = hf_folder(tmp_path / "hf", config, tensors, 2)
     assert checkpoint.model_config(path) == config
     mesh, layout = mesh_of(1, 1), model.make_layout(config, 1, 1)
-    got = model.make_logits(config, mesh, layout)(checkpoint.load(path, config, mesh, layout), token_BT)
+    got = model.make_logits(config, mesh, layout)(
+        checkpoint.load(path, config, mesh, layout), token_BT
+    )
     np.testing.assert_allclose(got, want, atol=2e-4)
 
 
@@ -228,11 +318,18 @@ def test_loading_gives_every_mesh_the_same_numbers_in_its_own_shards(config, tmp
         got = checkpoint.load(path, config, mesh, layout)
         spec = sharding.shardings(layout.stacked(config), mesh)
         for name, row in model.weight_table(config).items():
-            want = np.stack([weights[name, i] for i in range(config.L)]) if row.layered else weights[name, None]
+            want = (
+                np.stack([weights[name, i] for i in range(config.L)])
+                if row.layered
+                else weights[name, None]
+            )
             if row.dims[0] == "V":
                 want = np.pad(want, ((0, config.padded_vocab - config.V), (0, 0)))
             assert got[name].shape == model.shapes(config)[name] and got[name].dtype == jnp.float32
-            assert got[name].sharding.is_equivalent_to(spec[name], got[name].ndim), (name, got[name].sharding)
+            assert got[name].sharding.is_equivalent_to(spec[name], got[name].ndim), (
+                name,
+                got[name].sharding,
+            )
             np.testing.assert_array_equal(got[name], want, err_msg=f"{name} on {data}x{tensor}")
 
 
@@ -240,9 +337,11 @@ def test_loading_gives_every_mesh_the_same_numbers_in_its_own_shards(config, tmp
 def test_role_tokens_get_the_mean_row_and_padding_stays_zero(form, tmp_path):
     config, weights = LLAMA, random_weights(LLAMA)
     path = {
-        "hf": lambda: hf_folder(tmp_path / "m", config, hf_tensors(config, weights)), "easylm": lambda: easylm_file(tmp_path / "m", easylm_tensors(config, weights)),
-        "bin": lambda: bin_file(tmp_path / "m.bin", config, weights), "run": lambda: run_folder(tmp_path / "m", config, weights),
-    }[form]()  # fmt: skip
+        "hf": lambda: hf_folder(tmp_path / "m", config, hf_tensors(config, weights)),
+        "easylm": lambda: easylm_file(tmp_path / "m", easylm_tensors(config, weights)),
+        "bin": lambda: bin_file(tmp_path / "m.bin", config, weights),
+        "run": lambda: run_folder(tmp_path / "m", config, weights),
+    }[form]()
     grown = dataclasses.replace(config, V=config.V + 2)
     mesh, layout = mesh_of(4, 2), model.make_layout(grown, 4, 2)
     got = checkpoint.load(path, grown, mesh, layout)
@@ -265,17 +364,33 @@ def test_weights_can_be_loaded_in_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["untied", "tied"])
-def test_easylm_streams_are_read_with_and_without_params_in_float32_bfloat16_and_chunks(config, tmp_path, monkeypatch):
+def test_easylm_streams_are_read_with_and_without_params_in_float32_bfloat16_and_chunks(
+    config, tmp_path, monkeypatch
+):
     weights = random_weights(config)
     monkeypatch.setitem(model.PRESETS, "mine", config)
-    for i, (dtype, chunk, drop) in enumerate((("float32", 2**30, 0), ("bfloat16", 2**30, 1), ("float32", 100, 0), ("float16", 250, 1))):
+    for i, (dtype, chunk, drop) in enumerate(
+        (("float32", 2**30, 0), ("bfloat16", 2**30, 1), ("float32", 100, 0), ("float16", 250, 1))
+    ):
         rounded = {key: x.astype(jnp.dtype(dtype)).astype(np.float32) for key, x in weights.items()}
-        tensors = {key[drop:]: np.ascontiguousarray(x.astype(jnp.dtype(dtype))) for key, x in easylm_tensors(config, weights).items()}
+        tensors = {
+            key[drop:]: np.ascontiguousarray(x.astype(jnp.dtype(dtype)))
+            for key, x in easylm_tensors(config, weights).items()
+        }
         path = easylm_file(tmp_path / f"stream{i}", tensors, chunk)
         assert checkpoint.model_config(path, "mine") == config
         assert_same(collect(path, config), rounded)
-    grown = {key: np.concatenate([x, x[:2]]) if "wte" in key else np.concatenate([x, x[:, :2]], 1) if "lm_head" in key else x for key, x in easylm_tensors(config, weights).items()}
-    assert checkpoint.model_config(easylm_file(tmp_path / "grown", grown), "mine").V == config.V + 2  # a preset does not know of added tokens
+    grown = {
+        key: np.concatenate([x, x[:2]])
+        if "wte" in key
+        else np.concatenate([x, x[:, :2]], 1)
+        if "lm_head" in key
+        else x
+        for key, x in easylm_tensors(config, weights).items()
+    }
+    assert (
+        checkpoint.model_config(easylm_file(tmp_path / "grown", grown), "mine").V == config.V + 2
+    )  # a preset does not know of added tokens
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["untied", "tied"])
@@ -289,14 +404,22 @@ def test_llama2c_files_are_read_tied_and_untied(config, tmp_path):
 
 def test_interleaved_columns_rotated_in_pairs_score_as_ours_rotated_in_halves():
     rng, H = np.random.default_rng(0), 8
-    x, wq, wk = (rng.normal(size=s).astype(np.float32) for s in ((1, 7, 24), (24, 3 * H), (24, 3 * H)))
+    x, wq, wk = (
+        rng.normal(size=s).astype(np.float32) for s in ((1, 7, 24), (24, 3 * H), (24, 3 * H))
+    )
     cos, sin = kernels.rope_table(jnp.arange(7)[None], H, 10000.0)
     heads = lambda w: (x @ w).reshape(1, 7, 3, H)
     columns = checkpoint.half_split(model.Config("llama", 8, 24, 1, 3, 3, H, 4, 8, 1e-5), 3 * H)
-    score = lambda rotate, a, b: jnp.einsum("btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin))
+    score = lambda rotate, a, b: jnp.einsum(
+        "btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin)
+    )
     want = score(kernels.rope_interleaved, wq, wk)
-    np.testing.assert_allclose(score(kernels.rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4)
-    assert np.abs(score(kernels.rope_half, wq, wk) - want).max() > 1  # and without the permutation they do not
+    np.testing.assert_allclose(
+        score(kernels.rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4
+    )
+    assert (
+        np.abs(score(kernels.rope_half, wq, wk) - want).max() > 1
+    )  # and without the permutation they do not
 
 
 def test_transposed_views_are_copied_whole():
@@ -310,21 +433,53 @@ def test_transposed_views_are_copied_whole():
 def test_buffers_are_ignored_and_gpt2_needs_no_prefix(tmp_path):
     weights = random_weights(GPT2)
     tensors = {n.removeprefix("transformer."): x for n, x in hf_tensors(GPT2, weights).items()}
-    tensors |= {f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32) for i in range(3)} | {f"h.{i}.attn.masked_bias": np.float32([-1e4]) for i in range(3)}
+    tensors |= {f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32) for i in range(3)} | {
+        f"h.{i}.attn.masked_bias": np.float32([-1e4]) for i in range(3)
+    }
     path = hf_folder(tmp_path / "gpt2", GPT2, tensors, architectures=["GPT2Model"])
     assert_same(collect(path, GPT2), weights)
     weights = random_weights(LLAMA)
-    tensors = hf_tensors(LLAMA, weights) | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(3)}
+    tensors = hf_tensors(LLAMA, weights) | {
+        f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32) for i in range(3)
+    }
     assert_same(collect(hf_folder(tmp_path / "llama", LLAMA, tensors), LLAMA), weights)
 
 
 def test_configs_of_both_transformers_generations_are_understood():
     base = formats.hf_record(LLAMA)
-    old = base | {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 32}, "tie_word_embeddings": True}
+    old = base | {
+        "rope_theta": 5e5,
+        "rope_scaling": {
+            "type": "llama3",
+            "factor": 8,
+            "low_freq_factor": 1,
+            "high_freq_factor": 4,
+            "original_max_position_embeddings": 32,
+        },
+        "tie_word_embeddings": True,
+    }
     new = {k: v for k, v in old.items() if k not in ("rope_theta", "rope_scaling")}
-    new["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+    new["rope_parameters"] = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     assert formats.hf_config(old, "c") == formats.hf_config(new, "c") == TIED
-    plain = {k: v for k, v in base.items() if k not in ("head_dim", "num_key_value_heads", "rope_theta", "rope_scaling", "tie_word_embeddings")}
+    plain = {
+        k: v
+        for k, v in base.items()
+        if k
+        not in (
+            "head_dim",
+            "num_key_value_heads",
+            "rope_theta",
+            "rope_scaling",
+            "tie_word_embeddings",
+        )
+    }
     assert formats.hf_config(plain, "c") == dataclasses.replace(LLAMA, K=4, H=6)
     gpt2 = formats.hf_record(GPT2) | {"n_inner": None}
     del gpt2["tie_word_embeddings"]
@@ -337,8 +492,16 @@ def test_configs_of_both_transformers_generations_are_understood():
         (LLAMA, {"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM is not supported"),
         (LLAMA, {"architectures": None, "model_type": "qwen2"}, "qwen2 is not supported"),
         (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "RoPE of type 'yarn'"),
-        (LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "RoPE of type 'linear'"),
-        (LLAMA, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            LLAMA,
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "RoPE of type 'linear'",
+        ),
+        (
+            LLAMA,
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
         (LLAMA, {"attention_bias": True}, "attention_bias True is not supported"),
         (LLAMA, {"mlp_bias": True}, "mlp_bias"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -390,12 +553,20 @@ def test_a_file_cut_at_any_byte_is_refused(form, tmp_path):
         file = tmp_path / "m.bin"
     content = file.read_bytes()
     named = 0
-    for size in [*range(0, 90), *range(90, len(content), 37), *range(len(content) - 20, len(content))]:
+    for size in [
+        *range(0, 90),
+        *range(90, len(content), 37),
+        *range(len(content) - 20, len(content)),
+    ]:
         file.write_bytes(content[:size])
         line = refusal(path, config)
-        assert any(hint in line for hint in ("copy it again", "copy the model whole", "no llama2.c file")), line
+        assert any(
+            hint in line for hint in ("copy it again", "copy the model whole", "no llama2.c file")
+        ), line
         named += "tensor" in line and "expected (" in line
-    assert named > 20  # cut within the data: the tensor, the shape it should have, and what there is
+    assert (
+        named > 20
+    )  # cut within the data: the tensor, the shape it should have, and what there is
     file.write_bytes(content + b"\0")
     refusal(path, config)
     file.write_bytes(content)
@@ -405,18 +576,50 @@ def test_a_file_cut_at_any_byte_is_refused(form, tmp_path):
 def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path, monkeypatch):
     weights = random_weights(LLAMA)
     tensors = hf_tensors(LLAMA, weights)
-    q, embed, head = "model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight", "lm_head.weight"
+    q, embed, head = (
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    )
     without = lambda name: {n: x for n, x in tensors.items() if n != name}
     cases = {
-        "shape": (tensors | {q: tensors[q][:31]}, {}, f"tensor {q} has shape (31, 24), expected (32, 24)"),
+        "shape": (
+            tensors | {q: tensors[q][:31]},
+            {},
+            f"tensor {q} has shape (31, 24), expected (32, 24)",
+        ),
         "missing": (without(q), {}, f"has no tensor {q}, expected (32, 24)"),
-        "extra": (tensors | {"model.layers.3.mlp.up_proj.weight": tensors[q]}, {}, "unexpected tensor model.layers.3.mlp.up_proj.weight of shape (32, 24)"),
-        "bias": (tensors | {q[:-6] + "bias": tensors[q][0]}, {}, "unexpected tensor model.layers.1.self_attn.q_proj.bias of shape (24,)"),
-        "vocabulary": (tensors, {"vocab_size": 51}, f"tensor {embed} has shape (50, 24), expected (51, 24)"),
-        "tied": (tensors, {"tie_word_embeddings": True}, f"unexpected tensor {head} of shape (50, 24): its config says that the output matrix is the embedding"),
-        "untied": (without(head), {}, f"has no tensor {head}, expected (50, 24): its config says that the output matrix is not the embedding"),
+        "extra": (
+            tensors | {"model.layers.3.mlp.up_proj.weight": tensors[q]},
+            {},
+            "unexpected tensor model.layers.3.mlp.up_proj.weight of shape (32, 24)",
+        ),
+        "bias": (
+            tensors | {q[:-6] + "bias": tensors[q][0]},
+            {},
+            "unexpected tensor model.layers.1.self_attn.q_proj.bias of shape (24,)",
+        ),
+        "vocabulary": (
+            tensors,
+            {"vocab_size": 51},
+            f"tensor {embed} has shape (50, 24), expected (51, 24)",
+        ),
+        "tied": (
+            tensors,
+            {"tie_word_embeddings": True},
+            f"unexpected tensor {head} of shape (50, 24): its config says that the output matrix is the embedding",
+        ),
+        "untied": (
+            without(head),
+            {},
+            f"has no tensor {head}, expected (50, 24): its config says that the output matrix is not the embedding",
+        ),
         "integers": (tensors | {q: tensors[q].astype(np.int8)}, {}, f"tensor {q} is of type I8"),
-        "layers": (tensors, {"num_hidden_layers": 4}, "has no tensor model.layers.3.input_layernorm.weight, expected (24,)"),
+        "layers": (
+            tensors,
+            {"num_hidden_layers": 4},
+            "has no tensor model.layers.3.input_layernorm.weight, expected (24,)",
+        ),
     }
     for name, (those, changes, says) in cases.items():
         path = hf_folder(tmp_path / name, LLAMA, those, 2, **changes)
@@ -424,12 +627,31 @@ def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path, m
         assert says in line, line
     monkeypatch.setitem(model.PRESETS, "mine", LLAMA)
     tensors = easylm_tensors(LLAMA, weights)
-    w2, wte = ("params", "transformer", "h", "2", "feed_forward", "w2", "kernel"), ("params", "transformer", "wte", "embedding")
+    w2, wte = (
+        ("params", "transformer", "h", "2", "feed_forward", "w2", "kernel"),
+        ("params", "transformer", "wte", "embedding"),
+    )
     for name, those, says in (
-        ("shape", tensors | {w2: tensors[w2].T.copy()}, "tensor transformer/h/2/feed_forward/w2/kernel has shape (24, 20), expected (20, 24)"),
-        ("missing", {k: x for k, x in tensors.items() if k != wte}, "has no tensor transformer/wte/embedding, expected (50, 24)"),
-        ("rows", tensors | {wte: tensors[wte][:49]}, "tensor lm_head/kernel has shape (24, 50), expected (24, 49)"),
-        ("moments", tensors | {("opt_state", "mu"): np.ones(3, np.float32)}, "unexpected tensor opt_state/mu of shape (3,)"),
+        (
+            "shape",
+            tensors | {w2: tensors[w2].T.copy()},
+            "tensor transformer/h/2/feed_forward/w2/kernel has shape (24, 20), expected (20, 24)",
+        ),
+        (
+            "missing",
+            {k: x for k, x in tensors.items() if k != wte},
+            "has no tensor transformer/wte/embedding, expected (50, 24)",
+        ),
+        (
+            "rows",
+            tensors | {wte: tensors[wte][:49]},
+            "tensor lm_head/kernel has shape (24, 50), expected (24, 49)",
+        ),
+        (
+            "moments",
+            tensors | {("opt_state", "mu"): np.ones(3, np.float32)},
+            "unexpected tensor opt_state/mu of shape (3,)",
+        ),
     ):
         path = easylm_file(tmp_path / f"{name}.stream", those)
         line = refusal(path, checkpoint.model_config(path, "mine"))
@@ -449,7 +671,22 @@ def lie(file, change):
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + n :])
 
 
-@pytest.mark.parametrize("name", ["shape", "offsets", "overlap", "beyond", "negative", "float", "huge", "not_json", "list", "deep", "null"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shape",
+        "offsets",
+        "overlap",
+        "beyond",
+        "negative",
+        "float",
+        "huge",
+        "not_json",
+        "list",
+        "deep",
+        "null",
+    ],
+)
 def test_a_safetensors_header_that_lies_is_refused(name, tmp_path):
     path = pathlib.Path(hf_folder(tmp_path / "m", LLAMA, hf_tensors(LLAMA, random_weights(LLAMA))))
     file, w = path / "model.safetensors", "model.norm.weight"
@@ -466,21 +703,36 @@ def test_a_safetensors_header_that_lies_is_refused(name, tmp_path):
         file.write_bytes(len(header).to_bytes(8, "little") + header)
     else:
         change = {
-            "shape": {"shape": [25]}, "offsets": {"data_offsets": [0, 4]}, "beyond": {"data_offsets": [10**9, 10**9 + 96]},
-            "negative": {"shape": [-24]}, "float": {"shape": [24.0]}, "null": {"data_offsets": None},
-        }[name]  # fmt: skip
+            "shape": {"shape": [25]},
+            "offsets": {"data_offsets": [0, 4]},
+            "beyond": {"data_offsets": [10**9, 10**9 + 96]},
+            "negative": {"shape": [-24]},
+            "float": {"shape": [24.0]},
+            "null": {"data_offsets": None},
+        }[name]
         lie(file, lambda header: header[w].update(change))
     assert "copy it again" in refusal(path, LLAMA)
 
 
 def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path):
-    path = pathlib.Path(hf_folder(tmp_path / "m", LLAMA, hf_tensors(LLAMA, random_weights(LLAMA)), 3))
+    path = pathlib.Path(
+        hf_folder(tmp_path / "m", LLAMA, hf_tensors(LLAMA, random_weights(LLAMA)), 3)
+    )
     listing = path / "model.safetensors.index.json"
     whole = json.loads(listing.read_text())
     for change, says in (
-        ({"model.norm.weight": "model-00009-of-00003.safetensors"}, "lacks model-00009-of-00003.safetensors, which should hold tensor model.norm.weight: copy it too"),
-        ({"model.norm.weight": "../../m.safetensors"}, "no weight_map of file names in this folder"),
-        ({"ghost.weight": "model-00001-of-00003.safetensors"}, "disagree on whether tensor ghost.weight"),
+        (
+            {"model.norm.weight": "model-00009-of-00003.safetensors"},
+            "lacks model-00009-of-00003.safetensors, which should hold tensor model.norm.weight: copy it too",
+        ),
+        (
+            {"model.norm.weight": "../../m.safetensors"},
+            "no weight_map of file names in this folder",
+        ),
+        (
+            {"ghost.weight": "model-00001-of-00003.safetensors"},
+            "disagree on whether tensor ghost.weight",
+        ),
     ):
         listing.write_text(json.dumps(whole | {"weight_map": whole["weight_map"] | change}))
         assert says in refusal(path, LLAMA)
@@ -519,10 +771,17 @@ def test_what_is_no_model_path_is_refused_with_what_would_be(tmp_path):
     (tmp_path / "text.bin").write_bytes(b"a text, not a model, of some length")
     easylm_file(tmp_path / "good", easylm_tensors(LLAMA, random_weights(LLAMA)))
     for path, says in (
-        (tmp_path / "none", "does not exist"), (tmp_path, "neither run.json nor config.json"), (tmp_path / "stream", "write params::"), (tmp_path / "m.safetensors", "name its folder"),
-        (f"params::{tmp_path}", "name the stream"), (f"params::{tmp_path}/none", "does not exist"), (f"trainstate::{tmp_path}/stream", "only params::FILE"),
-        (f"params::{tmp_path}/good", "--model-preset"), (tmp_path / "v1.bin", "version 1"), (tmp_path / "text.bin", "no llama2.c file"),
-    ):  # fmt: skip
+        (tmp_path / "none", "does not exist"),
+        (tmp_path, "neither run.json nor config.json"),
+        (tmp_path / "stream", "write params::"),
+        (tmp_path / "m.safetensors", "name its folder"),
+        (f"params::{tmp_path}", "name the stream"),
+        (f"params::{tmp_path}/none", "does not exist"),
+        (f"trainstate::{tmp_path}/stream", "only params::FILE"),
+        (f"params::{tmp_path}/good", "--model-preset"),
+        (tmp_path / "v1.bin", "version 1"),
+        (tmp_path / "text.bin", "no llama2.c file"),
+    ):
         with pytest.raises(ValueError, match=says):
             checkpoint.model_config(str(path))
     with pytest.raises(ValueError, match="--model 8b is not a preset"):
@@ -553,15 +812,25 @@ def test_writing_then_reading_gives_the_same_weights_in_every_format(config, dty
         assert checkpoint.model_config(str(path)) == config
         assert_same(collect(path, config), weights)
     tensors = {n: x.astype(dtype) for n, x in hf_tensors(config, weights).items()}
-    read = lambda folder: {n: x for file in folder.glob("*.safetensors") for n, x in safetensors.numpy.load_file(file).items()}
+    read = lambda folder: {
+        n: x
+        for file in folder.glob("*.safetensors")
+        for n, x in safetensors.numpy.load_file(file).items()
+    }
     for folder in (tmp_path / "hf", tmp_path / "shards"):
         got = read(folder)
-        assert got.keys() == tensors.keys() and all(got[n].dtype == dtype and np.array_equal(got[n], tensors[n]) for n in tensors)
+        assert got.keys() == tensors.keys() and all(
+            got[n].dtype == dtype and np.array_equal(got[n], tensors[n]) for n in tensors
+        )
     files = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(files) > 2 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
     listing = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
-    assert listing["weight_map"].keys() == tensors.keys() and listing["metadata"]["total_size"] == sum(x.nbytes for x in tensors.values())
-    limit = lambda file: max(4000, max(x.nbytes for x in safetensors.numpy.load_file(file).values())) + 4000  # a tensor over the limit has its own file
+    assert listing["weight_map"].keys() == tensors.keys() and listing["metadata"][
+        "total_size"
+    ] == sum(x.nbytes for x in tensors.values())
+    limit = lambda file: (
+        max(4000, max(x.nbytes for x in safetensors.numpy.load_file(file).values())) + 4000
+    )  # a tensor over the limit has its own file
     assert all(file.stat().st_size <= limit(file) for file in files)
 
 
@@ -575,7 +844,9 @@ def test_easylm_reads_what_is_written_for_it(chunk, tmp_path, monkeypatch):
         assert got.keys() == want.keys()
         for key in want:
             assert got[key].dtype == jnp.dtype(dtype)
-            np.testing.assert_array_equal(got[key], want[key].astype(jnp.dtype(dtype)), err_msg=str(key))
+            np.testing.assert_array_equal(
+                got[key], want[key].astype(jnp.dtype(dtype)), err_msg=str(key)
+            )
         theirs = b"".join(msgpack.packb((key, flax_bytes(got[key], chunk))) for key in got)
         assert (tmp_path / dtype).read_bytes() == theirs  # byte for byte what msgpack itself packs
 
@@ -586,38 +857,80 @@ def run_folder(path, config, weights, step=7):
     spec = sharding.shardings(layout.stacked(config), mesh)
     table, stacked = model.weight_table(config), {}
     for name, row in table.items():
-        x = np.stack([weights[name, i] for i in range(config.L)]) if row.layered else weights[name, None]
+        x = (
+            np.stack([weights[name, i] for i in range(config.L)])
+            if row.layered
+            else weights[name, None]
+        )
         x = np.pad(x, ((0, config.padded_vocab - config.V), (0, 0))) if row.dims[0] == "V" else x
         stacked[name] = jax.device_put(x, spec[name])
     saver = store.Saver(path, 3)
-    saver.save(step, {"weights": stacked, "m": jax.tree.map(lambda x: x * 2, stacked), "step": jax.device_put(jnp.int32(step), NamedSharding(mesh, P()))}, {"step": step})
+    saver.save(
+        step,
+        {
+            "weights": stacked,
+            "m": jax.tree.map(lambda x: x * 2, stacked),
+            "step": jax.device_put(jnp.int32(step), NamedSharding(mesh, P())),
+        },
+        {"step": step},
+    )
     saver.close()
     (path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
     return str(path)
 
 
 def test_convert_takes_a_run_with_its_tokenizer_through_every_format(tmp_path, capsys):
-    tok = word_tokenizer(tmp_path / "tok", tokenizer.load(str(ROOT / "samples" / "tokenizer.model")).size)
+    tok = word_tokenizer(
+        tmp_path / "tok", tokenizer.load(str(ROOT / "samples" / "tokenizer.model")).size
+    )
     config = dataclasses.replace(LLAMA, V=tok.size, L=2)
     weights = random_weights(config)
     path = run_folder(tmp_path / "run", config, weights)
     tok.save(str(tmp_path / "run" / "tokenizer"))
     assert checkpoint.main(["convert", path, str(tmp_path / "hf")]) == 0
-    assert checkpoint.main(["convert", str(tmp_path / "hf"), str(tmp_path / "stream"), "--to", "easylm"]) == 0
-    assert checkpoint.main(["convert", f"params::{tmp_path / 'stream'}", str(tmp_path / "again"), "--tokenizer", str(tmp_path / "tok")]) == 0
+    assert (
+        checkpoint.main(
+            ["convert", str(tmp_path / "hf"), str(tmp_path / "stream"), "--to", "easylm"]
+        )
+        == 0
+    )
+    assert (
+        checkpoint.main(
+            [
+                "convert",
+                f"params::{tmp_path / 'stream'}",
+                str(tmp_path / "again"),
+                "--tokenizer",
+                str(tmp_path / "tok"),
+            ]
+        )
+        == 0
+    )
     for there in (path, tmp_path / "hf", f"params::{tmp_path / 'stream'}", tmp_path / "again"):
         assert_same(collect(there, config), weights)
     record = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert record["vocab_size"] == tok.size and (record["bos_token_id"], record["eos_token_id"]) == (tok.bos, tok.eos)
-    assert tokenizer.load(str(tmp_path / "hf")).fingerprint == tokenizer.load(str(tmp_path / "again")).fingerprint == tok.fingerprint
-    ids = {t["content"]: t["id"] for t in json.loads((tmp_path / "hf" / "tokenizer.json").read_text())["added_tokens"]}
+    assert record["vocab_size"] == tok.size and (
+        record["bos_token_id"],
+        record["eos_token_id"],
+    ) == (tok.bos, tok.eos)
+    assert (
+        tokenizer.load(str(tmp_path / "hf")).fingerprint
+        == tokenizer.load(str(tmp_path / "again")).fingerprint
+        == tok.fingerprint
+    )
+    ids = {
+        t["content"]: t["id"]
+        for t in json.loads((tmp_path / "hf" / "tokenizer.json").read_text())["added_tokens"]
+    }
     assert ids["<|user|>"] == tok.size - 2 and ids["<|assistant|>"] == tok.size - 1
     assert "weights, float32" in capsys.readouterr().out
 
 
 def test_convert_refuses_in_one_line_and_leaves_nothing_half_written(tmp_path, capsys):
     weights = random_weights(LLAMA)
-    weights["w2", 2][3, 4] = 70000.0  # beyond float16, in the last layer: found when most is written
+    weights["w2", 2][3, 4] = (
+        70000.0  # beyond float16, in the last layer: found when most is written
+    )
     source = hf_folder(tmp_path / "hf", LLAMA, hf_tensors(LLAMA, weights))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -625,21 +938,42 @@ def test_convert_refuses_in_one_line_and_leaves_nothing_half_written(tmp_path, c
     (tmp_path / "empty").mkdir()
     before = sorted(p.name for p in tmp_path.iterdir())
     for args, says in (
-        (["convert", source, tmp_path / "out", "--dtype", "float16"], "tensor model.layers.2.mlp.down_proj.weight holds numbers beyond float16"),
-        (["convert", source, tmp_path / "out", "--dtype", "float16", "--to", "easylm"], "tensor transformer/h/2/feed_forward/w2/kernel holds numbers beyond float16"),
+        (
+            ["convert", source, tmp_path / "out", "--dtype", "float16"],
+            "tensor model.layers.2.mlp.down_proj.weight holds numbers beyond float16",
+        ),
+        (
+            ["convert", source, tmp_path / "out", "--dtype", "float16", "--to", "easylm"],
+            "tensor transformer/h/2/feed_forward/w2/kernel holds numbers beyond float16",
+        ),
         (["convert", source, tmp_path / "full"], "is there already"),
         (["convert", source, tmp_path / "file", "--to", "easylm"], "is there already"),
         (["convert", source, tmp_path / "empty", "--to", "easylm"], "is there already"),
         (["convert", source, tmp_path / "out", "--tokenizer", tmp_path / "nowhere"], "nowhere"),
-        (["convert", source, tmp_path / "out", "--tokenizer", ROOT / "samples" / "tokenizer.model"], "has 50 ids"),
+        (
+            [
+                "convert",
+                source,
+                tmp_path / "out",
+                "--tokenizer",
+                ROOT / "samples" / "tokenizer.model",
+            ],
+            "has 50 ids",
+        ),
         (["convert", tmp_path / "nowhere", tmp_path / "out"], "does not exist"),
         (["diff", source, tmp_path / "nowhere", tmp_path / "out"], "does not exist"),
     ):
         assert checkpoint.main([str(a) for a in args]) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
-        assert len(lines) == 1 and lines[0].startswith("checkpoint.py: ") and says in lines[0], lines
+        lines = [
+            line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")
+        ]
+        assert len(lines) == 1 and lines[0].startswith("checkpoint.py: ") and says in lines[0], (
+            lines
+        )
         assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert checkpoint.main(["convert", source, str(tmp_path / "empty")]) == 0  # an empty folder will do
+    assert (
+        checkpoint.main(["convert", source, str(tmp_path / "empty")]) == 0
+    )  # an empty folder will do
     assert_same(collect(tmp_path / "empty", LLAMA), weights)
 
 
@@ -656,7 +990,13 @@ def test_a_conversion_that_is_terminated_leaves_nothing(tmp_path):
         "checkpoint.file_arrays = one_by_one\n"
         "sys.exit(checkpoint.main(sys.argv[1:]))"
     )
-    child = subprocess.Popen([sys.executable, "-c", slow, "convert", source, str(tmp_path / "out")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    child = subprocess.Popen(
+        [sys.executable, "-c", slow, "convert", source, str(tmp_path / "out")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
     child.stdout.readline()
     assert len(list(tmp_path.iterdir())) == 2
     child.send_signal(signal.SIGTERM)
@@ -681,7 +1021,9 @@ def awkward(config, seed):
 @each_config
 @pytest.mark.parametrize("to", ["hf", "easylm"])
 def test_recover_gives_the_tuned_weights_back_bit_for_bit(config, to, tmp_path, capsys):
-    tuned_config = dataclasses.replace(config, V=config.V + 2)  # role tokens, which the base does not have
+    tuned_config = dataclasses.replace(
+        config, V=config.V + 2
+    )  # role tokens, which the base does not have
     base, tuned = awkward(config, 1), awkward(tuned_config, 2)
     base_path = hf_folder(tmp_path / "base", config, hf_tensors(config, base))
     tuned_path = run_folder(tmp_path / "tuned", tuned_config, tuned)
@@ -690,33 +1032,72 @@ def test_recover_gives_the_tuned_weights_back_bit_for_bit(config, to, tmp_path, 
     assert checkpoint.main(["recover", base_path, spell("diff"), spell("back"), "--to", to]) == 0
     assert "bit for bit" in capsys.readouterr().err
     assert_same(collect(spell("back"), tuned_config), tuned)
-    added = {k: x for k, x in collect(spell("diff"), tuned_config, difference=True).items() if k[0] in ("embed", "head")}
-    assert all(np.array_equal(x[-2:].view(np.float32), tuned[k][-2:]) for k, x in added.items())  # added rows as they are
-    for use in (["convert", spell("diff"), spell("x")], ["diff", base_path, spell("diff"), spell("x")]):
+    added = {
+        k: x
+        for k, x in collect(spell("diff"), tuned_config, difference=True).items()
+        if k[0] in ("embed", "head")
+    }
+    assert all(
+        np.array_equal(x[-2:].view(np.float32), tuned[k][-2:]) for k, x in added.items()
+    )  # added rows as they are
+    for use in (
+        ["convert", spell("diff"), spell("x")],
+        ["diff", base_path, spell("diff"), spell("x")],
+    ):
         assert checkpoint.main(use) == 2
         assert "is a difference to a base model" in capsys.readouterr().err
 
 
 def test_float_differences_are_koala_s_and_come_back_to_rounding(tmp_path, capsys, monkeypatch):
     base, tuned = random_weights(LLAMA, 1), random_weights(LLAMA, 2)
-    paths = [hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, w)) for n, w in (("base", base), ("tuned", tuned))]
+    paths = [
+        hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, w))
+        for n, w in (("base", base), ("tuned", tuned))
+    ]
     assert checkpoint.main(["diff", *paths, str(tmp_path / "diff"), "--float"]) == 0
     got = collect(tmp_path / "diff", LLAMA, difference=True)
     assert_same(got, {key: tuned[key] - base[key] for key in base})
-    assert checkpoint.main(["recover", paths[0], str(tmp_path / "diff"), str(tmp_path / "back")]) == 0
+    assert (
+        checkpoint.main(["recover", paths[0], str(tmp_path / "diff"), str(tmp_path / "back")]) == 0
+    )
     assert "up to float32 rounding" in capsys.readouterr().err
-    for key, x in collect(tmp_path / "back", LLAMA).items():  # |error| <= one ulp of the largest number met
-        np.testing.assert_allclose(x, tuned[key], rtol=0, atol=float(np.abs(base[key]).max() + np.abs(tuned[key]).max()) * 2.0**-23)
+    for key, x in collect(
+        tmp_path / "back", LLAMA
+    ).items():  # |error| <= one ulp of the largest number met
+        np.testing.assert_allclose(
+            x,
+            tuned[key],
+            rtol=0,
+            atol=float(np.abs(base[key]).max() + np.abs(tuned[key]).max()) * 2.0**-23,
+        )
     # what EasyLM's own diff_checkpoint.py writes says nothing of its base
     monkeypatch.setitem(model.PRESETS, "mine", LLAMA)
-    koala = easylm_file(tmp_path / "koala", {k: a - b for (k, a), b in zip(easylm_tensors(LLAMA, tuned).items(), easylm_tensors(LLAMA, base).values(), strict=True)})
-    assert checkpoint.main(["recover", paths[0], koala, str(tmp_path / "back2"), "--model-preset", "mine"]) == 0
+    koala = easylm_file(
+        tmp_path / "koala",
+        {
+            k: a - b
+            for (k, a), b in zip(
+                easylm_tensors(LLAMA, tuned).items(),
+                easylm_tensors(LLAMA, base).values(),
+                strict=True,
+            )
+        },
+    )
+    assert (
+        checkpoint.main(
+            ["recover", paths[0], koala, str(tmp_path / "back2"), "--model-preset", "mine"]
+        )
+        == 0
+    )
     assert "unchecked" in capsys.readouterr().err
     assert_same(collect(tmp_path / "back2", LLAMA), collect(tmp_path / "back", LLAMA))
 
 
 def test_recover_refuses_another_base_and_a_damaged_difference(tmp_path, capsys):
-    paths = {n: hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, random_weights(LLAMA, i))) for i, n in enumerate(("base", "tuned", "other"))}
+    paths = {
+        n: hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, random_weights(LLAMA, i)))
+        for i, n in enumerate(("base", "tuned", "other"))
+    }
     smaller = dataclasses.replace(LLAMA, F=12)
     hf_folder(tmp_path / "smaller", smaller, hf_tensors(smaller, random_weights(smaller)))
     assert checkpoint.main(["diff", paths["base"], paths["tuned"], str(tmp_path / "diff")]) == 0
@@ -726,9 +1107,16 @@ def test_recover_refuses_another_base_and_a_damaged_difference(tmp_path, capsys)
     (tmp_path / "bad" / "model.safetensors").write_bytes(content)
     capsys.readouterr()
     for base, diff, says in (
-        ("other", "diff", "is not the base"), ("base", "bad", "is damaged"), ("smaller", "diff", "w1 has shape (3, 24, 12) in the one, (3, 24, 20) in the other"),
-    ):  # fmt: skip
-        assert checkpoint.main(["recover", str(tmp_path / base), str(tmp_path / diff), str(tmp_path / "out")]) == 2
+        ("other", "diff", "is not the base"),
+        ("base", "bad", "is damaged"),
+        ("smaller", "diff", "w1 has shape (3, 24, 12) in the one, (3, 24, 20) in the other"),
+    ):
+        assert (
+            checkpoint.main(
+                ["recover", str(tmp_path / base), str(tmp_path / diff), str(tmp_path / "out")]
+            )
+            == 2
+        )
         assert says in capsys.readouterr().err
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
@@ -741,8 +1129,12 @@ def test_runs_without_a_checkpoint_or_of_another_config_are_refused(tmp_path):
     assert collect(path, LLAMA, step=7).keys() == random_weights(LLAMA).keys()
     with pytest.raises(ValueError, match="has no checkpoint of step 6: there are 7"):
         collect(path, LLAMA, step=6)
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": dataclasses.asdict(dataclasses.replace(LLAMA, F=21))}))
-    assert "tensor w1 has shape (3, 24, 20), expected (3, 24, 21)" in refusal(path, checkpoint.model_config(path))
+    (tmp_path / "run" / "run.json").write_text(
+        json.dumps({"config": dataclasses.asdict(dataclasses.replace(LLAMA, F=21))})
+    )
+    assert "tensor w1 has shape (3, 24, 20), expected (3, 24, 21)" in refusal(
+        path, checkpoint.model_config(path)
+    )
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": {"family": "llama"}}))
     assert "no config of this project" in refusal(path, LLAMA)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "7")
@@ -770,7 +1162,12 @@ def test_a_fingerprint_tells_models_apart_and_is_that_of_the_content(tmp_path):
 
 def test_loading_takes_little_more_host_memory_than_one_slice():
     """300 MB in three shards onto 8x1: beyond the weights themselves (on CPU the shards are host memory too) at most 64 MB, the largest tensor being 33 MB."""
-    out = subprocess.run([sys.executable, str(ROOT / "bench" / "load_memory.py"), "--megabytes", "300"], capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "load_memory.py"), "--megabytes", "300"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
     assert out.returncode == 0, out.stderr
     got = json.loads(out.stdout.splitlines()[-1])
     assert got["weights_mb"] >= 290 and got["mesh"] == "8x1" and got["shards"] >= 3
@@ -817,8 +1214,20 @@ def test_two_processes_load_and_save_their_own_shards(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    code = [HOST.format(root=str(ROOT), port=port, i=i, path=path, run=str(tmp_path / "run")) for i in range(2)]
-    hosts = [subprocess.Popen([sys.executable, "-c", c], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}) for c in code]
+    code = [
+        HOST.format(root=str(ROOT), port=port, i=i, path=path, run=str(tmp_path / "run"))
+        for i in range(2)
+    ]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", c],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for c in code
+    ]
     for host in hosts:
         out, err = host.communicate(timeout=240)
         assert "good [1] {'step': 1}" in out, err[-3000:]
@@ -848,7 +1257,7 @@ def llama2c_logits(path, tokens):
     keys, values, out = [[] for _ in range(L)], [[] for _ in range(L)], []
     for t, token in enumerate(tokens):
         turn = np.exp(1j * t * 10000.0 ** (-np.arange(0, H, 2) / H))
-        rotate = lambda v: ((v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn)
+        rotate = lambda v: (v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn
         x = embed[token]
         for l in range(L):
             h = norm(x, attn_norm[l])
@@ -857,7 +1266,9 @@ def llama2c_logits(path, tokens):
             values[l].append((wv[l] @ h).reshape(K, H))
             heads = []
             for n in range(N):
-                score = np.array([(q[n] * k[n * K // N].conj()).real.sum() for k in keys[l]]) / np.sqrt(H)
+                score = np.array(
+                    [(q[n] * k[n * K // N].conj()).real.sum() for k in keys[l]]
+                ) / np.sqrt(H)
                 p = np.exp(score - score.max())
                 heads.append((p / p.sum()) @ np.array([v[n * K // N] for v in values[l]]))
             x = x + wo[l] @ np.concatenate(heads)
@@ -871,23 +1282,38 @@ def llama2c_logits(path, tokens):
 def test_stories260k_writes_its_expected_text_and_agrees_with_a_float64_loop(data_dir):
     folder = data_dir / "models" / "stories260K"
     path = str(folder / "stories260K.bin")
-    config, tok = checkpoint.model_config(path), tokenizer.load(str(folder / "tok512.model"), roles=False)
+    config, tok = (
+        checkpoint.model_config(path),
+        tokenizer.load(str(folder / "tok512.model"), roles=False),
+    )
     mesh, layout = mesh_of(1, 1), model.make_layout(config, 1, 1)
-    weights, logits = checkpoint.load(path, config, mesh, layout), model.make_logits(config, mesh, layout)
+    weights, logits = (
+        checkpoint.load(path, config, mesh, layout),
+        model.make_logits(config, mesh, layout),
+    )
     ids = np.full((1, 257), tok.bos, np.int32)
     for t in range(256):
         ids[0, t + 1] = int(np.argmax(logits(weights, ids)[0, t]))
     assert tok.bos not in ids[0, 1:]
-    assert tok.decode(ids[0, 1:].tolist()) + "\n" == (folder / "greedy_expected.txt").read_text()  # run.c ends its line
+    assert (
+        tok.decode(ids[0, 1:].tolist()) + "\n" == (folder / "greedy_expected.txt").read_text()
+    )  # run.c ends its line
     want = llama2c_logits(path, ids[0, :60])
-    np.testing.assert_allclose(logits(weights, ids)[0, :60], want, atol=1e-4)  # float32 against float64; logits to about 20
+    np.testing.assert_allclose(
+        logits(weights, ids)[0, :60], want, atol=1e-4
+    )  # float32 against float64; logits to about 20
 
 
 def test_stories260k_survives_conversion_to_hugging_face_and_easylm(data_dir, tmp_path):
     path = str(data_dir / "models" / "stories260K" / "stories260K.bin")
     config = checkpoint.model_config(path)
     assert checkpoint.main(["convert", path, str(tmp_path / "hf")]) == 0
-    assert checkpoint.main(["convert", str(tmp_path / "hf"), str(tmp_path / "stream"), "--to", "easylm"]) == 0
+    assert (
+        checkpoint.main(
+            ["convert", str(tmp_path / "hf"), str(tmp_path / "stream"), "--to", "easylm"]
+        )
+        == 0
+    )
     for there in (tmp_path / "hf", f"params::{tmp_path / 'stream'}"):
         assert_same(collect(there, config), collect(path, config))
     assert tokenizer.load(str(tmp_path / "hf"), roles=False).base_size == 512
@@ -896,7 +1322,14 @@ def test_stories260k_survives_conversion_to_hugging_face_and_easylm(data_dir, tm
 def test_tiny_gpt2_loads(data_dir, tmp_path):
     path = str(data_dir / "models" / "tiny-gpt2")
     config = checkpoint.model_config(path)
-    assert (config.V, config.D, config.L, config.N, config.P, config.tied) == (50257, 2, 2, 2, 1024, True)
+    assert (config.V, config.D, config.L, config.N, config.P, config.tied) == (
+        50257,
+        2,
+        2,
+        2,
+        1024,
+        True,
+    )
     mesh, layout = mesh_of(8, 1), model.make_layout(config, 8, 1)
     got = checkpoint.load(path, config, mesh, layout)
     with safetensors.safe_open(pathlib.Path(path) / "model.safetensors", "numpy") as file:
@@ -905,7 +1338,18 @@ def test_tiny_gpt2_loads(data_dir, tmp_path):
         np.testing.assert_array_equal(got["embed"][: config.V], find("wte.weight"))
         np.testing.assert_array_equal(got["wk"][1], find("h.1.attn.c_attn.weight")[:, 2:4])
         np.testing.assert_array_equal(got["bv"][0], find("h.0.attn.c_attn.bias")[4:])
-    assert checkpoint.main(["convert", path, str(tmp_path / "hf"), "--tokenizer", str(data_dir / "tokenizers" / "gpt2")]) == 0
+    assert (
+        checkpoint.main(
+            [
+                "convert",
+                path,
+                str(tmp_path / "hf"),
+                "--tokenizer",
+                str(data_dir / "tokenizers" / "gpt2"),
+            ]
+        )
+        == 0
+    )
     assert_same(collect(tmp_path / "hf", config), collect(path, config))
 
 
@@ -916,8 +1360,12 @@ def their_logits(path, token_BT):
     import torch
     from transformers import AutoModelForCausalLM
 
-    theirs, loading = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+    theirs, loading = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(
+        loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    ), loading
     with torch.no_grad():
         return theirs.eval()(torch.from_numpy(token_BT).long()).logits.numpy()
 
@@ -925,7 +1373,11 @@ def their_logits(path, token_BT):
 def our_logits(path, token_BT):
     config = checkpoint.model_config(str(path))
     mesh, layout = mesh_of(2, 2), model.make_layout(config, 2, 2)
-    return np.asarray(model.make_logits(config, mesh, layout)(checkpoint.load(str(path), config, mesh, layout), token_BT))
+    return np.asarray(
+        model.make_logits(config, mesh, layout)(
+            checkpoint.load(str(path), config, mesh, layout), token_BT
+        )
+    )
 
 
 @pytest.mark.parametrize("case", list(make_references.CASES))
@@ -945,8 +1397,17 @@ def test_what_transformers_saves_and_what_it_loads_give_its_logits(case, live, t
     np.testing.assert_allclose(our_logits(tmp_path / "theirs", token_BT), want, atol=2e-4)
     assert checkpoint.main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
     np.testing.assert_allclose(their_logits(str(tmp_path / "ours"), token_BT), want, atol=1e-5)
-    assert checkpoint.main(["convert", str(tmp_path / "theirs"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
-    np.testing.assert_allclose(their_logits(str(tmp_path / "half"), token_BT), our_logits(tmp_path / "half", token_BT), atol=2e-4)
+    assert (
+        checkpoint.main(
+            ["convert", str(tmp_path / "theirs"), str(tmp_path / "half"), "--dtype", "bfloat16"]
+        )
+        == 0
+    )
+    np.testing.assert_allclose(
+        their_logits(str(tmp_path / "half"), token_BT),
+        our_logits(tmp_path / "half", token_BT),
+        atol=2e-4,
+    )
 
 
 def test_an_exported_run_with_roles_gives_transformers_our_logits_and_our_ids(live, tmp_path):
@@ -957,8 +1418,12 @@ def test_an_exported_run_with_roles_gives_transformers_our_logits_and_our_ids(li
     path = run_folder(tmp_path / "run", config, random_weights(config))
     tok.save(str(tmp_path / "run" / "tokenizer"))
     assert checkpoint.main(["convert", path, str(tmp_path / "hf")]) == 0
-    token_BT = np.array([[tok.bos, tok.user, 5, 9, tok.assistant, 77, tok.eos], list(range(100, 107))], np.int32)
-    np.testing.assert_allclose(their_logits(str(tmp_path / "hf"), token_BT), our_logits(path, token_BT), atol=2e-4)
+    token_BT = np.array(
+        [[tok.bos, tok.user, 5, 9, tok.assistant, 77, tok.eos], list(range(100, 107))], np.int32
+    )
+    np.testing.assert_allclose(
+        their_logits(str(tmp_path / "hf"), token_BT), our_logits(path, token_BT), atol=2e-4
+    )
     assert their_logits(str(tmp_path / "hf"), token_BT).shape[-1] == tok.size
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs("Who made it?", add_special_tokens=False).input_ids == tok.encode("Who made it?")
@@ -967,7 +1432,10 @@ def test_an_exported_run_with_roles_gives_transformers_our_logits_and_our_ids(li
 
 
 def test_a_difference_is_not_loaded_as_a_model_by_transformers(live, tmp_path):
-    paths = [hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, random_weights(LLAMA, i))) for i, n in enumerate(("base", "tuned"))]
+    paths = [
+        hf_folder(tmp_path / n, LLAMA, hf_tensors(LLAMA, random_weights(LLAMA, i)))
+        for i, n in enumerate(("base", "tuned"))
+    ]
     assert checkpoint.main(["diff", *paths, str(tmp_path / "diff")]) == 0
     with pytest.raises(ValueError, match="difference"):
         their_logits(str(tmp_path / "diff"), np.zeros((1, 3), np.int32))
@@ -976,4 +1444,6 @@ def test_a_difference_is_not_loaded_as_a_model_by_transformers(live, tmp_path):
 def test_tiny_gpt2_gives_transformers_logits(live, data_dir, tmp_path):
     path = data_dir / "models" / "tiny-gpt2"
     token_BT = np.random.default_rng(0).integers(0, 50257, (2, 30)).astype(np.int32)
-    np.testing.assert_allclose(our_logits(path, token_BT), their_logits(str(path), token_BT), atol=2e-4)
+    np.testing.assert_allclose(
+        our_logits(path, token_BT), their_logits(str(path), token_BT), atol=2e-4
+    )

@@ -32,7 +32,11 @@ def toks(tmp_path_factory):
     import sentencepiece
 
     folder = tmp_path_factory.mktemp("tokenizers")
-    text = ["The quick brown fox says hello to the lazy dog.", "USER: hello there GPT: hello", "你好 world  \t ok"] * 20
+    text = [
+        "The quick brown fox says hello to the lazy dog.",
+        "USER: hello there GPT: hello",
+        "你好 world  \t ok",
+    ] * 20
     (folder / "sp").mkdir()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text),
@@ -52,8 +56,12 @@ def toks(tmp_path_factory):
     (folder / "bpe").mkdir()
     letters, merges = tokenizer.byte_alphabet(), ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he"]
     tokens = [*letters, *(m.replace(" ", "") for m in merges), "<|endoftext|>"]
-    (folder / "bpe" / "encoder.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8")
-    (folder / "bpe" / "vocab.bpe").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "bpe" / "encoder.json").write_text(
+        json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8"
+    )
+    (folder / "bpe" / "vocab.bpe").write_text(
+        "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
+    )
     found = {name: tokenizer.load(folder / name) for name in ("sp", "bpe")}
     assert not any(tok.normalises for tok in found.values())
     return found
@@ -62,7 +70,8 @@ def toks(tmp_path_factory):
 def dialogue(i, turns=2, words=12):
     rng = np.random.default_rng(i)
     say = lambda who: (
-        f"{who} {i} " + " ".join(rng.choice(["hello", "the", "fox", "dog  ", "\n", "你好", "quick"], words))
+        f"{who} {i} "
+        + " ".join(rng.choice(["hello", "the", "fox", "dog  ", "\n", "你好", "quick"], words))
     )
     return {
         "id": f"dialogue {i}",
@@ -75,7 +84,8 @@ def source(tmp_path_factory):
     """200 dialogues as JSON lines; each names its number in every turn."""
     path = tmp_path_factory.mktemp("source") / "talk.jsonl"
     path.write_text(
-        "".join(json.dumps(dialogue(i, 1 + i % 3, 3 + i % 20)) + "\n" for i in range(200)), encoding="utf-8"
+        "".join(json.dumps(dialogue(i, 1 + i % 3, 3 + i % 20)) + "\n" for i in range(200)),
+        encoding="utf-8",
     )
     return path
 
@@ -89,7 +99,10 @@ def rows_of(folder, split="train"):
 
 def numbers(folder, tok, split="train"):
     """The numbers of the dialogues that a packed directory of rows holds."""
-    return [int(re.search(r"human (\d+)", tok.decode(row["tokens"].tolist()))[1]) for row in rows_of(folder, split)]
+    return [
+        int(re.search(r"human (\d+)", tok.decode(row["tokens"].tolist()))[1])
+        for row in rows_of(folder, split)
+    ]
 
 
 # ---- dialogue -> ids and mask
@@ -116,7 +129,9 @@ HARD = [
     "<0x0A>",
 ]
 TEXT = st.lists(st.text(max_size=5) | st.sampled_from(HARD), max_size=6).map("".join)
-TALK = st.lists(st.tuples(st.sampled_from(["human", "gpt", "system"]), TEXT), min_size=1, max_size=7)
+TALK = st.lists(
+    st.tuples(st.sampled_from(["human", "gpt", "system"]), TEXT), min_size=1, max_size=7
+)
 
 
 @pytest.mark.parametrize("template", data.TEMPLATES)
@@ -142,7 +157,9 @@ def test_the_loss_tokens_decode_to_the_answers_and_nothing_else(toks, name, temp
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
     runs = [tok.decode(ids[a:b].tolist()) for a, b in zip(edges[::2], edges[1::2])]
     assert "".join(runs) == "".join(text + end for text in answers)
-    assert (ids == tok.user).sum() == (template == "roles") * sum(who == "human" for who, _, _ in turns(talk))
+    assert (ids == tok.user).sum() == (template == "roles") * sum(
+        who == "human" for who, _, _ in turns(talk)
+    )
 
 
 @pytest.mark.parametrize("name", ["sp", "bpe"])
@@ -153,7 +170,8 @@ def test_a_row_of_the_roles_template_decodes_to_its_text(toks, name, said):
     talk = {"id": "", "conversations": [{"from": who, "value": text} for who, text in said]}
     start, end = tok.decode([tok.bos]), tok.decode([tok.eos])
     text = "".join(
-        "<|user|>" + text if who == "human" else "<|assistant|>" + text + end for who, text, _ in turns(talk)
+        "<|user|>" + text if who == "human" else "<|assistant|>" + text + end
+        for who, text, _ in turns(talk)
     )
     assert tok.decode(data.tokenize_dialogue(talk, tok)[0].tolist()) == start + text
 
@@ -165,42 +183,65 @@ def test_koala_writes_its_text_and_no_space_before_the_answer(toks):
             "id": "",
             "conversations": [
                 {"from": w, "value": t}
-                for w, t in (("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d"), ("human", "e"))
+                for w, t in (
+                    ("human", "a"),
+                    ("gpt", "b"),
+                    ("human", "c"),
+                    ("gpt", "d"),
+                    ("human", "e"),
+                )
             ],
         },
     )
     ids, mask = data.tokenize_dialogue(talk, tok, "koala")
     end = tok.decode([tok.eos])
-    assert tok.decode(ids[1:].tolist()) == f"BEGINNING OF CONVERSATION: USER: a GPT:b{end}USER: c GPT:d{end}USER: e"
+    assert (
+        tok.decode(ids[1:].tolist())
+        == f"BEGINNING OF CONVERSATION: USER: a GPT:b{end}USER: c GPT:d{end}USER: e"
+    )
     ids, mask = data.tokenize_dialogue(talk, toks["sp"], "koala")
     assert (
-        toks["sp"].decode(ids.tolist()).startswith("<s>BEGINNING OF CONVERSATION: USER: a GPT: b</s>USER: c GPT: d</s>")
+        toks["sp"]
+        .decode(ids.tolist())
+        .startswith("<s>BEGINNING OF CONVERSATION: USER: a GPT: b</s>USER: c GPT: d</s>")
     )
 
 
 def test_a_text_carries_loss_on_all_but_its_start(toks):
     tok = toks["sp"]
     ids, mask = data.tokenize_dialogue({"id": "", "text": "hello  fox"}, tok, "koala")
-    assert tok.decode(ids.tolist()) == "<s>hello  fox</s>" and mask.tolist() == [0] + [1] * (len(ids) - 1)
+    assert tok.decode(ids.tolist()) == "<s>hello  fox</s>" and mask.tolist() == [0] + [1] * (
+        len(ids) - 1
+    )
 
 
 # ---- packed directories
 
 
 @pytest.mark.parametrize("pack", data.PACKS)
-def test_a_packed_directory_is_a_tfds_directory_with_the_promised_features(tmp_path, toks, source, pack):
+def test_a_packed_directory_is_a_tfds_directory_with_the_promised_features(
+    tmp_path, toks, source, pack
+):
     made = data.pack([source], toks["sp"], tmp_path / "out", pack=pack, block=64, eval_fraction=0.1)
     for split in ("train", "validation"):
         rows = rows_of(tmp_path / "out", split)
-        columns = {"tokens": np.int32, "loss_mask": np.int8} | ({} if pack == "stream" else {"segment": np.int32})
+        columns = {"tokens": np.int32, "loss_mask": np.int8} | (
+            {} if pack == "stream" else {"segment": np.int32}
+        )
         assert {name: x.dtype.type for name, x in rows[0].items()} == columns
         assert all(x.shape == (65,) for row in rows for x in row.values())
         assert len(rows) == made["splits"][split]["rows"]
         assert sum(row["loss_mask"].sum() for row in rows) == made["splits"][split]["loss_tokens"]
-        assert all(set(np.unique(row["loss_mask"])) <= {0, 1} and not row["loss_mask"][0] for row in rows)
+        assert all(
+            set(np.unique(row["loss_mask"])) <= {0, 1} and not row["loss_mask"][0] for row in rows
+        )
         if pack != "stream":
             assert all(not row["tokens"][row["segment"] == 0].any() for row in rows)
-    assert tokenizer.load(tmp_path / "out" / "tokenizer").fingerprint == toks["sp"].fingerprint == made["tokenizer"]
+    assert (
+        tokenizer.load(tmp_path / "out" / "tokenizer").fingerprint
+        == toks["sp"].fingerprint
+        == made["tokenizer"]
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
@@ -219,29 +260,58 @@ def test_stream_rows_on_disk_are_the_dialogues_one_after_another(tmp_path, toks,
 
 
 @pytest.mark.parametrize("pack", data.PACKS)
-def test_the_bytes_are_the_same_for_any_number_of_workers(tmp_path, toks, source, pack, monkeypatch):
+def test_the_bytes_are_the_same_for_any_number_of_workers(
+    tmp_path, toks, source, pack, monkeypatch
+):
     monkeypatch.setattr("dialogues.CHUNK", 3000)  # many jobs
     for name, workers in (("a", 1), ("b", 2)):
         data.pack(
-            [source, source], toks["sp"], tmp_path / name, pack=pack, block=64, eval_fraction=0.1, workers=workers
+            [source, source],
+            toks["sp"],
+            tmp_path / name,
+            pack=pack,
+            block=64,
+            eval_fraction=0.1,
+            workers=workers,
         )
-    names = sorted(str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert names == sorted(str(p.relative_to(tmp_path / "b")) for p in (tmp_path / "b").rglob("*") if p.is_file())
-    assert filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)[0] == names and len(names) == 6
+    names = sorted(
+        str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*") if p.is_file()
+    )
+    assert names == sorted(
+        str(p.relative_to(tmp_path / "b")) for p in (tmp_path / "b").rglob("*") if p.is_file()
+    )
+    assert (
+        filecmp.cmpfiles(tmp_path / "a", tmp_path / "b", names, shallow=False)[0] == names
+        and len(names) == 6
+    )
 
 
 def test_smaller_amounts_are_subsets_of_larger_ones_and_validation_stays(tmp_path, toks, source):
     tok, held, before = toks["sp"], None, []
     for tokens in ("500", "2k", "0.004M", None):
         made = data.pack(
-            [source], tok, tmp_path / str(tokens), pack="rows", block=400, tokens=tokens, eval_fraction=0.1, seed=5
+            [source],
+            tok,
+            tmp_path / str(tokens),
+            pack="rows",
+            block=400,
+            tokens=tokens,
+            eval_fraction=0.1,
+            seed=5,
         )
-        train, validation = numbers(tmp_path / str(tokens), tok), numbers(tmp_path / str(tokens), tok, "validation")
+        train, validation = (
+            numbers(tmp_path / str(tokens), tok),
+            numbers(tmp_path / str(tokens), tok, "validation"),
+        )
         assert train[: len(before)] == before and len(train) > len(before)
         assert held is None or validation == held
         assert not set(train) & set(validation)
         if tokens:
-            assert data.parse_count(tokens) - 300 < made["splits"]["train"]["tokens"] <= data.parse_count(tokens)
+            assert (
+                data.parse_count(tokens) - 300
+                < made["splits"]["train"]["tokens"]
+                <= data.parse_count(tokens)
+            )
         before, held = train, validation
     assert len(held) == 20 and sorted(before + held) == list(range(200))
     data.pack([source], tok, tmp_path / "other", pack="rows", block=400, eval_fraction=0.1, seed=6)
@@ -251,9 +321,13 @@ def test_smaller_amounts_are_subsets_of_larger_ones_and_validation_stays(tmp_pat
 def test_a_text_is_cut_to_the_amount_asked_for(tmp_path, toks):
     (tmp_path / "a.txt").write_text("hello there fox " * 100, encoding="utf-8")
     for tokens in (40, 90):
-        made = data.pack([tmp_path / "a.txt"], toks["sp"], tmp_path / str(tokens), block=30, tokens=tokens)
+        made = data.pack(
+            [tmp_path / "a.txt"], toks["sp"], tmp_path / str(tokens), block=30, tokens=tokens
+        )
         assert made["splits"]["train"]["tokens"] == tokens
-    small, large = (np.concatenate([r["tokens"][:-1] for r in rows_of(tmp_path / n)]) for n in ("40", "90"))
+    small, large = (
+        np.concatenate([r["tokens"][:-1] for r in rows_of(tmp_path / n)]) for n in ("40", "90")
+    )
     assert (small[:40] == large[:40]).all()
 
 
@@ -262,20 +336,38 @@ def test_copies_and_pieces_of_a_dialogue_never_lie_on_both_sides(tmp_path, toks)
         dialogue(100 + i) | {"id": f"abcde{i // 3:02}_{i % 3}"} for i in range(60)
     ]
     (tmp_path / "x.json").write_text(json.dumps(talk), encoding="utf-8")
-    data.pack([tmp_path / "x.json"], toks["sp"], tmp_path / "out", pack="rows", block=200, eval_fraction=0.2)
+    data.pack(
+        [tmp_path / "x.json"],
+        toks["sp"],
+        tmp_path / "out",
+        pack="rows",
+        block=200,
+        eval_fraction=0.2,
+    )
     group = lambda n: n if n < 100 else 100 + (n - 100) // 3
     train, held = (
-        {group(n) for n in numbers(tmp_path / "out", toks["sp"], split)} for split in ("train", "validation")
+        {group(n) for n in numbers(tmp_path / "out", toks["sp"], split)}
+        for split in ("train", "validation")
     )
     assert not train & held and len(train | held) == 40 and len(held) == 8
 
 
 def test_what_is_skipped_is_counted(tmp_path, toks, capsys):
     rows = [json.dumps(dialogue(i, 1, 2 + i % 8)) for i in range(50)]
-    silent = json.dumps({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}]})
-    late = json.dumps({"conversations": [{"from": "human", "value": "long " * 100}, {"from": "gpt", "value": "short"}]})
+    silent = json.dumps(
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": " "}]}
+    )
+    late = json.dumps(
+        {
+            "conversations": [
+                {"from": "human", "value": "long " * 100},
+                {"from": "gpt", "value": "short"},
+            ]
+        }
+    )
     (tmp_path / "x").write_text(
-        "\n".join([*rows, silent, late, "{oops", '{"question": "a", "chatgpt_answers": []}']), encoding="utf-8"
+        "\n".join([*rows, silent, late, "{oops", '{"question": "a", "chatgpt_answers": []}']),
+        encoding="utf-8",
     )
     args = [
         "pack",
@@ -293,8 +385,14 @@ def test_what_is_skipped_is_counted(tmp_path, toks, capsys):
     ]
     assert data.main(args) == 0
     out, err = capsys.readouterr()
-    assert "54 rows, 52 dialogues, 1 malformed" in out and f"{tmp_path / 'x'} line 53: not JSON" in err
-    talks = [data.tokenize_dialogue(d, toks["sp"]) for d in read_dialogues(tmp_path / "x", max_bad=1) if has_answer(d)]
+    assert (
+        "54 rows, 52 dialogues, 1 malformed" in out and f"{tmp_path / 'x'} line 53: not JSON" in err
+    )
+    talks = [
+        data.tokenize_dialogue(d, toks["sp"])
+        for d in read_dialogues(tmp_path / "x", max_bad=1)
+        if has_answer(d)
+    ]
     longer, dropped = sum(len(t) > 61 for t, _ in talks), sum(not m[:61].any() for _, m in talks)
     assert len(talks) == 51 and longer > dropped > 0
     for count, what in (
@@ -305,11 +403,16 @@ def test_what_is_skipped_is_counted(tmp_path, toks, capsys):
         (sum(max(len(t) - 61, 0) for t, _ in talks), "tokens cut off"),
     ):
         assert re.search(rf" {count:,} {what}", out), (count, what)
-    assert json.loads((tmp_path / "out" / "pack.json").read_text())["splits"]["train"]["rows"] == 51 - dropped
+    assert (
+        json.loads((tmp_path / "out" / "pack.json").read_text())["splits"]["train"]["rows"]
+        == 51 - dropped
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_while_packing_nothing_is_left_that_opens_and_the_next_start_is_whole(tmp_path, toks, workers):
+def test_killed_while_packing_nothing_is_left_that_opens_and_the_next_start_is_whole(
+    tmp_path, toks, workers
+):
     (tmp_path / "x.jsonl").write_text(
         "".join(json.dumps(dialogue(i, 6, 60)) + "\n" for i in range(1500)), encoding="utf-8"
     )
@@ -330,10 +433,19 @@ def test_killed_while_packing_nothing_is_left_that_opens_and_the_next_start_is_w
     while not (spill.exists() and (workers == "1" or spill.stat().st_size)):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.002)
-    children = [int(c) for c in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    children = [
+        int(c)
+        for c in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        .read_text()
+        .split()
+    ]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.tmp").exists() and bool(children) == (workers == "2")
+    assert (
+        not (tmp_path / "out").exists()
+        and (tmp_path / "out.tmp").exists()
+        and bool(children) == (workers == "2")
+    )
     with pytest.raises(ValueError):
         data.open_dataset([tmp_path / "out"], toks["sp"])
     assert not data.is_packed(tmp_path / "out.tmp")
@@ -366,7 +478,10 @@ def test_two_processes_that_pack_the_same_at_once_agree(tmp_path, toks, source):
         "--out",
         str(tmp_path / "out"),
     ]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     outputs = [p.communicate() for p in both]
     assert [p.returncode for p in both] == [0, 0] and outputs[0] == outputs[1] and not outputs[0][1]
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and len(rows_of(tmp_path / "out"))
@@ -379,7 +494,9 @@ import sys, data, tokenizer
 tok = tokenizer.load({str(toks["sp"].files[0])!r})
 data.open_dataset([{str(source)!r}], tok, block=64, cache={str(tmp_path)!r})[0].rows([0])
 sys.exit(bool(sys.modules.keys() & {{"jax", "tensorflow", "torch"}}))"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
 
 
 # ---- opening
@@ -387,21 +504,31 @@ sys.exit(bool(sys.modules.keys() & {{"jax", "tensorflow", "torch"}}))"""
 
 @pytest.mark.parametrize("pack", data.PACKS)
 def test_rows_by_random_access_equal_what_tfds_reads(tmp_path, toks, source, pack):
-    train, held = data.open_dataset([source], toks["sp"], pack=pack, block=64, eval_fraction=0.1, cache=tmp_path)
+    train, held = data.open_dataset(
+        [source], toks["sp"], pack=pack, block=64, eval_fraction=0.1, cache=tmp_path
+    )
     [folder] = tmp_path.iterdir()
     for dataset, split in ((train, "train"), (held, "validation")):
         want = rows_of(folder, split)
         assert len(dataset) == len(want)
         indices = np.array([len(want) - 1, 0, 3, 0])
         got = dataset.rows(indices)
-        assert {n: (x.dtype, x.shape) for n, x in got.items()} == {n: (x.dtype, (4, 65)) for n, x in want[0].items()}
-        assert all((got[name][k] == want[i][name]).all() for k, i in enumerate(indices) for name in got)
-        assert {n: x.shape for n, x in dataset.rows(np.zeros(0, np.int64)).items()} == {n: (0, 65) for n in got}
+        assert {n: (x.dtype, x.shape) for n, x in got.items()} == {
+            n: (x.dtype, (4, 65)) for n, x in want[0].items()
+        }
+        assert all(
+            (got[name][k] == want[i][name]).all() for k, i in enumerate(indices) for name in got
+        )
+        assert {n: x.shape for n, x in dataset.rows(np.zeros(0, np.int64)).items()} == {
+            n: (0, 65) for n in got
+        }
     assert train.fingerprint != held.fingerprint
 
 
 def test_sources_are_packed_once_and_found_again_by_their_contents(tmp_path, toks, source, capsys):
-    open_ = lambda path, **more: data.open_dataset([path], toks["sp"], block=64, cache=tmp_path / "cache", **more)[0]
+    open_ = lambda path, **more: data.open_dataset(
+        [path], toks["sp"], block=64, cache=tmp_path / "cache", **more
+    )[0]
     first = open_(source)
     assert "packing into" in capsys.readouterr().err
     copy = tmp_path / "another name.json"
@@ -415,19 +542,29 @@ def test_sources_are_packed_once_and_found_again_by_their_contents(tmp_path, tok
     ]
     copy.write_text(json.dumps(dialogue(0)), encoding="utf-8")
     others.append(open_(copy))
-    assert len({d.fingerprint for d in [first, *others]}) == 6 and len(list((tmp_path / "cache").iterdir())) == 6
+    assert (
+        len({d.fingerprint for d in [first, *others]}) == 6
+        and len(list((tmp_path / "cache").iterdir())) == 6
+    )
 
 
 def test_a_packed_directory_is_refused_with_what_it_was_not_made_for(tmp_path, toks, source):
     packed = tmp_path / "packed"
     data.pack([source], toks["sp"], packed, block=64, pack="documents", tokens="3k")
     train, held = data.open_dataset(
-        [packed], toks["sp"], block=64, pack="documents", template="roles", tokens=3000, eval_fraction=0.02
+        [packed],
+        toks["sp"],
+        block=64,
+        pack="documents",
+        template="roles",
+        tokens=3000,
+        eval_fraction=0.02,
     )
     assert (
         held is None
         and len(train)
-        and data.packed_settings([packed]) == {"template": "roles", "pack": "documents", "block": 64}
+        and data.packed_settings([packed])
+        == {"template": "roles", "pack": "documents", "block": 64}
     )
     for change, words in (
         ({"block": 128}, "--block 128"),
@@ -458,7 +595,9 @@ def test_a_tfds_directory_of_tokens_that_somebody_else_made_is_read(tmp_path, to
             "loss_mask": tfds.features.Tensor(shape=(5,), dtype=np.int32),
         }
     )
-    writer = ArrayRecordWriter(str(tmp_path / "theirs-train.array_record-00000-of-00001"), "group_size:1")
+    writer = ArrayRecordWriter(
+        str(tmp_path / "theirs-train.array_record-00000-of-00001"), "group_size:1"
+    )
     for i in range(3):
         writer.write(
             features.serialize_example(
@@ -469,10 +608,20 @@ def test_a_tfds_directory_of_tokens_that_somebody_else_made_is_read(tmp_path, to
     template = tfds.core.ShardedFileTemplate(
         tmp_path, dataset_name="theirs", split="train", filetype_suffix="array_record"
     )
-    info = tfds.core.SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
-    tfds.folder_dataset.write_metadata(data_dir=str(tmp_path), features=features, split_infos=[info], check_data=False)
-    train, held = data.open_dataset([tmp_path], toks["sp"], template="koala", pack="stream", block=4)
-    assert held is None and len(train) == 3 and "does not say which tokenizer" in capsys.readouterr().err
+    info = tfds.core.SplitInfo(
+        name="train", shard_lengths=[3], num_bytes=0, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path), features=features, split_infos=[info], check_data=False
+    )
+    train, held = data.open_dataset(
+        [tmp_path], toks["sp"], template="koala", pack="stream", block=4
+    )
+    assert (
+        held is None
+        and len(train) == 3
+        and "does not say which tokenizer" in capsys.readouterr().err
+    )
     got = train.rows([2, 0])
     assert (
         got["tokens"].tolist() == [[20, 21, 22, 23, 24], [0, 1, 2, 3, 4]]
@@ -490,7 +639,9 @@ def test_a_tfds_directory_of_tokens_that_somebody_else_made_is_read(tmp_path, to
 @settings(max_examples=80, deadline=None)
 def test_each_epoch_visits_every_row_once_whatever_the_batch(n, batch, seed):
     steps = -(-3 * n // batch)
-    order = [data.batch_indices(n, batch, seed, s) for s in reversed(range(steps))][::-1]  # in any order of the calls
+    order = [data.batch_indices(n, batch, seed, s) for s in reversed(range(steps))][
+        ::-1
+    ]  # in any order of the calls
     assert all(x.shape == (batch,) and x.dtype == np.int64 for x in order)
     order = np.concatenate(order)
     for epoch in range(3):
@@ -498,9 +649,16 @@ def test_each_epoch_visits_every_row_once_whatever_the_batch(n, batch, seed):
     assert n < 8 or (order[:n] != order[n : 2 * n]).any()
 
 
-@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 20), st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9]))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9]),
+)
 @settings(max_examples=60, deadline=None)
-def test_a_mixture_has_its_share_exactly_and_goes_through_both_sets_by_epochs(n, extra, batch, fraction):
+def test_a_mixture_has_its_share_exactly_and_goes_through_both_sets_by_epochs(
+    n, extra, batch, fraction
+):
     class Rows:
         columns = {"tokens": 1}
 
@@ -526,7 +684,9 @@ def test_a_mixture_has_its_share_exactly_and_goes_through_both_sets_by_epochs(n,
         assert abs(sum(i >= n for i in seen) - fraction * batch * (step + 1)) < 1 + 1e-6
     for found, size in (([i for i in seen if i < n], n), ([i - n for i in seen if i >= n], extra)):
         whole = len(found) // size
-        assert all(sorted(found[e * size : (e + 1) * size]) == list(range(size)) for e in range(whole))
+        assert all(
+            sorted(found[e * size : (e + 1) * size]) == list(range(size)) for e in range(whole)
+        )
 
 
 def test_a_mixture_of_different_packings_is_refused(tmp_path, toks, source):
@@ -543,7 +703,9 @@ def test_a_mixture_of_different_packings_is_refused(tmp_path, toks, source):
 
 
 def run(*args):
-    done = subprocess.run([sys.executable, str(ROOT / "data.py"), *map(str, args)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "data.py"), *map(str, args)], capture_output=True, text=True
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -577,7 +739,8 @@ def test_show_colours_the_loss_tokens_and_disarms_the_text(tmp_path, toks, capsy
         assert data.main(["show", str(tmp_path / pack), "--row", "0"]) == 0
         shown = capsys.readouterr().out
         assert (
-            "<s><|user|>\\x1b[2J hello\\u202e<|assistant|>\x1b[32mthe \\x1b]0;x\\x07fox\tis  \n你好</s>\x1b[0m" in shown
+            "<s><|user|>\\x1b[2J hello\\u202e<|assistant|>\x1b[32mthe \\x1b]0;x\\x07fox\tis  \n你好</s>\x1b[0m"
+            in shown
         )
         assert shown.count("\x1b") == 2 and "90" not in shown.splitlines()[0]
 
@@ -585,14 +748,24 @@ def test_show_colours_the_loss_tokens_and_disarms_the_text(tmp_path, toks, capsy
 def test_show_cuts_a_row_that_starts_inside_an_answer_where_its_bytes_end(tmp_path, toks):
     (tmp_path / "x").write_text(
         json.dumps(
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "fox 你好 the dog " * 9}]}
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "fox 你好 the dog " * 9},
+                ]
+            }
         ),
         encoding="utf-8",
     )
     data.pack([tmp_path / "x"], toks["sp"], tmp_path / "out", block=11)
     for row in range(5):
         ids = rows_of(tmp_path / "out")[row]["tokens"].tolist()
-        text = data.show(tmp_path / "out", row).split("\n", 1)[1].replace("\x1b[32m", "").replace("\x1b[0m", "")
+        text = (
+            data.show(tmp_path / "out", row)
+            .split("\n", 1)[1]
+            .replace("\x1b[32m", "")
+            .replace("\x1b[0m", "")
+        )
         assert text.replace("\ufffd", "") == toks["sp"].decode(ids).replace("\ufffd", "")
 
 
@@ -604,7 +777,10 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path, toks, source, c
     common = ["--tokenizer", tok, "--out", tmp_path / "out"]
     for args, words in (
         (["pack", tmp_path / "absent", *common], "does not exist"),
-        (["pack", source, "--tokenizer", tmp_path, "--out", tmp_path / "out"], "holds no tokenizer"),
+        (
+            ["pack", source, "--tokenizer", tmp_path, "--out", tmp_path / "out"],
+            "holds no tokenizer",
+        ),
         (["pack", source, *common, "--tokens", "many"], "--tokens many"),
         (["pack", source, *common, "--tokens", "0"], "--tokens 0"),
         (["pack", source, *common, "--tokens", "3"], "--tokens 3"),
@@ -699,7 +875,10 @@ def test_the_loss_tokens_of_real_dialogues_decode_to_their_answers(data_dir, nam
 
 
 def test_real_sharegpt_packs_into_blocks_with_every_token_accounted_for(data_dir, tmp_path, capsys):
-    source, tok = data_dir / "dialogues/sharegpt_en.json.gz", tokenizer.load(data_dir / "tokenizers/llama")
+    source, tok = (
+        data_dir / "dialogues/sharegpt_en.json.gz",
+        tokenizer.load(data_dir / "tokenizers/llama"),
+    )
     args = [
         "pack",
         source,
@@ -719,11 +898,17 @@ def test_real_sharegpt_packs_into_blocks_with_every_token_accounted_for(data_dir
         and "224 begins with the assistant" in out
         and "5 dialogues without an answer" in out
     )
-    talks = [t for t in read_dialogues(source) if any(learned and text.strip() for _, text, learned in turns(t))]
+    talks = [
+        t
+        for t in read_dialogues(source)
+        if any(learned and text.strip() for _, text, learned in turns(t))
+    ]
     sizes = {t["id"]: data.tokenize_dialogue(t, tok) for t in talks}
     splits = json.loads((tmp_path / "out" / "pack.json").read_text())["splits"]
     assert sum(s["tokens"] for s in splits.values()) == sum(len(t) for t, _ in sizes.values())
-    assert sum(s["loss_tokens"] for s in splits.values()) == sum(int(m.sum()) for _, m in sizes.values())
+    assert sum(s["loss_tokens"] for s in splits.values()) == sum(
+        int(m.sum()) for _, m in sizes.values()
+    )
     assert splits["validation"]["dialogues"] == 13 and splits["train"]["rows"] == -(
         -(splits["train"]["tokens"] - 1) // 2048
     )
@@ -737,7 +922,9 @@ def test_real_sharegpt_packs_into_blocks_with_every_token_accounted_for(data_dir
 
 def test_a_text_for_language_modelling_comes_back_whole(data_dir, tmp_path):
     tok = tokenizer.load(data_dir / "tokenizers/llama")
-    train, _ = data.open_dataset([data_dir / "text/tinystories_sample.txt"], tok, block=512, cache=tmp_path)
+    train, _ = data.open_dataset(
+        [data_dir / "text/tinystories_sample.txt"], tok, block=512, cache=tmp_path
+    )
     rows = train.rows(range(len(train)))
     ids = np.concatenate([rows["tokens"][0, :1], rows["tokens"][:, 1:].reshape(-1)])
     n = int(np.concatenate([[1], rows["loss_mask"][:, 1:].reshape(-1)]).sum())

@@ -12,19 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dialogues
-from dialogues import has_answer, parse_row, peculiarities, raw_chunks, read_dialogues, split_key, turns
+from dialogues import (
+    has_answer,
+    parse_row,
+    peculiarities,
+    raw_chunks,
+    read_dialogues,
+    split_key,
+    turns,
+)
 
 TALK = [("human", "Hi"), ("gpt", "Hello!"), ("human", "Bye"), ("gpt", "See you.")]
 FORMS = {
     "ShareGPT": {"id": "7", "conversations": [{"from": who, "value": text} for who, text in TALK]},
     "messages": {
         "id": 7,
-        "messages": [{"role": {"human": "user", "gpt": "assistant"}[who], "content": text} for who, text in TALK],
+        "messages": [
+            {"role": {"human": "user", "gpt": "assistant"}[who], "content": text}
+            for who, text in TALK
+        ],
     },
     "content parts": {
         "id": "7",
         "messages": [
-            {"role": {"human": "User", "gpt": "Assistant"}[who], "content": [{"type": "text", "text": text}]}
+            {
+                "role": {"human": "User", "gpt": "Assistant"}[who],
+                "content": [{"type": "text", "text": text}],
+            }
             for who, text in TALK
         ],
     },
@@ -65,7 +79,11 @@ def test_every_form_of_a_dialogue_becomes_the_same_one(form):
 
 
 def test_hc3_gives_a_dialogue_for_each_answer_of_the_teacher_and_none_of_the_humans():
-    row = {"question": "Why?", "human_answers": ["Who knows."], "chatgpt_answers": ["Because.", "There are reasons."]}
+    row = {
+        "question": "Why?",
+        "human_answers": ["Who knows."],
+        "chatgpt_answers": ["Because.", "There are reasons."],
+    }
     found = parse_row(json.dumps(row), "row")
     assert [said(d) for d in found] == [
         [("human", "Why?"), ("gpt", "Because.")],
@@ -87,7 +105,10 @@ def test_alpaca_puts_its_input_behind_a_blank_line():
 
 
 def test_pairs_and_texts():
-    assert said(parse_row('{"prompt": "a", "completion": "b"}', "")[0]) == [("human", "a"), ("gpt", "b")]
+    assert said(parse_row('{"prompt": "a", "completion": "b"}', "")[0]) == [
+        ("human", "a"),
+        ("gpt", "b"),
+    ]
     assert parse_row('{"text": "a  b\\n"}', "here") == [{"id": "here", "text": "a  b\n"}]
 
 
@@ -98,7 +119,10 @@ def test_pairs_and_texts():
         ('{"conversations": "x"}', "not a list"),
         ('{"conversations": [1]}', "turn 1"),
         ('{"conversations": [{"from": "human", "value": null}]}', "turn 1 is 'null', not a string"),
-        ('{"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]}', "turn 2 is by 'tool'"),
+        (
+            '{"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]}',
+            "turn 2 is by 'tool'",
+        ),
         ('{"conversations": [{"from": ["human"], "value": "a"}]}', "speakers are"),
         ('{"conversations": [{"value": "a"}]}', "turn 1 has the keys"),
         ('{"question": "a", "chatgpt_answers": "b"}', "not a list"),
@@ -122,7 +146,9 @@ def test_a_malformed_row_says_what_is_wrong(row, reason):
 
 LAYOUTS = {
     "lines": lambda rows: "\n".join(map(json.dumps, rows)) + "\n",
-    "lines with a mark, blank lines and CRLF": lambda rows: "\ufeff" + "\r\n\r\n".join(map(json.dumps, rows)),
+    "lines with a mark, blank lines and CRLF": lambda rows: (
+        "\ufeff" + "\r\n\r\n".join(map(json.dumps, rows))
+    ),
     "list": lambda rows: json.dumps(rows, ensure_ascii=False),
     "indented list": lambda rows: json.dumps(rows, indent=1),
     "list, a row a line": lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
@@ -138,7 +164,8 @@ def test_files_are_told_apart_by_content_whatever_their_name(tmp_path, layout, z
 
 
 @pytest.mark.parametrize(
-    "text", ["[Chorus]\nla la\n", "{\\bf TeX} and more", "Hello.\n", "[1] a reference\n", " \n\n {x}"]
+    "text",
+    ["[Chorus]\nla la\n", "{\\bf TeX} and more", "Hello.\n", "[1] a reference\n", " \n\n {x}"],
 )
 def test_what_is_no_json_is_one_text_as_it_stands(tmp_path, text):
     [document] = read_dialogues(write(tmp_path / "x.json", text))
@@ -175,12 +202,16 @@ def test_values_read_as_a_stream_equal_those_of_json(rows, indent, ascii, chunk,
     )
     before, dialogues.CHUNK = dialogues.CHUNK, chunk
     try:
-        assert [json.loads(value) for _, value in dialogues._values("f", io.BytesIO(text.encode()))] == rows
+        assert [
+            json.loads(value) for _, value in dialogues._values("f", io.BytesIO(text.encode()))
+        ] == rows
     finally:
         dialogues.CHUNK = before
 
 
-def test_a_malformed_element_of_a_list_is_named_by_row_and_line_and_does_not_hide_the_next(tmp_path, capsys):
+def test_a_malformed_element_of_a_list_is_named_by_row_and_line_and_does_not_hide_the_next(
+    tmp_path, capsys
+):
     good = '{"text": "a } ] \\" b"}'
     rows = [good] * 99 + ['{"text": oops}'] + ["17"] + [good] * 200
     path = write(tmp_path / "x.json", "[\n" + ",\n".join(rows) + "\n]")
@@ -188,13 +219,16 @@ def test_a_malformed_element_of_a_list_is_named_by_row_and_line_and_does_not_hid
     assert len(list(read_dialogues(path, counts=counts))) == 299
     assert counts["malformed"] == 2 and counts["rows"] == 301
     err = capsys.readouterr().err
-    assert f"{path} row 100, line 101: not JSON" in err and "row 101" in err and "not an object" in err
+    assert (
+        f"{path} row 100, line 101: not JSON" in err and "row 101" in err and "not an object" in err
+    )
 
 
 def test_too_many_malformed_rows_stop_with_the_remedy_and_few_do_not(tmp_path, capsys):
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 98 + "{oops\n" * 2)
     with pytest.raises(
-        ValueError, match=r"2 of 100 rows are malformed \(2.0%\).*first: line 99: not JSON.*--max-bad-rows"
+        ValueError,
+        match=r"2 of 100 rows are malformed \(2.0%\).*first: line 99: not JSON.*--max-bad-rows",
     ):
         list(read_dialogues(path))
     assert len(list(read_dialogues(path, max_bad=0.02))) == 98
@@ -220,7 +254,11 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, content, reas
     path = write(tmp_path / "x", content)
     with pytest.raises(ValueError) as error:
         list(read_dialogues(path))
-    assert str(path) in str(error.value) and reason in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(path) in str(error.value)
+        and reason in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 def test_a_folder_gives_its_files_in_order_and_passes_over_what_is_no_data(tmp_path, capsys):
@@ -243,7 +281,9 @@ def test_a_folder_gives_its_files_in_order_and_passes_over_what_is_no_data(tmp_p
 def test_a_large_file_is_read_as_a_stream(tmp_path, before, between, after):
     row = json.dumps({"text": "x" * 10000}).encode()
     path = write(tmp_path / "large", before + between.join([row] * 3000) + after)
-    list(raw_chunks(write(tmp_path / "small", before + row + after)))  # imports and tables that stay
+    list(
+        raw_chunks(write(tmp_path / "small", before + row + after))
+    )  # imports and tables that stay
     tracemalloc.start()
     assert sum(len(chunk) for chunk, _ in raw_chunks(path)) == 3000
     peak = tracemalloc.get_traced_memory()[1]
@@ -258,10 +298,14 @@ def test_a_tfds_directory_of_dialogues_or_texts_is_a_source(tmp_path):
     features = tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),
-            "conversations": tfds.features.Sequence({"from": tfds.features.Text(), "value": tfds.features.Text()}),
+            "conversations": tfds.features.Sequence(
+                {"from": tfds.features.Text(), "value": tfds.features.Text()}
+            ),
         }
     )
-    writer = ArrayRecordWriter(str(tmp_path / "talk-train.array_record-00000-of-00001"), "group_size:1")
+    writer = ArrayRecordWriter(
+        str(tmp_path / "talk-train.array_record-00000-of-00001"), "group_size:1"
+    )
     row = {"id": "é", "conversations": [{"from": who, "value": text} for who, text in TALK]}
     for _ in range(3):
         writer.write(features.serialize_example(features.encode_example(row)))
@@ -269,8 +313,12 @@ def test_a_tfds_directory_of_dialogues_or_texts_is_a_source(tmp_path):
     template = tfds.core.ShardedFileTemplate(
         tmp_path, dataset_name="talk", split="train", filetype_suffix="array_record"
     )
-    info = tfds.core.SplitInfo(name="train", shard_lengths=[3], num_bytes=0, filename_template=template)
-    tfds.folder_dataset.write_metadata(data_dir=str(tmp_path), features=features, split_infos=[info], check_data=False)
+    info = tfds.core.SplitInfo(
+        name="train", shard_lengths=[3], num_bytes=0, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(tmp_path), features=features, split_infos=[info], check_data=False
+    )
     found = list(read_dialogues(tmp_path))
     assert len(found) == 3 and found[0] == row
 
@@ -292,7 +340,10 @@ def test_an_answer_before_any_question_is_context_and_a_system_text_joins_the_ne
         ("human", "s\n\nb", False),
         ("gpt", "c", True),
     ]
-    assert turns(talk(("system", "s"), ("gpt", "c"))) == [("human", "s", False), ("gpt", "c", False)]
+    assert turns(talk(("system", "s"), ("gpt", "c"))) == [
+        ("human", "s", False),
+        ("gpt", "c", False),
+    ]
     assert turns(talk(("human", "b"), ("gpt", "c"), ("system", "s"))) == [
         ("human", "b", False),
         ("gpt", "c", True),
@@ -327,7 +378,9 @@ def test_pieces_of_one_sharegpt_dialogue_and_copies_share_a_split_key():
         {"id": "", "text": "u"},
         talk(("human", "\ud800"), id="3"),
     ]
-    assert len({split_key(d) for d in different}) == 6  # one speaker or another, the same words are the same words
+    assert (
+        len({split_key(d) for d in different}) == 6
+    )  # one speaker or another, the same words are the same words
     assert np.int64(split_key(pieces[0])) == split_key(pieces[0])
 
 
@@ -337,7 +390,12 @@ def test_pieces_of_one_sharegpt_dialogue_and_copies_share_a_split_key():
 @pytest.mark.parametrize(
     "name, rows, dialogues, note",
     [
-        ("dialogues/sharegpt_en.json.gz", 660, 660, ("begins with the assistant (that turn is context)", 224)),
+        (
+            "dialogues/sharegpt_en.json.gz",
+            660,
+            660,
+            ("begins with the assistant (that turn is context)", 224),
+        ),
         ("dialogues/sharegpt_zh.jsonl.gz", 600, 600, ("ends with the human", 4)),
         ("dialogues/baize_quora_ko.json.gz", 800, 800, ("ends with the human", 0)),
         ("dialogues/fastchat_dummy_conversation.json", 500, 500, ("ends with the human", 0)),

@@ -1,4 +1,5 @@
 """study.endpoint against a local endpoint that misbehaves: nothing asked twice, nothing lost, nothing leaked."""
+
 import itertools
 import json
 import os
@@ -25,7 +26,15 @@ def no_surroundings(monkeypatch):
 
 
 def bodies(n, **more):
-    return [{"model": "m", "messages": [{"role": "user", "content": f"question {i}"}], "temperature": 1.0} | more for i in range(n)]
+    return [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": f"question {i}"}],
+            "temperature": 1.0,
+        }
+        | more
+        for i in range(n)
+    ]
 
 
 def ask(server, log, requests, **how):
@@ -44,8 +53,16 @@ def test_every_request_is_answered_and_on_disk_before_it_is_yielded(tmp_path):
         with Endpoint(server.url, log, concurrency=3) as endpoint:
             for n, (index, found) in enumerate(endpoint.ask_all(bodies(10)), 1):
                 assert len(lines(log)) >= n
-                assert found["text"] == f"to question {index}" and found["error"] is None and not found["cached"]
-                assert (found["finish"], found["prompt_tokens"], found["completion_tokens"]) == ("stop", 10, 5)
+                assert (
+                    found["text"] == f"to question {index}"
+                    and found["error"] is None
+                    and not found["cached"]
+                )
+                assert (found["finish"], found["prompt_tokens"], found["completion_tokens"]) == (
+                    "stop",
+                    10,
+                    5,
+                )
     rows = lines(log)
     assert len(rows) == 10 and all(row["key"] == request_key(row["request"]) for row in rows)
     assert "T" in rows[0]["answer"]["date"]
@@ -59,16 +76,31 @@ def test_what_is_in_the_log_is_not_asked_again_and_draws_tell_equal_requests_apa
         assert first[0]["text"] != first[1]["text"] == first[2]["text"]
         again, counts = ask(server, log, same + bodies(2)[1:])
         assert len(server.requests) == 3 and counts["cached"] == 3 and counts["asked"] == 1
-        assert [again[i]["text"] for i in range(3)] == [first[i]["text"] for i in range(3)] and again[0]["cached"]
+        assert [again[i]["text"] for i in range(3)] == [
+            first[i]["text"] for i in range(3)
+        ] and again[0]["cached"]
 
 
 TROUBLES = {
-    "429": (status(429, Retry_After="0.01"), "status 429"), "500": (status(500), "status 500"), "503 that is not JSON": ((503, "<html>busy"), "status 503"),
-    "half an answer": (half(), "an answer that breaks off"), "not JSON": ((200, '{"choices": [{"mess'), "an answer that is not JSON"), "another form": ((200, '{"choices": []}'), "an answer of another form"),
-    "a list": ((200, "[1]"), "an answer of another form"), "a number for a text": ((200, '{"choices":[{"message":{"content":5},"finish_reason":"stop"}]}'), "an answer of another form"),
-    "neither text nor reason": ((200, '{"choices":[{"message":{"content":null},"finish_reason":null}]}'), "an answer of another form"), "bytes": ((200, b"\xff\xfe\x00"), "an answer that is not JSON"),
-    "late": (slow(1.5), "no answer in 0.5 s"), "drop by drop": (drip(8), "no whole answer in 0.5 s"),
-}  # fmt: skip
+    "429": (status(429, Retry_After="0.01"), "status 429"),
+    "500": (status(500), "status 500"),
+    "503 that is not JSON": ((503, "<html>busy"), "status 503"),
+    "half an answer": (half(), "an answer that breaks off"),
+    "not JSON": ((200, '{"choices": [{"mess'), "an answer that is not JSON"),
+    "another form": ((200, '{"choices": []}'), "an answer of another form"),
+    "a list": ((200, "[1]"), "an answer of another form"),
+    "a number for a text": (
+        (200, '{"choices":[{"message":{"content":5},"finish_reason":"stop"}]}'),
+        "an answer of another form",
+    ),
+    "neither text nor reason": (
+        (200, '{"choices":[{"message":{"content":null},"finish_reason":null}]}'),
+        "an answer of another form",
+    ),
+    "bytes": ((200, b"\xff\xfe\x00"), "an answer that is not JSON"),
+    "late": (slow(1.5), "no answer in 0.5 s"),
+    "drop by drop": (drip(8), "no whole answer in 0.5 s"),
+}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -82,9 +114,20 @@ def test_a_request_in_trouble_is_tried_again(tmp_path, trouble):
 
 def test_retries_run_out_the_error_is_yielded_and_the_next_start_asks_again(tmp_path, capsys):
     log = tmp_path / "log"
-    with LocalEndpoint(lambda body, nth: status(500, "tired\x1b[31m") if body["messages"][0]["content"] == "question 1" and nth < 3 else answer("well")) as server:
+    with LocalEndpoint(
+        lambda body, nth: (
+            status(500, "tired\x1b[31m")
+            if body["messages"][0]["content"] == "question 1" and nth < 3
+            else answer("well")
+        )
+    ) as server:
         found, counts = ask(server, log, bodies(3), retries=2)
-        assert found[1]["error"] == "status 500: " + found[1]["error"][12:] and found[1]["text"] is None and "tired" in found[1]["error"] and "\x1b" not in found[1]["error"]
+        assert (
+            found[1]["error"] == "status 500: " + found[1]["error"][12:]
+            and found[1]["text"] is None
+            and "tired" in found[1]["error"]
+            and "\x1b" not in found[1]["error"]
+        )
         assert found[0]["text"] == found[2]["text"] == "well" and counts["failed"] == 1
         assert "\x1b" not in capsys.readouterr().err
         found, counts = ask(server, log, bodies(3), retries=2)
@@ -94,7 +137,13 @@ def test_retries_run_out_the_error_is_yielded_and_the_next_start_asks_again(tmp_
 
 
 def test_a_refused_request_is_not_tried_again_and_others_go_on(tmp_path):
-    with LocalEndpoint(lambda body, nth: status(400, "too long") if body["messages"][0]["content"] == "question 0" else answer("well")) as server:
+    with LocalEndpoint(
+        lambda body, nth: (
+            status(400, "too long")
+            if body["messages"][0]["content"] == "question 0"
+            else answer("well")
+        )
+    ) as server:
         found, _ = ask(server, tmp_path / "log", bodies(2))
         assert len(server.requests) == 2
     assert "too long" in found[0]["error"] and found[1]["text"] == "well"
@@ -151,7 +200,11 @@ def test_the_key_is_sent_and_is_in_no_file_even_where_the_endpoint_repeats_it(tm
     (tmp_path / "key").write_text(key + "\n")
 
     def behave(body, nth):
-        return [status(500, f"your key {key} is tired"), status(400, f"bad {key}"), answer(f"you said {key}")][0 if nth == 0 else 1 + int(body["messages"][0]["content"][-1])]
+        return [
+            status(500, f"your key {key} is tired"),
+            status(400, f"bad {key}"),
+            answer(f"you said {key}"),
+        ][0 if nth == 0 else 1 + int(body["messages"][0]["content"][-1])]
 
     with LocalEndpoint(behave) as server:
         found, _ = ask(server, tmp_path / "log", bodies(2), key_file=tmp_path / "key")
@@ -193,11 +246,18 @@ def test_replay_opens_no_socket_and_asks_for_what_is_missing(tmp_path, monkeypat
 
 def test_replay_repeats_failures_and_a_later_success_stands(tmp_path):
     log = tmp_path / "log"
-    with LocalEndpoint(lambda body, nth: status(400, "no") if nth == 0 else answer("well")) as server:
+    with LocalEndpoint(
+        lambda body, nth: status(400, "no") if nth == 0 else answer("well")
+    ) as server:
         ask(server, log, bodies(2))
-        assert [a["error"][:10] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == ["status 400"] * 2
+        assert [a["error"][:10] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == [
+            "status 400"
+        ] * 2
         ask(server, log, bodies(1))
-    assert [a["text"] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == ["well", None]
+    assert [a["text"] for _, a in Endpoint("", log, replay=True).ask_all(bodies(2))] == [
+        "well",
+        None,
+    ]
 
 
 def test_without_the_package_one_line_says_how_to_get_it(tmp_path, monkeypatch):
@@ -235,16 +295,29 @@ def test_two_runs_do_not_write_one_log(tmp_path):
 
 
 def test_a_script_tag_or_a_lone_surrogate_in_an_answer_is_kept_as_text(tmp_path):
-    with LocalEndpoint(lambda body, nth: (200, '{"choices":[{"message":{"content":"<script>alert(1)</script>\\ud800"},"finish_reason":"length"}]}')) as server:
+    with LocalEndpoint(
+        lambda body, nth: (
+            200,
+            '{"choices":[{"message":{"content":"<script>alert(1)</script>\\ud800"},"finish_reason":"length"}]}',
+        )
+    ) as server:
         found, _ = ask(server, tmp_path / "log", bodies(1))
         again, _ = ask(server, tmp_path / "log", bodies(1))
-    assert found[0]["text"] == again[0]["text"] == "<script>alert(1)</script>?" and found[0]["finish"] == "length" and found[0]["prompt_tokens"] == 0
+    assert (
+        found[0]["text"] == again[0]["text"] == "<script>alert(1)</script>?"
+        and found[0]["finish"] == "length"
+        and found[0]["prompt_tokens"] == 0
+    )
 
 
 def test_an_answer_without_text_but_with_a_reason_is_an_answer(tmp_path):
     with LocalEndpoint(lambda body, nth: answer(None, finish="content_filter")) as server:
         found, _ = ask(server, tmp_path / "log", bodies(1))
-    assert found[0]["text"] is None and found[0]["error"] is None and found[0]["finish"] == "content_filter"
+    assert (
+        found[0]["text"] is None
+        and found[0]["error"] is None
+        and found[0]["finish"] == "content_filter"
+    )
 
 
 def test_ctrl_c_stops_at_once_and_leaves_a_whole_log(tmp_path):
@@ -257,9 +330,20 @@ with Endpoint(sys.argv[1], {str(log)!r}, concurrency=4) as endpoint:
         print(index, flush=True)
 """
     order = itertools.count()
-    with LocalEndpoint(lambda body, nth: answer("x" * 10_000) if next(order) < 8 else slow(30)) as server:
-        listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell is started deaf to it
-        child = subprocess.Popen([sys.executable, "-c", program, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={k: v for k, v in os.environ.items()}, preexec_fn=listen)
+    with LocalEndpoint(
+        lambda body, nth: answer("x" * 10_000) if next(order) < 8 else slow(30)
+    ) as server:
+        listen = lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a background job of a shell is started deaf to it
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, server.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={k: v for k, v in os.environ.items()},
+            preexec_fn=listen,
+        )
         for _ in range(8):
             assert child.stdout.readline()
         started = time.monotonic()
@@ -270,7 +354,14 @@ with Endpoint(sys.argv[1], {str(log)!r}, concurrency=4) as endpoint:
     assert len(lines(log)) == 8 and log.read_bytes().endswith(b"\n")
 
 
-@pytest.mark.parametrize("how, rule", [({"concurrency": 0}, "--concurrency 0"), ({"retries": -1}, "--retries -1"), ({"timeout": 0}, "--timeout 0")])
+@pytest.mark.parametrize(
+    "how, rule",
+    [
+        ({"concurrency": 0}, "--concurrency 0"),
+        ({"retries": -1}, "--retries -1"),
+        ({"timeout": 0}, "--timeout 0"),
+    ],
+)
 def test_settings_out_of_range_are_named(tmp_path, how, rule):
     with pytest.raises(ValueError, match=rule):
         Endpoint("http://localhost:1/v1", tmp_path / "log", **how)

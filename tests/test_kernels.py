@@ -23,7 +23,9 @@ import sharding
 
 B, T, D, V = 2, 5, 12, 13
 TOLERANCE = 5e-6
-BF16 = 2.0**-8  # half a unit in the last place of bfloat16's eight significant bits, relative: one rounding
+BF16 = (
+    2.0**-8
+)  # half a unit in the last place of bfloat16's eight significant bits, relative: one rounding
 
 
 def normal(*shape, seed=0):
@@ -52,8 +54,7 @@ def differences(f, arrays, which):
 
 
 def check(kernel, loop, *arrays):
-    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result.
-    """
+    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result."""
     expected = np.asarray(loop(*arrays))
     weighting = normal(*expected.shape, seed=99)
 
@@ -64,7 +65,9 @@ def check(kernel, loop, *arrays):
     y, gradients = jax.jit(ours)(*(jnp.asarray(a, jnp.float32) for a in arrays))
     assert_near(y, expected)
     for which, gradient in enumerate(gradients):
-        assert_near(gradient, differences(lambda *a: np.sum(loop(*a) * weighting), list(arrays), which))
+        assert_near(
+            gradient, differences(lambda *a: np.sum(loop(*a) * weighting), list(arrays), which)
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ the loops
@@ -90,8 +93,7 @@ def layer_norm_loop(x, scale, bias, eps):
 
 
 def frequency_loop(H, theta, scaling):
-    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release.
-    """
+    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release."""
     frequencies = []
     for i in range(H // 2):
         frequency = theta ** (-2 * i / H)
@@ -113,7 +115,9 @@ def rope_loop(x, positions, theta, pair):
     for b, t, n in np.ndindex(*x.shape[:3]):
         for i, frequency in enumerate(frequency_loop(H, theta, None)):
             first, second = pair(i, H)
-            turned = complex(x[b, t, n, first], x[b, t, n, second]) * np.exp(1j * positions[b, t] * frequency)
+            turned = complex(x[b, t, n, first], x[b, t, n, second]) * np.exp(
+                1j * positions[b, t] * frequency
+            )
             y[b, t, n, first], y[b, t, n, second] = turned.real, turned.imag
     return y
 
@@ -144,7 +148,9 @@ def cross_entropy_loop(logits, target, weight):
     for index in np.ndindex(*target.shape):
         row = logits[index]
         top = max(row)
-        total += weight[index] * (top + math.log(sum(math.exp(x - top) for x in row)) - row[target[index]])
+        total += weight[index] * (
+            top + math.log(sum(math.exp(x - top) for x in row)) - row[target[index]]
+        )
     return total
 
 
@@ -162,7 +168,11 @@ def test_rms_norm_equals_the_loop_in_value_and_gradients():
 
 def test_layer_norm_equals_the_loop_in_value_and_gradients():
     arrays = 0.5 + normal(B, T, D), 1 + normal(D, seed=1), normal(D, seed=2)
-    check(lambda x, s, b: kernels.layer_norm(x, s, b, 0.1), lambda x, s, b: layer_norm_loop(x, s, b, 0.1), *arrays)
+    check(
+        lambda x, s, b: kernels.layer_norm(x, s, b, 0.1),
+        lambda x, s, b: layer_norm_loop(x, s, b, 0.1),
+        *arrays,
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
@@ -181,7 +191,9 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
         (kernels.layer_norm(x, scale, bias, 1e-5), layer_norm_loop(x64, scale64, bias64, 1e-5)),
     ]:
         assert ours.dtype == jnp.bfloat16
-        assert np.all(np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-4)
+        assert np.all(
+            np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-4
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- RoPE
@@ -189,7 +201,9 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
 POSITIONS = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 7, 30]])
 
 
-@pytest.mark.parametrize("kernel, pair", [(kernels.rope_half, half), (kernels.rope_interleaved, interleaved)])
+@pytest.mark.parametrize(
+    "kernel, pair", [(kernels.rope_half, half), (kernels.rope_interleaved, interleaved)]
+)
 def test_rope_turns_each_pair_as_a_complex_number_does(kernel, pair):
     def ours(x):
         return kernel(x, *kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0))
@@ -204,9 +218,12 @@ def test_permuting_the_channels_turns_one_rope_into_the_other():
         2 * i + 1 for i in range(4)
     ]  # interleaved (0 1)(2 3)... -> the firsts of all pairs, then the seconds
     np.testing.assert_array_equal(
-        kernels.rope_interleaved(x, *table)[..., to_half], kernels.rope_half(x[..., to_half], *table)
+        kernels.rope_interleaved(x, *table)[..., to_half],
+        kernels.rope_half(x[..., to_half], *table),
     )
-    assert not np.allclose(kernels.rope_interleaved(x, *table), kernels.rope_half(x, *table), atol=0.1)
+    assert not np.allclose(
+        kernels.rope_interleaved(x, *table), kernels.rope_half(x, *table), atol=0.1
+    )
 
 
 @pytest.mark.parametrize("scaling", [None, (8.0, 1.0, 4.0, 256), (4.0, 2.0, 32.0, 8192)])
@@ -215,9 +232,13 @@ def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, sc
     """To 1e-5 in the angle a position: float32 keeps 6e-8 of an angle up to 30 turns long."""
     positions = np.array([[0, 1, 2, 30]])
     cos, sin = kernels.rope_table(jnp.asarray(positions), 16, theta, scaling)
-    for t, (i, frequency) in itertools.product(range(4), enumerate(frequency_loop(16, theta, scaling))):
+    for t, (i, frequency) in itertools.product(
+        range(4), enumerate(frequency_loop(16, theta, scaling))
+    ):
         angle = positions[0, t] * frequency
-        assert abs(cos[0, t, i] - math.cos(angle)) < 1e-5 and abs(sin[0, t, i] - math.sin(angle)) < 1e-5 * max(1, angle)
+        assert abs(cos[0, t, i] - math.cos(angle)) < 1e-5 and abs(
+            sin[0, t, i] - math.sin(angle)
+        ) < 1e-5 * max(1, angle)
 
 
 def test_llama_3_1_scaling_keeps_blends_and_stretches():
@@ -226,7 +247,10 @@ def test_llama_3_1_scaling_keeps_blends_and_stretches():
     """
     angle = lambda scaling: np.arctan2(
         *reversed(
-            [np.asarray(a, np.float64)[0, 0] for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)]
+            [
+                np.asarray(a, np.float64)[0, 0]
+                for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)
+            ]
         )
     )
     ratio = angle((8.0, 1.0, 4.0, 256)) / angle(None)
@@ -237,23 +261,38 @@ def test_llama_3_1_scaling_keeps_blends_and_stretches():
 # ------------------------------------------------------------------------------------------------------------ attention
 
 ONE_SEGMENT = np.ones((B, T), int)
-SEGMENTS = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])  # the second row ends in padding (segment 0)
+SEGMENTS = np.array(
+    [[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]]
+)  # the second row ends in padding (segment 0)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 6])
 def test_attention_equals_the_loop_in_value_and_gradients(kv_heads):
     segment = np.array([ONE_SEGMENT[0], SEGMENTS[1]])
-    arrays = normal(B, T, 6, 4), normal(B, T, kv_heads, 4, seed=1), normal(B, T, kv_heads, 4, seed=2)
+    arrays = (
+        normal(B, T, 6, 4),
+        normal(B, T, kv_heads, 4, seed=1),
+        normal(B, T, kv_heads, 4, seed=2),
+    )
     mask = kernels.causal_mask(jnp.asarray(segment))
-    check(lambda q, k, v: kernels.attention(q, k, v, mask), lambda q, k, v: attention_loop(q, k, v, segment), *arrays)
+    check(
+        lambda q, k, v: kernels.attention(q, k, v, mask),
+        lambda q, k, v: attention_loop(q, k, v, segment),
+        *arrays,
+    )
 
 
 def attention_gradients(segment):
     """Gradients by k and v of the first row's output at each query position: two of [query, key, ...]."""
     q, k, v = (jnp.asarray(normal(B, T, heads, 4, seed=heads), jnp.float32) for heads in (6, 3, 3))
-    mask, weighting = kernels.causal_mask(jnp.asarray(segment)), jnp.asarray(normal(6, 4, seed=5), jnp.float32)
+    mask, weighting = (
+        kernels.causal_mask(jnp.asarray(segment)),
+        jnp.asarray(normal(6, 4, seed=5), jnp.float32),
+    )
     f = lambda query, k, v: jnp.sum(kernels.attention(q, k, v, mask)[0, query] * weighting)
-    gradients = jax.jit(jax.vmap(jax.grad(f, argnums=(1, 2)), in_axes=(0, None, None)))(jnp.arange(T), k, v)
+    gradients = jax.jit(jax.vmap(jax.grad(f, argnums=(1, 2)), in_axes=(0, None, None)))(
+        jnp.arange(T), k, v
+    )
     return [np.asarray(g[:, 0]) for g in gradients]
 
 
@@ -269,7 +308,9 @@ def test_a_later_key_has_a_gradient_of_exactly_zero():
 def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
     dk, dv = attention_gradients(SEGMENTS)
     for query, key in np.ndindex(T, T):
-        assert np.any(dv[query, key] != 0) == (key <= query and SEGMENTS[0, key] == SEGMENTS[0, query])
+        assert np.any(dv[query, key] != 0) == (
+            key <= query and SEGMENTS[0, key] == SEGMENTS[0, query]
+        )
         assert np.all(dk[query, key] == 0) or SEGMENTS[0, key] == SEGMENTS[0, query]
 
 
@@ -282,7 +323,10 @@ def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
     ours = kernels.attention(q, k, v, kernels.causal_mask(jnp.asarray(ONE_SEGMENT)))
     reference = attention_loop(*(np.asarray(a, np.float64) for a in (q, k, v)), ONE_SEGMENT)
     assert ours.dtype == jnp.bfloat16
-    assert np.abs(np.asarray(ours, np.float64) - reference).max() <= 2 * BF16 * np.abs(np.asarray(v, np.float64)).max()
+    assert (
+        np.abs(np.asarray(ours, np.float64) - reference).max()
+        <= 2 * BF16 * np.abs(np.asarray(v, np.float64)).max()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
@@ -300,7 +344,9 @@ def test_swiglu_equals_the_loop_in_value_and_gradients():
 def test_gelu_is_the_tanh_one_in_value_and_gradient():
     check(
         kernels.gelu_tanh,
-        np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+        np.vectorize(
+            lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        ),
         2 * normal(B, T, D),
     )
 
@@ -308,17 +354,26 @@ def test_gelu_is_the_tanh_one_in_value_and_gradient():
 def test_activations_of_bfloat16_are_rounded_once():
     x, y = (jnp.asarray(3 * normal(B, T, 100, seed=seed), jnp.bfloat16) for seed in (0, 1))
     x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
-    for ours, reference in [(kernels.swiglu(x, y), x64 / (1 + np.exp(-x64)) * y64), (kernels.gelu_tanh(x), gelu(x64))]:
+    gelu = np.vectorize(
+        lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    )
+    for ours, reference in [
+        (kernels.swiglu(x, y), x64 / (1 + np.exp(-x64)) * y64),
+        (kernels.gelu_tanh(x), gelu(x64)),
+    ]:
         assert ours.dtype == jnp.bfloat16
-        assert np.all(np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-5)
+        assert np.all(
+            np.abs(np.asarray(ours, np.float64) - reference) <= BF16 * np.abs(reference) + 1e-5
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- lookup
 
 
 def test_lookup_equals_the_loop_and_an_index_outside_the_table_gives_zero_and_no_gradient():
-    index = np.array([[0, 3, 3, 12, -1], [13, 5, 3, -13, 40]])  # of 13 rows; negative ones must not count from the end
+    index = np.array(
+        [[0, 3, 3, 12, -1], [13, 5, 3, -13, 40]]
+    )  # of 13 rows; negative ones must not count from the end
 
     def loop(table):
         out = np.zeros((B, T, D))
@@ -379,12 +434,20 @@ def head_target(vocab):
 @functools.cache
 def head_reference(vocab):
     """Value of the loop and its gradients by the hidden states and the head."""
-    loop = lambda x, head: cross_entropy_loop(x @ head[:vocab].T, head_target(vocab), WEIGHT.reshape(-1))
-    return loop(HIDDEN, HEAD), differences(loop, [HIDDEN, HEAD], 0), differences(loop, [HIDDEN, HEAD], 1)
+    loop = lambda x, head: cross_entropy_loop(
+        x @ head[:vocab].T, head_target(vocab), WEIGHT.reshape(-1)
+    )
+    return (
+        loop(HIDDEN, HEAD),
+        differences(loop, [HIDDEN, HEAD], 0),
+        differences(loop, [HIDDEN, HEAD], 1),
+    )
 
 
 def head_kernel(x, head, vocab, axis, chunk, weight=FLAT_WEIGHT):
-    return kernels.head_cross_entropy(x, head, jnp.asarray(head_target(vocab)), weight, vocab, axis, chunk)
+    return kernels.head_cross_entropy(
+        x, head, jnp.asarray(head_target(vocab)), weight, vocab, axis, chunk
+    )
 
 
 def assert_head(loss, gradients, vocab, factor):
@@ -415,18 +478,27 @@ def test_head_cross_entropy_with_every_weight_zero_is_zero_with_zero_gradients()
     assert loss == 0 and all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
-@pytest.mark.parametrize("vocab", [13, 7])  # of 16 rows, 4 a rank: with 7 two ranks hold nothing but padding
+@pytest.mark.parametrize(
+    "vocab", [13, 7]
+)  # of 16 rows, 4 a rank: with 7 two ranks hold nothing but padding
 def test_head_cross_entropy_over_four_ranks_equals_the_plain_one_in_value_and_gradients(vocab):
     def local(x, head):
         return jax.value_and_grad(
-            lambda x, head: 0.7 * head_kernel(sharding.copy_in(x), head, vocab, sharding.TENSOR, 3), argnums=(0, 1)
+            lambda x, head: 0.7 * head_kernel(sharding.copy_in(x), head, vocab, sharding.TENSOR, 3),
+            argnums=(0, 1),
         )(x, head)
 
     rows = P(sharding.TENSOR)
     sharded = jax.shard_map(
-        local, mesh=sharding.make_mesh(1, 4), in_specs=(P(), rows), out_specs=(P(), (P(), rows)), check_vma=False
+        local,
+        mesh=sharding.make_mesh(1, 4),
+        in_specs=(P(), rows),
+        out_specs=(P(), (P(), rows)),
+        check_vma=False,
     )
-    loss, gradients = jax.jit(sharded)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32))
+    loss, gradients = jax.jit(sharded)(
+        jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
+    )
     assert_head(loss, gradients, vocab, 0.7)
 
 
@@ -434,16 +506,21 @@ def test_head_cross_entropy_of_bfloat16_has_logits_and_loss_in_float32_and_its_g
     """Logits of about 50. The loss has no rounding of its own (products of two bfloat16 are exact in float32); the
     logits' gradient is rounded once on the way to each product.
     """
-    x, head = jnp.asarray(4 * normal(10, 100), jnp.bfloat16), jnp.asarray(normal(16, 100, seed=1), jnp.bfloat16)
-    x64, head64 = np.asarray(x, np.float64), np.asarray(head, np.float64)
-    loss, gradients = jax.jit(jax.value_and_grad(lambda x, head: head_kernel(x, head, V, None, 4), argnums=(0, 1)))(
-        x, head
+    x, head = (
+        jnp.asarray(4 * normal(10, 100), jnp.bfloat16),
+        jnp.asarray(normal(16, 100, seed=1), jnp.bfloat16),
     )
+    x64, head64 = np.asarray(x, np.float64), np.asarray(head, np.float64)
+    loss, gradients = jax.jit(
+        jax.value_and_grad(lambda x, head: head_kernel(x, head, V, None, 4), argnums=(0, 1))
+    )(x, head)
     assert loss.dtype == jnp.float32
     logits = x64 @ head64[:V].T
     assert_near(loss, cross_entropy_loop(logits, head_target(V), WEIGHT.reshape(-1)))
     p = np.exp(logits - logits.max(1, keepdims=True))
     dlogits = (p / p.sum(1, keepdims=True) - np.eye(V)[head_target(V)]) * WEIGHT.reshape(-1, 1)
-    for ours, reference in zip(gradients, (dlogits @ head64[:V], np.pad(dlogits.T @ x64, ((0, 3), (0, 0))))):
+    for ours, reference in zip(
+        gradients, (dlogits @ head64[:V], np.pad(dlogits.T @ x64, ((0, 3), (0, 0))))
+    ):
         assert ours.dtype == jnp.bfloat16
         assert_near(ours, reference, 2 * BF16)

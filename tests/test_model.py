@@ -13,12 +13,12 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import make_references
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import kernels
-import make_references
 import model
 import sharding
 
@@ -44,7 +44,11 @@ def from_hugging_face(arrays, config):
 
     weights = {}
     for name, row in model.weight_table(config).items():
-        weight = np.stack([read(row, layer) for layer in range(config.L)]) if row.layered else read(row, None)
+        weight = (
+            np.stack([read(row, layer) for layer in range(config.L)])
+            if row.layered
+            else read(row, None)
+        )
         if row.dims[0] == "V":
             weight = np.pad(weight, ((0, config.padded_vocab - config.V), (0, 0)))
         assert weight.shape == model.shapes(config)[name]
@@ -82,11 +86,15 @@ def step(config, compute=model.Compute(loss_chunk=7), gradients=True):
     mesh, layout = one_device(config)
 
     def local(weights, token_BX, segment_BX, weight_BT):
-        return model.loss_and_gradients(weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients)
+        return model.loss_and_gradients(
+            weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients
+        )
 
     specs = layout.stacked(config)
     out = (P(), specs if gradients else P())
-    sharded = jax.shard_map(local, mesh=mesh, in_specs=(specs, P(), P(), P()), out_specs=out, check_vma=False)
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, P(), P(), P()), out_specs=out, check_vma=False
+    )
     return jax.jit(sharded, compiler_options=QUICK)
 
 
@@ -110,7 +118,10 @@ def assert_same_gradients(ours, reference, tolerance):
     """
     assert ours.keys() == reference.keys()
     for name in ours.keys() - {"bk"}:
-        assert distance(ours[name], reference[name]) <= tolerance, (name, distance(ours[name], reference[name]))
+        assert distance(ours[name], reference[name]) <= tolerance, (
+            name,
+            distance(ours[name], reference[name]),
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- Hugging Face
@@ -126,7 +137,12 @@ def test_logits_equal_hugging_faces_stored_ones(case):
 def test_the_stored_references_are_small_and_cover_every_variant():
     assert sum(path.stat().st_size for path in REFERENCES.glob("model_*.npz")) < 300_000
     configs = [reference(case)[0] for case in CASES]
-    assert {(c.family, c.tied) for c in configs} == {("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True)}
+    assert {(c.family, c.tied) for c in configs} == {
+        ("llama", False),
+        ("llama", True),
+        ("gpt2", False),
+        ("gpt2", True),
+    }
     assert (
         any(c.K < c.N for c in configs)
         and any(c.theta == 500000 and c.rope_scaling is None for c in configs)
@@ -142,9 +158,14 @@ def test_the_stored_references_are_small_and_cover_every_variant():
 def test_logits_equal_hugging_faces_live_ones(case, live):
     """A model with other random weights than the stored one, made and run by the installed transformers."""
     config = config_of(make_references.CASES[case])
-    arrays, tokens, logits = make_references.make(make_references.CASES[case], seed=100 + CASES.index(case))
+    arrays, tokens, logits = make_references.make(
+        make_references.CASES[case], seed=100 + CASES.index(case)
+    )
     np.testing.assert_allclose(
-        logits_function(config)(from_hugging_face(arrays, config), tokens), logits, rtol=0, atol=2e-4
+        logits_function(config)(from_hugging_face(arrays, config), tokens),
+        logits,
+        rtol=0,
+        atol=2e-4,
     )
 
 
@@ -160,7 +181,19 @@ def read_llama2c(path):
     config = dataclasses.replace(model.llama(V, D, L, N, F, P, 1e-5, K=K), tied=True)
     flat, at, weights = np.frombuffer(raw, "<f4", offset=28), 0, {}
     table, shape = model.weight_table(config), model.shapes(config, padded=False)
-    for name in ("embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm"):
+    for name in (
+        "embed",
+        "attn_norm",
+        "wq",
+        "wk",
+        "wv",
+        "wo",
+        "mlp_norm",
+        "w1",
+        "w2",
+        "w3",
+        "final_norm",
+    ):
         matrix = table[name].layered and len(table[name].dims) == 2
         size = shape[name][:-2] + shape[name][:-3:-1] if matrix else shape[name]
         weight = flat[at : at + np.prod(size)].reshape(size)
@@ -184,7 +217,9 @@ def test_greedy_text_of_stories260k_is_what_llama2c_writes(data_dir):
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tok512.model"))
     row = np.array([[1] + pieces.encode(text)])  # 1 begins a text
     assert row.shape == (1, 257) and pieces.decode(row[0, 1:].tolist()) == text
-    np.testing.assert_array_equal(jnp.argmax(logits_function(config)(weights, row[:, :-1]), axis=-1), row[:, 1:])
+    np.testing.assert_array_equal(
+        jnp.argmax(logits_function(config)(weights, row[:, :-1]), axis=-1), row[:, 1:]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
@@ -211,7 +246,9 @@ def test_loss_and_every_gradient_equal_autodiff_of_the_plain_cross_entropy_of_th
             f"{name}'s gradient is so small that the comparison says nothing"
         )
         if model.weight_table(config)[name].dims[0] == "V":
-            assert np.all(np.asarray(gradient)[config.V :] == 0), f"the padding rows of {name} must get no gradient"
+            assert np.all(np.asarray(gradient)[config.V :] == 0), (
+                f"the padding rows of {name} must get no gradient"
+            )
 
 
 def test_the_loss_without_gradients_is_the_same_loss():
@@ -228,7 +265,9 @@ def test_two_documents_packed_in_one_row_give_what_they_give_in_rows_of_their_ow
     weight = np.random.RandomState(2).rand(2, X - 1).astype(np.float32)
     lengths = 5, 7  # tokens; the last predicts nothing, and neither does padding
 
-    apart, packed = ([np.zeros_like(token), np.zeros_like(token), np.zeros_like(weight)] for _ in range(2))
+    apart, packed = (
+        [np.zeros_like(token), np.zeros_like(token), np.zeros_like(weight)] for _ in range(2)
+    )
     start = 0
     for row, n in enumerate(lengths):
         for (to_token, to_segment, to_weight), to_row, at in [(apart, row, 0), (packed, 0, start)]:
@@ -240,7 +279,9 @@ def test_two_documents_packed_in_one_row_give_what_they_give_in_rows_of_their_ow
     assert abs(loss - expected) <= 1e-6 * abs(expected)
     assert_same_gradients(ours, gradients, 1e-5)
     whole = step(config)(weights, packed[0], np.ones_like(token), packed[2])[0]
-    assert abs(whole - expected) > 1e-3 * abs(expected), "without segments the second document would see the first"
+    assert abs(whole - expected) > 1e-3 * abs(expected), (
+        "without segments the second document would see the first"
+    )
 
 
 @pytest.mark.parametrize("case", ["llama_gqa", "gpt2_untied"])
@@ -255,7 +296,9 @@ def test_a_prediction_has_a_gradient_of_exactly_zero_by_every_later_token(case):
     moved = np.any(np.asarray(gradients["embed"]) != 0, axis=1)
     assert set(np.flatnonzero(moved)) == set(token[1, :5])
     if config.family == "gpt2":
-        assert set(np.flatnonzero(np.any(np.asarray(gradients["pos"]) != 0, axis=1))) == set(range(5))
+        assert set(np.flatnonzero(np.any(np.asarray(gradients["pos"]) != 0, axis=1))) == set(
+            range(5)
+        )
 
 
 def test_a_document_has_a_gradient_of_exactly_zero_by_the_others_of_its_row():
@@ -265,12 +308,16 @@ def test_a_document_has_a_gradient_of_exactly_zero_by_the_others_of_its_row():
     weight = np.zeros((2, X - 1), np.float32)
     weight[0, 8] = 1
     gradients = step(config)(weights, token, segment, weight)[1]
-    assert set(np.flatnonzero(np.any(np.asarray(gradients["embed"]) != 0, axis=1))) == set(token[0, 4:9])
+    assert set(np.flatnonzero(np.any(np.asarray(gradients["embed"]) != 0, axis=1))) == set(
+        token[0, 4:9]
+    )
 
 
 def test_positions_restart_at_each_document():
     segment = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [4, 3, 3, 3, 3, 3, 9]])
-    np.testing.assert_array_equal(model.positions_of(segment), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]])
+    np.testing.assert_array_equal(
+        model.positions_of(segment), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]]
+    )
 
 
 @pytest.mark.parametrize("case", ["llama_gqa", "gpt2_tied"])
@@ -280,9 +327,14 @@ def test_bfloat16_compute_stays_close_to_float32(case):
     the references' own, attention is so sharp that any rounding is magnified."""
     config, weights, _, _ = reference(case)
     table = model.weight_table(config)
-    weights = {n: w * np.float32(0.3) if table[n].init in ("matrix", "residual") else w for n, w in weights.items()}
+    weights = {
+        n: w * np.float32(0.3) if table[n].init in ("matrix", "residual") else w
+        for n, w in weights.items()
+    }
     expected, gradients = step(config)(weights, *batch(config))
-    loss, ours = step(config, model.Compute(dtype=jnp.bfloat16, loss_chunk=7))(weights, *batch(config))
+    loss, ours = step(config, model.Compute(dtype=jnp.bfloat16, loss_chunk=7))(
+        weights, *batch(config)
+    )
     assert loss.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in ours.values())
     assert 0 < abs(loss - expected) <= 1e-3 * expected
     assert_same_gradients(ours, gradients, 2.5e-2)
@@ -314,7 +366,9 @@ def test_a_weight_without_a_row_raises_and_so_does_a_missing_one():
     with pytest.raises(ValueError, match="stray"):
         step(config)(weights | {"stray": weights["embed"]}, *batch(config))
     with pytest.raises(ValueError, match="final_norm"):
-        step(config)({name: w for name, w in weights.items() if name != "final_norm"}, *batch(config))
+        step(config)(
+            {name: w for name, w in weights.items() if name != "final_norm"}, *batch(config)
+        )
 
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-gpt2"])
@@ -323,7 +377,9 @@ def test_initialisation_follows_the_table(preset):
     there are padding rows.
     """
     config = dataclasses.replace(model.PRESETS[preset], V=500)
-    weights = {n: np.asarray(w) for n, w in model.initialise(config, *one_device(config), seed=0).items()}
+    weights = {
+        n: np.asarray(w) for n, w in model.initialise(config, *one_device(config), seed=0).items()
+    }
     assert {n: w.shape for n, w in weights.items()} == model.shapes(config)
     for name, row in model.weight_table(config).items():
         weight = weights[name]
@@ -335,11 +391,16 @@ def test_initialisation_follows_the_table(preset):
             assert np.all(weight == (row.init == "ones"))
         else:
             fan_in = {"wo": 128, "w2": config.F}.get(name, 128)
-            std = {"embedding": 0.02, "matrix": fan_in**-0.5, "residual": fan_in**-0.5 / (2 * config.L) ** 0.5}[
-                row.init
-            ]
+            std = {
+                "embedding": 0.02,
+                "matrix": fan_in**-0.5,
+                "residual": fan_in**-0.5 / (2 * config.L) ** 0.5,
+            }[row.init]
             assert abs(weight.std() / std - 1) < 0.03, name
-    assert {n for n, row in model.weight_table(config).items() if row.init == "residual"} == {"wo", "w2"}
+    assert {n for n, row in model.weight_table(config).items() if row.init == "residual"} == {
+        "wo",
+        "w2",
+    }
 
 
 def test_every_matrix_and_embedding_decays_and_no_norm_or_bias_does():
@@ -354,7 +415,10 @@ def test_model_flops_equal_a_count_by_hand():
     768 = 9,437,184. Two FLOPs each, times 3 with the backward pass. A grouped LLaMA, term by term, below."""
     assert model.model_flops(model.PRESETS["gpt2"], 1, 1024) == 6 * (123_532_032 + 9_437_184)
     D, NH, KH, F, V, L, T = 4096, 4096, 1024, 14336, 128256, 32, 2048
-    forward = L * (2 * D * NH + 2 * 2 * D * KH + 2 * NH * D + 3 * 2 * D * F + 2 * 2 * NH * T / 2) + 2 * V * D
+    forward = (
+        L * (2 * D * NH + 2 * 2 * D * KH + 2 * NH * D + 3 * 2 * D * F + 2 * 2 * NH * T / 2)
+        + 2 * V * D
+    )
     assert model.model_flops(model.PRESETS["llama-3-8b"], 10, T) == 10 * 3 * forward
 
 
@@ -376,7 +440,10 @@ def test_what_a_user_can_get_wrong_is_one_line_with_the_rule(capsys):
             dataclasses.replace(model.PRESETS["tiny"], **change)
     assert model.main(["llama-8b"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("model.py: --model llama-8b is not a preset: use one of gpt2, ") and error.count("\n") == 1
+    assert (
+        error.startswith("model.py: --model llama-8b is not a preset: use one of gpt2, ")
+        and error.count("\n") == 1
+    )
 
 
 def test_the_program_prints_the_weight_table(capsys):
@@ -384,6 +451,7 @@ def test_the_program_prints_the_weight_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 13 and lines[-1] == "6,738,415,616 weights"
     assert any(
-        line.split() == "wq (32, 4096, 4096) L x D x NH matrix model.layers.{}.self_attn.q_proj.weight".split()
+        line.split()
+        == "wq (32, 4096, 4096) L x D x NH matrix model.layers.{}.self_attn.q_proj.weight".split()
         for line in lines
     )

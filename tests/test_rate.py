@@ -1,4 +1,5 @@
 """The rating page over HTTP: what it serves, whom it refuses, many raters at once, a server killed. In a browser: tests/browser/rate_through.py, run by hand."""
+
 import http.client
 import json
 import os
@@ -9,8 +10,8 @@ import sys
 import threading
 
 import pytest
-
 from conftest import ROOT
+
 from study import rate
 from study.votes import Store
 
@@ -18,7 +19,19 @@ NASTY = '<script>alert(1)</script> <img src=x onerror=alert(2)> ![p](http://evil
 
 
 def answers(path, name, n=20, text=""):
-    path.write_text(json.dumps([{"instruction": f"question {i}", "output": f"{text or 'answer'} {i}", "generator": name, "dataset": "d"} for i in range(n)]))
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    "instruction": f"question {i}",
+                    "output": f"{text or 'answer'} {i}",
+                    "generator": name,
+                    "dataset": "d",
+                }
+                for i in range(n)
+            ]
+        )
+    )
     return str(path)
 
 
@@ -26,13 +39,25 @@ class Server:
     """The program in a process of its own; `port` once it listens."""
 
     def __init__(self, folder, *more, n=20, text=""):
-        self.argv = [sys.executable, "-m", "study.rate", answers(folder / "a.json", "secret-student", n), answers(folder / "b.json", "secret-teacher", n, text),
-                     "--db", str(folder / "votes.sqlite"), "--port", "0", *more]  # fmt: skip
+        self.argv = [
+            sys.executable,
+            "-m",
+            "study.rate",
+            answers(folder / "a.json", "secret-student", n),
+            answers(folder / "b.json", "secret-teacher", n, text),
+            "--db",
+            str(folder / "votes.sqlite"),
+            "--port",
+            "0",
+            *more,
+        ]
         self.db = folder / "votes.sqlite"
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.process = subprocess.Popen(
+            self.argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         self.port = int(re.search(r"http://[^/]*:(\d+)/", self.process.stdout.readline()).group(1))
 
     def __enter__(self):
@@ -54,8 +79,21 @@ class Rater:
             assert self("/enter", {"name": name})[0] == 200
 
     def __call__(self, path, body=None, **headers):
-        own = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}", "Cookie": self.cookie} if body is not None else {}
-        self.wire.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), {k.replace("_", "-"): v for k, v in (own | headers).items()})
+        own = (
+            {
+                "Content-Type": "application/json",
+                "Origin": f"http://127.0.0.1:{self.port}",
+                "Cookie": self.cookie,
+            }
+            if body is not None
+            else {}
+        )
+        self.wire.request(
+            "GET" if body is None else "POST",
+            path,
+            None if body is None else json.dumps(body),
+            {k.replace("_", "-"): v for k, v in (own | headers).items()},
+        )
         answer = self.wire.getresponse()
         text = answer.read().decode()
         self.headers = dict(answer.getheaders())
@@ -80,8 +118,14 @@ def test_three_raters_rate_twenty_items_at_once(tmp_path):
         [t.join() for t in threads]
         assert not failed
         votes = Store(server.db).votes()
-        assert len(votes) == 60 and len({(v["item"], v["rater"]) for v in votes}) == 60 and {v["rater"] for v in votes} == {f"person {n}" for n in range(3)}
-        assert not any("secret" in r.seen or "student" in r.seen or "votes.sqlite" in r.seen for r in raters)
+        assert (
+            len(votes) == 60
+            and len({(v["item"], v["rater"]) for v in votes}) == 60
+            and {v["rater"] for v in votes} == {f"person {n}" for n in range(3)}
+        )
+        assert not any(
+            "secret" in r.seen or "student" in r.seen or "votes.sqlite" in r.seen for r in raters
+        )
         assert raters[0]("/next", {})[1] == {"done": 20, "left": 0, "item": None}
 
 
@@ -106,7 +150,10 @@ def test_a_killed_server_loses_no_acknowledged_vote_and_goes_on(tmp_path):
         [t.join() for t in threads]
         server.process.wait(timeout=30)
         with Store(server.db).transaction() as c:
-            kept = {row["lease"] for row in c.execute("select lease from slots where choice is not null")}
+            kept = {
+                row["lease"]
+                for row in c.execute("select lease from slots where choice is not null")
+            }
         assert set(acknowledged) <= kept and 11 <= len(kept) < 60
         server.process.stdout.close()
         server.start()
@@ -119,37 +166,83 @@ def test_a_killed_server_loses_no_acknowledged_vote_and_goes_on(tmp_path):
 
 def test_model_text_runs_and_fetches_nothing():
     shown = rate.render(NASTY)
-    assert "<script" not in shown and "<img" not in shown and "href=\"javascript" not in shown and "onclick=\"" not in re.sub(r"<code>.*?</code>", "", shown, flags=re.S)
-    assert "&lt;script&gt;" in shown and "[image: p]" in shown and "<strong>bold</strong>" in shown and 'href="https://example.org/"' in shown and "noopener" in shown
-    assert rate.render("<b>x</b>") == "<p>&lt;b&gt;x&lt;/b&gt;</p>\n" and "empty answer" in rate.render(" \n")
-    assert set(re.findall(r"<(\w+)", rate.render(NASTY * 3 + "> q\n\n1. a\n2. b\n\n|x|y|\n|-|-|\n|1|2|\n"))) <= rate.TAGS
+    assert (
+        "<script" not in shown
+        and "<img" not in shown
+        and 'href="javascript' not in shown
+        and 'onclick="' not in re.sub(r"<code>.*?</code>", "", shown, flags=re.S)
+    )
+    assert (
+        "&lt;script&gt;" in shown
+        and "[image: p]" in shown
+        and "<strong>bold</strong>" in shown
+        and 'href="https://example.org/"' in shown
+        and "noopener" in shown
+    )
+    assert rate.render(
+        "<b>x</b>"
+    ) == "<p>&lt;b&gt;x&lt;/b&gt;</p>\n" and "empty answer" in rate.render(" \n")
+    assert (
+        set(
+            re.findall(
+                r"<(\w+)", rate.render(NASTY * 3 + "> q\n\n1. a\n2. b\n\n|x|y|\n|-|-|\n|1|2|\n")
+            )
+        )
+        <= rate.TAGS
+    )
 
 
 def test_the_page_is_guarded_by_its_headers_and_carries_no_inline_script(tmp_path):
-    app = rate.application(Store(tmp_path / "v", [{"id": 1, "instruction": "q", "a": NASTY, "b": "y"}]), {"127.0.0.1:1"}).test_client()
+    app = rate.application(
+        Store(tmp_path / "v", [{"id": 1, "instruction": "q", "a": NASTY, "b": "y"}]),
+        {"127.0.0.1:1"},
+    ).test_client()
     page = app.get("/", headers={"Host": "127.0.0.1:1"})
-    assert page.status_code == 200 and "'unsafe" not in page.headers["Content-Security-Policy"] and "script-src 'self'" in page.headers["Content-Security-Policy"]
-    assert re.findall(r"<script[^>]*>[^<]", page.text) == [] and not re.search(r"\son\w+=|style=", page.text)
+    assert (
+        page.status_code == 200
+        and "'unsafe" not in page.headers["Content-Security-Policy"]
+        and "script-src 'self'" in page.headers["Content-Security-Policy"]
+    )
+    assert re.findall(r"<script[^>]*>[^<]", page.text) == [] and not re.search(
+        r"\son\w+=|style=", page.text
+    )
     for address in ("/page.js", "/page.css"):
-        assert app.get(address, headers={"Host": "127.0.0.1:1"}).headers["X-Content-Type-Options"] == "nosniff"
+        assert (
+            app.get(address, headers={"Host": "127.0.0.1:1"}).headers["X-Content-Type-Options"]
+            == "nosniff"
+        )
     assert app.get("/votes.sqlite", headers={"Host": "127.0.0.1:1"}).status_code == 404
 
 
 def client(store, tokens=None):
     app = rate.application(store, {"127.0.0.1:1"}, tokens).test_client()
-    return lambda path, body, **headers: app.post(path, data=json.dumps(body), headers={"Host": "127.0.0.1:1", "Origin": "http://127.0.0.1:1", "Content-Type": "application/json"} | headers)
+    return lambda path, body, **headers: app.post(
+        path,
+        data=json.dumps(body),
+        headers={
+            "Host": "127.0.0.1:1",
+            "Origin": "http://127.0.0.1:1",
+            "Content-Type": "application/json",
+        }
+        | headers,
+    )
 
 
 @pytest.fixture
 def store(tmp_path):
-    return Store(tmp_path / "v", [{"id": n, "instruction": "q", "a": "x", "b": "y"} for n in range(2)])
+    return Store(
+        tmp_path / "v", [{"id": n, "instruction": "q", "a": "x", "b": "y"} for n in range(2)]
+    )
 
 
 def test_other_hosts_other_origins_and_forms_are_refused(store):
     post = client(store)
     assert post("/enter", {"name": "x"}).status_code == 200
     assert post("/enter", {"name": "x"}, Host="evil.example").status_code == 421
-    assert post("/next", {}, Origin="http://evil.example").status_code == 403 and post("/next", {}, Origin="").status_code == 403
+    assert (
+        post("/next", {}, Origin="http://evil.example").status_code == 403
+        and post("/next", {}, Origin="").status_code == 403
+    )
     assert post("/next", {}, **{"Content-Type": "text/plain"}).status_code == 403
     cookie = post("/enter", {"name": "x"}).headers["Set-Cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
@@ -160,17 +253,42 @@ def test_without_entering_nothing_is_served_and_odd_requests_are_answered_4xx(st
     assert post("/next", {}).status_code == 401 and post("/enter", {"name": " "}).status_code == 400
     post("/enter", {"name": "x"})
     lease = post("/next", {}).json["item"]["lease"]
-    for body in ({}, [], "x", {"lease": 1, "choice": "first"}, {"lease": lease, "choice": "a"}, {"lease": "z" * 300, "choice": "first"}):
+    for body in (
+        {},
+        [],
+        "x",
+        {"lease": 1, "choice": "first"},
+        {"lease": lease, "choice": "a"},
+        {"lease": "z" * 300, "choice": "first"},
+    ):
         assert post("/vote", body).status_code == 400, body
-    assert post("/vote", {"lease": "unknown", "choice": "first"}).status_code == 409 and store.votes() == []
-    assert post("/leave", {"lease": lease}).json["ok"] and post("/vote", {"lease": lease, "choice": "first"}).status_code == 409
+    assert (
+        post("/vote", {"lease": "unknown", "choice": "first"}).status_code == 409
+        and store.votes() == []
+    )
+    assert (
+        post("/leave", {"lease": lease}).json["ok"]
+        and post("/vote", {"lease": lease, "choice": "first"}).status_code == 409
+    )
 
 
 def test_with_tokens_only_their_owners_enter_and_a_session_of_another_ends(store, tmp_path):
     post = client(store, {"t" * 16: "ann"})
-    assert post("/enter", {"name": "ann"}).status_code == 403 and post("/next", {}).json["tokens"] is True
-    assert post("/enter", {"name": "t" * 16}).status_code == 200 and post("/next", {}).status_code == 200 and store.take("ann")
-    assert client(store, {"u" * 16: "bob"})("/next", {}, Cookie=f"rater={store.enter('ann')}").status_code == 401
+    assert (
+        post("/enter", {"name": "ann"}).status_code == 403
+        and post("/next", {}).json["tokens"] is True
+    )
+    assert (
+        post("/enter", {"name": "t" * 16}).status_code == 200
+        and post("/next", {}).status_code == 200
+        and store.take("ann")
+    )
+    assert (
+        client(store, {"u" * 16: "bob"})(
+            "/next", {}, Cookie=f"rater={store.enter('ann')}"
+        ).status_code
+        == 401
+    )
     (tmp_path / "tokens").write_text("# people\nann lee " + "t" * 16 + "\n")
     assert rate.read_tokens(tmp_path / "tokens") == {"t" * 16: "ann lee"}
     for bad in ("", "ann short", "ann " + "t" * 16 + "\nbob " + "t" * 16):
@@ -179,7 +297,15 @@ def test_with_tokens_only_their_owners_enter_and_a_session_of_another_ends(store
             rate.read_tokens(tmp_path / "tokens")
 
 
-@pytest.mark.parametrize("more, says", [(["--host", "0.0.0.0"], "--tokens"), (["--raters", "0"], "--raters 0"), (["--questions", "none"], "none"), (["--db", "no/such/v"], "does not exist")])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--host", "0.0.0.0"], "--tokens"),
+        (["--raters", "0"], "--raters 0"),
+        (["--questions", "none"], "none"),
+        (["--db", "no/such/v"], "does not exist"),
+    ],
+)
 def test_what_a_user_gets_wrong_is_one_line_and_status_2(more, says, tmp_path, capsys):
     a, b = answers(tmp_path / "a.json", "a"), answers(tmp_path / "b.json", "b")
     assert rate.main([a, b, "--db", str(tmp_path / "v"), *more]) == 2
@@ -189,9 +315,15 @@ def test_what_a_user_gets_wrong_is_one_line_and_status_2(more, says, tmp_path, c
 
 def test_gold_items_are_read_and_a_row_that_is_none_is_named(tmp_path):
     a, b = answers(tmp_path / "a.json", "a", 3), answers(tmp_path / "b.json", "b", 4)
-    (tmp_path / "gold").write_text(json.dumps({"instruction": "2 + 2?", "better": "4", "worse": "a fish"}) + "\n")
+    (tmp_path / "gold").write_text(
+        json.dumps({"instruction": "2 + 2?", "better": "4", "worse": "a fish"}) + "\n"
+    )
     items, names, line = rate.load_items(a, b, gold=tmp_path / "gold")
-    assert [i.get("gold") for i in items] == [None] * 3 + ["a"] and names == {"a": "a", "b": "b"} and "3 pairs" in line
+    assert (
+        [i.get("gold") for i in items] == [None] * 3 + ["a"]
+        and names == {"a": "a", "b": "b"}
+        and "3 pairs" in line
+    )
     (tmp_path / "gold").write_text('{"instruction": "x"}\n')
     with pytest.raises(ValueError, match="no gold item"):
         rate.load_items(a, b, gold=tmp_path / "gold")

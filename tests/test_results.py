@@ -1,4 +1,5 @@
 """results.py: a directory that resumes, repairs a torn line, refuses another run's settings, pairs with another, and a page that shows text as text."""
+
 import json
 import re
 
@@ -7,30 +8,66 @@ import pytest
 
 import results
 
-NASTY = "</script><script>alert(1)</script><!-- \u2028\u2029 \x1b[31m & <img src=x onerror=alert(2)>"
+NASTY = (
+    "</script><script>alert(1)</script><!-- \u2028\u2029 \x1b[31m & <img src=x onerror=alert(2)>"
+)
 
 
 def item(n, **more):
-    return {"id": n, "prompt": f"question {n}", "output": f"answer {n}", "extracted": "a", "gold": "a" if n % 2 else "b", "verdict": bool(n % 2)} | more
+    return {
+        "id": n,
+        "prompt": f"question {n}",
+        "output": f"answer {n}",
+        "extracted": "a",
+        "gold": "a" if n % 2 else "b",
+        "verdict": bool(n % 2),
+    } | more
 
 
 def finished(path, verdicts, settings=None, model="m", task="nq", gold="x"):
     r = results.Result(path, task, settings or {"shots": 3}, model)
     for n, v in enumerate(verdicts):
         r.add({"id": n, "verdict": v, "gold": gold})
-    return r.finish(range(len(verdicts)), {"score": float(np.mean(verdicts)), "interval": (0.1, 0.9)})
+    return r.finish(
+        range(len(verdicts)), {"score": float(np.mean(verdicts)), "interval": (0.1, 0.9)}
+    )
 
 
 def test_a_finished_result_holds_what_the_design_says_in_the_order_of_the_input(tmp_path):
     r = results.Result(tmp_path / "r", "nq", {"shots": 3, "seed": 0}, "model")
     for n in (3, 1, 2, 0):
         r.add(item(n))
-    result = r.finish([0, 1, 2, 3], {"score": 0.5, "interval": (0.2, 0.8), "by_subject": {"law": np.float32(0.5)}, "odd": float("nan")})
+    result = r.finish(
+        [0, 1, 2, 3],
+        {
+            "score": 0.5,
+            "interval": (0.2, 0.8),
+            "by_subject": {"law": np.float32(0.5)},
+            "odd": float("nan"),
+        },
+    )
     assert result == json.loads((tmp_path / "r" / "results.json").read_text())
-    assert result["task"] == "nq" and result["n"] == 4 and result["interval"] == [0.2, 0.8] and result["settings"] == {"shots": 3, "seed": 0}
-    assert result["finished"] and result["seconds"] > 0 and result["items_per_s"] > 0 and result["by_subject"]["law"] == 0.5 and result["odd"] is None
-    assert [json.loads(x)["id"] for x in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()] == [0, 1, 2, 3]
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"results.json", "samples.jsonl", "index.html"}
+    assert (
+        result["task"] == "nq"
+        and result["n"] == 4
+        and result["interval"] == [0.2, 0.8]
+        and result["settings"] == {"shots": 3, "seed": 0}
+    )
+    assert (
+        result["finished"]
+        and result["seconds"] > 0
+        and result["items_per_s"] > 0
+        and result["by_subject"]["law"] == 0.5
+        and result["odd"] is None
+    )
+    assert [
+        json.loads(x)["id"] for x in (tmp_path / "r" / "samples.jsonl").read_text().splitlines()
+    ] == [0, 1, 2, 3]
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {
+        "results.json",
+        "samples.jsonl",
+        "index.html",
+    }
 
 
 def test_an_interrupted_result_goes_on_and_a_torn_last_line_is_done_again(tmp_path):
@@ -63,9 +100,13 @@ def test_damage_in_the_middle_is_named_and_nothing_is_cut(tmp_path):
 
 @pytest.mark.parametrize(
     "task, settings, model, message",
-    [("mmlu", {"shots": 3}, "m", "task nq, this one has mmlu"), ("nq", {"shots": 5}, "m", "shots 3, this one has 5"), ("nq", {"shots": 3}, "other", "model m, this one has other"),
-     ("nq", {"shots": 3, "chat": True}, "m", "chat null, this one has true")],
-)  # fmt: skip
+    [
+        ("mmlu", {"shots": 3}, "m", "task nq, this one has mmlu"),
+        ("nq", {"shots": 5}, "m", "shots 3, this one has 5"),
+        ("nq", {"shots": 3}, "other", "model m, this one has other"),
+        ("nq", {"shots": 3, "chat": True}, "m", "chat null, this one has true"),
+    ],
+)
 def test_another_evaluation_in_the_same_folder_is_refused(tmp_path, task, settings, model, message):
     finished(tmp_path / "r", [1, 0])
     before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
@@ -93,7 +134,13 @@ def test_results_that_cannot_be_paired_are_refused(tmp_path):
     finished(tmp_path / "c", [1, 0], task="mmlu")
     finished(tmp_path / "d", [1, 0], gold="y")
     results.Result(tmp_path / "e", "nq", {"shots": 3}, "m").pause()
-    for other, message in (("b", "different items (1 are in one only"), ("c", "compare two of one task"), ("d", "different gold answers"), ("e", "is not finished"), ("f", "holds no results.json")):
+    for other, message in (
+        ("b", "different items (1 are in one only"),
+        ("c", "compare two of one task"),
+        ("d", "different gold answers"),
+        ("e", "is not finished"),
+        ("f", "holds no results.json"),
+    ):
         with pytest.raises(ValueError, match=re.escape(message)):
             results.pair(tmp_path / "a", tmp_path / other)
 
@@ -103,16 +150,31 @@ def test_the_page_carries_a_models_text_as_data_and_never_as_markup(tmp_path):
     r.add(item(0, output=NASTY, prompt=NASTY))
     r.finish([0], {"score": 0.0, "interval": (0, 1)})
     page = (tmp_path / "r" / "index.html").read_text()
-    assert page.count("<script") == 2 and page.count("</script>") == 2 and "<img" not in page and "<!--" not in page
+    assert (
+        page.count("<script") == 2
+        and page.count("</script>") == 2
+        and "<img" not in page
+        and "<!--" not in page
+    )
     assert "\u2028" not in page.split('type="application/json">')[1]
     data = page.split('type="application/json">')[1].split("</script>")[0]
     assert json.loads(data)[0]["output"] == NASTY
-    assert "innerHTML" not in page and "http" not in re.sub(r"http-equiv", "", page), "nothing is fetched"
+    assert "innerHTML" not in page and "http" not in re.sub(r"http-equiv", "", page), (
+        "nothing is fetched"
+    )
 
 
 def test_a_curve_draws_every_point_and_its_interval():
-    points = [{"step": s, "tokens": s * 1e6, "score": v, "interval": [v - 0.1, v + 0.1]} for s, v in ((0, 0.2), (100, 0.4), (300, 0.35))]
+    points = [
+        {"step": s, "tokens": s * 1e6, "score": v, "interval": [v - 0.1, v + 0.1]}
+        for s, v in ((0, 0.2), (100, 0.4), (300, 0.35))
+    ]
     svg = results.curve_svg(points, "nq <score>")
-    assert svg.count("<circle") == 3 and svg.count('stroke="#2563a8" stroke-width="2" opacity=".5"') == 3 and "&lt;score&gt;" in svg and "300M tokens" in svg
+    assert (
+        svg.count("<circle") == 3
+        and svg.count('stroke="#2563a8" stroke-width="2" opacity=".5"') == 3
+        and "&lt;score&gt;" in svg
+        and "300M tokens" in svg
+    )
     ys = [float(y) for y in re.findall(r'cy="([\d.]+)"', svg)]
     assert ys[1] < ys[2] < ys[0], "higher scores stand higher"

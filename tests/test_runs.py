@@ -1,7 +1,8 @@
 """runs/*.sh: the commands they would run are read by the programs' own parsers and carry the paper's values; what their headers predict is what the plan computes now.
 
-    python -m pytest tests/test_runs.py
+python -m pytest tests/test_runs.py
 """
+
 import contextlib
 import json
 import math
@@ -25,7 +26,11 @@ import tokenizer
 import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPTS = {"gpt2-xl": (64, 1024), "llama-7b": (32, 2048), "llama-13b": (32, 2048)}  # preset -> rows a step, tokens a row
+SCRIPTS = {
+    "gpt2-xl": (64, 1024),
+    "llama-7b": (32, 2048),
+    "llama-13b": (32, 2048),
+}  # preset -> rows a step, tokens a row
 AMOUNTS = {"20M": 20_000_000, "80M": 80_000_000, "150M": 150_000_000}
 PAIRS, NQ_BATCH, NQ_BLOCK = 6000, 32, 128
 HARDWARE = ("A100", "H100", "v5p")
@@ -33,7 +38,13 @@ HARDWARE = ("A100", "H100", "v5p")
 
 def dry_run(preset, **variables):
     """The commands a script prints, each as argv without the interpreter."""
-    done = subprocess.run(["sh", str(ROOT / "runs" / f"{preset}.sh")], env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1"} | variables, capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        ["sh", str(ROOT / "runs" / f"{preset}.sh")],
+        env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1"} | variables,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     assert all(c[0] == variables.get("PYTHON", "python") for c in commands)
@@ -54,20 +65,32 @@ def predicted(preset):
     layout = model.make_layout(config, 8, 1)
     args = resolved(["--init", "weights", "--data", "packed", "--block", str(block)])
     compute = train.compute_of(args, config, "gpu", 8)
-    total = plan.memory(config, layout, compute, batch=batch, T=block, moment_dtype=jnp.dtype(args.moment_dtype))["total"] / plan.GIB
+    total = (
+        plan.memory(
+            config, layout, compute, batch=batch, T=block, moment_dtype=jnp.dtype(args.moment_dtype)
+        )["total"]
+        / plan.GIB
+    )
     state = 12 * model.parameter_count(config) / plan.GIB
     lines = [
         f"#   memory a device   {total:.2f} GiB (an A100-80 and an H100 hold 74.5, a v5p 95)",
         f"#   disk              {state:.0f} GiB a checkpoint, two kept of each training; the Hugging Face folder {state / 3:.0f} GiB",
         f"#   {'hours, training alone':<32}" + "".join(f"{'8 x ' + name:>24}" for name in HARDWARE),
-        f"#   {'':<32}" + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(HARDWARE),
+        f"#   {'':<32}"
+        + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(HARDWARE),
     ]
-    kinds = [(f"{name} tokens", math.ceil(math.ceil((n - 1) / block) / batch), batch, block) for name, n in AMOUNTS.items()]
+    kinds = [
+        (f"{name} tokens", math.ceil(math.ceil((n - 1) / block) / batch), batch, block)
+        for name, n in AMOUNTS.items()
+    ]
     kinds.append(("NQ-synthetic", math.ceil(PAIRS * 0.98 / NQ_BATCH), NQ_BATCH, NQ_BLOCK))
     for what, steps, rows, T in kinds:
         figures = ""
         for name in HARDWARE:
-            figures += "".join(f"{plan.hours(steps, config, layout, compute, plan.DEVICES[name], batch=rows, T=T, mfu=mfu):>8.3f}" for mfu in (None, 0.5, 0.4))
+            figures += "".join(
+                f"{plan.hours(steps, config, layout, compute, plan.DEVICES[name], batch=rows, T=T, mfu=mfu):>8.3f}"
+                for mfu in (None, 0.5, 0.4)
+            )
         lines.append(f"#     {what:<15}{steps:>6,} steps   {figures}")
     return lines
 
@@ -75,7 +98,9 @@ def predicted(preset):
 @pytest.mark.parametrize("preset", SCRIPTS)
 def test_what_a_header_predicts_is_what_the_plan_computes_now(preset):
     text = (ROOT / "runs" / f"{preset}.sh").read_text(encoding="utf-8")
-    assert "\n".join(predicted(preset)) in text, "put this into the header:\n" + "\n".join(predicted(preset))
+    assert "\n".join(predicted(preset)) in text, "put this into the header:\n" + "\n".join(
+        predicted(preset)
+    )
     assert "expected loss     not known" in text
 
 
@@ -93,7 +118,10 @@ def test_the_programs_take_the_commands_as_they_are(preset, monkeypatch):
     """Order: the base is measured, then each training is packed, trained, exported and measured. Every flag exists, and every input of a command was made by one before it."""
     commands = dry_run(preset, RUN_UNTRUSTED_CODE="1")
     measured = ["eval.py mmlu", "eval.py nq", "eval.py humaneval"]
-    kinds = [" ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint.py") else c[0] for c in commands]
+    kinds = [
+        " ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint.py") else c[0]
+        for c in commands
+    ]
     assert kinds == measured + 4 * ["data.py pack", "train.py", "checkpoint.py convert", *measured]
     made, converted = {f"models/{preset}"}, []
     monkeypatch.setattr(checkpoint, "run", converted.append)  # its parser is in its main
@@ -111,7 +139,11 @@ def test_the_programs_take_the_commands_as_they_are(preset, monkeypatch):
         else:
             args = evaluation.parser().parse_args(argv)
             assert args.model in made and evaluation.check_flags(args)
-            assert (args.task != "mmlu" or args.shots == 5) and (args.task != "nq" or args.shots == 3) and (args.task != "humaneval" or args.run_untrusted_code)
+            assert (
+                (args.task != "mmlu" or args.shots == 5)
+                and (args.task != "nq" or args.shots == 3)
+                and (args.task != "humaneval" or args.run_untrusted_code)
+            )
     assert len(converted) == 4
 
 
@@ -125,52 +157,120 @@ def test_the_values_are_the_papers(preset):
     packs = [data.parser().parse_args(c[1:]) for c in commands if c[0] == "data.py"]
     trains = [resolved(c[1:]) for c in commands if c[0] == "train.py"]
     for args in trains:
-        assert (args.lr, args.warmup, args.optimizer, args.epochs, args.steps, args.mesh) == (2e-3, 1000, "adamw-scaled", 1.0, None, "8x1")
+        assert (args.lr, args.warmup, args.optimizer, args.epochs, args.steps, args.mesh) == (
+            2e-3,
+            1000,
+            "adamw-scaled",
+            1.0,
+            None,
+            "8x1",
+        )
         ours = {"batch", "block", "data", "tokenizer", "eval_fraction", "pack", "warmup_fraction"}
-        same = {n: getattr(args, n) == paper for n, (_, paper) in flags.DEFAULTS.items() if n not in ours}
+        same = {
+            n: getattr(args, n) == paper
+            for n, (_, paper) in flags.DEFAULTS.items()
+            if n not in ours
+        }
         assert all(same.values()), same
     assert [(a.batch, a.block) for a in trains] == [(batch, block)] * 3 + [(NQ_BATCH, NQ_BLOCK)]
     assert [a.warmup_fraction for a in trains] == [None] * 3 + [0.1]
-    assert [(p.tokens, p.pack, p.block, p.template) for p in packs] == [(n, "stream", block, "roles") for n in AMOUNTS] + [(None, "rows", NQ_BLOCK, "roles")]
+    assert [(p.tokens, p.pack, p.block, p.template) for p in packs] == [
+        (n, "stream", block, "roles") for n in AMOUNTS
+    ] + [(None, "rows", NQ_BLOCK, "roles")]
     assert {p.eval_fraction for p in packs} == {0.02} and block <= model.preset(preset).P
 
 
 def test_variables_reach_the_commands_whole():
-    commands = dry_run("llama-7b", OUT="an out/it's", WEIGHTS="params::w", AMOUNTS="0.3M", MESH="4x2", PYTHON="py 3")
+    commands = dry_run(
+        "llama-7b",
+        OUT="an out/it's",
+        WEIGHTS="params::w",
+        AMOUNTS="0.3M",
+        MESH="4x2",
+        PYTHON="py 3",
+    )
     assert ["--out", "an out/it's/mix-0.3M"] == next(c for c in commands if c[0] == "train.py")[-2:]
-    assert {c[c.index("--mesh") + 1] for c in commands if "--mesh" in c} == {"4x2"} and sum(c[0] == "train.py" for c in commands) == 2
+    assert {c[c.index("--mesh") + 1] for c in commands if "--mesh" in c} == {"4x2"} and sum(
+        c[0] == "train.py" for c in commands
+    ) == 2
 
 
 def test_a_missing_path_is_one_line_and_status_2(tmp_path):
-    done = subprocess.run(["sh", str(ROOT / "runs" / "llama-7b.sh")], env={"PATH": "/usr/bin:/bin", "WEIGHTS": str(tmp_path / "none")}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", str(ROOT / "runs" / "llama-7b.sh")],
+        env={"PATH": "/usr/bin:/bin", "WEIGHTS": str(tmp_path / "none")},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
-    assert f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name it, WEIGHTS=PATH sh " in done.stderr
+    assert (
+        f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name it, WEIGHTS=PATH sh "
+        in done.stderr
+    )
 
 
 def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
     """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of processor time, most of it starting six programs and compiling."""
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
     config = model.llama(tok.base_size, 32, 2, 4, 96, 512, 1e-5)
-    weights = {n: np.asarray(x) for n, x in model.initialise(config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0).items()}
+    weights = {
+        n: np.asarray(x)
+        for n, x in model.initialise(
+            config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0
+        ).items()
+    }
     of = lambda name, layer: weights[name] if layer is None else weights[name][layer]
-    rows = ((n, i, of(n, i)[: config.V] if model.weight_table(config)[n].dims[0] == "V" else of(n, i)) for n, i in checkpoint.order(config))
+    rows = (
+        (n, i, of(n, i)[: config.V] if model.weight_table(config)[n].dims[0] == "V" else of(n, i))
+        for n, i in checkpoint.order(config)
+    )
     checkpoint.write_hf(str(tmp_path / "base"), config, rows, tok)
     lines = lambda *records: "".join(json.dumps(r) + "\n" for r in records)
-    pairs = [{"id": str(i), "conversations": [{"from": "human", "value": f"who is number {i}?"}, {"from": "gpt", "value": f"Mina {i}"}]} for i in range(70)]
+    pairs = [
+        {
+            "id": str(i),
+            "conversations": [
+                {"from": "human", "value": f"who is number {i}?"},
+                {"from": "gpt", "value": f"Mina {i}"},
+            ],
+        }
+        for i in range(70)
+    ]
     (tmp_path / "pairs.jsonl").write_text(lines(*pairs))
-    (tmp_path / "nq.jsonl").write_text(lines(*({"question": f"who is {i}", "answer": ["Mina"]} for i in range(4))))
+    (tmp_path / "nq.jsonl").write_text(
+        lines(*({"question": f"who is {i}", "answer": ["Mina"]} for i in range(4)))
+    )
     for split in ("dev", "test"):
         (tmp_path / "mmlu" / split).mkdir(parents=True)
-        (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text("".join(f"question {i}?,yes,no,maybe,never,{'ABCD'[i % 4]}\n" for i in range(5)))
+        (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text(
+            "".join(f"question {i}?,yes,no,maybe,never,{'ABCD'[i % 4]}\n" for i in range(5))
+        )
     out = tmp_path / "out"
     given = {
-        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHON": sys.executable, "AMOUNTS": "",
-        "WEIGHTS": str(tmp_path / "base"), "NQ_SYNTHETIC": str(tmp_path / "pairs.jsonl"), "MMLU": str(tmp_path / "mmlu"), "NQ_DEV": str(tmp_path / "nq.jsonl"),
-        "NQ_TRAIN": str(tmp_path / "nq.jsonl"), "NQ_BLOCK": "32", "DTYPE": "float32", "MESH": "1x1", "OUT": str(out),
-    }  # fmt: skip
-    done = subprocess.run(["sh", str(ROOT / "runs" / "llama-7b.sh")], env=given, capture_output=True, text=True)
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHON": sys.executable,
+        "AMOUNTS": "",
+        "WEIGHTS": str(tmp_path / "base"),
+        "NQ_SYNTHETIC": str(tmp_path / "pairs.jsonl"),
+        "MMLU": str(tmp_path / "mmlu"),
+        "NQ_DEV": str(tmp_path / "nq.jsonl"),
+        "NQ_TRAIN": str(tmp_path / "nq.jsonl"),
+        "NQ_BLOCK": "32",
+        "DTYPE": "float32",
+        "MESH": "1x1",
+        "OUT": str(out),
+    }
+    done = subprocess.run(
+        ["sh", str(ROOT / "runs" / "llama-7b.sh")], env=given, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    steps = [json.loads(line) for line in (out / "nq-synthetic" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)
+        for line in (out / "nq-synthetic" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(steps) == 3 and steps[-1]["eval_loss"] < steps[0]["loss"]  # 69 rows, 32 a step
     assert checkpoint.model_config(str(out / "nq-synthetic-hf")).V == tok.base_size + 2
     for name in ("base", "nq-synthetic"):

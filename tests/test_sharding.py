@@ -43,7 +43,9 @@ def test_a_mesh_is_read_as_data_x_tensor(text, devices, mesh):
     assert sharding.parse_mesh(text, devices) == mesh
 
 
-@pytest.mark.parametrize("text", ["8", "8x", "x1", "8x1x1", "0x8", "8x0", "-2x4", "-1x-1", "axb", "8,1", "", "2.0x4"])
+@pytest.mark.parametrize(
+    "text", ["8", "8x", "x1", "8x1x1", "0x8", "8x0", "-2x4", "-1x-1", "axb", "8,1", "", "2.0x4"]
+)
 def test_what_is_no_mesh_is_refused_with_the_rule_and_a_remedy(text):
     with pytest.raises(ValueError) as error:
         sharding.parse_mesh(text, 8)
@@ -75,10 +77,24 @@ def test_a_mesh_has_tensor_innermost_and_may_leave_devices_over():
 
 @pytest.mark.parametrize(
     "data, rings",
-    [(8, (8,)), (16, (4, 4)), (32, (8, 4)), (64, (16, 4)), (128, (16, 8)), (256, (16, 4, 4)), (512, (16, 8, 4)), (12, (3, 4)), (10, (2, 5)), (13, (13,)), (1, (1,))],
+    [
+        (8, (8,)),
+        (16, (4, 4)),
+        (32, (8, 4)),
+        (64, (16, 4)),
+        (128, (16, 8)),
+        (256, (16, 4, 4)),
+        (512, (16, 8, 4)),
+        (12, (3, 4)),
+        (10, (2, 5)),
+        (13, (13,)),
+        (1, (1,)),
+    ],
 )
 def test_more_than_8_data_ranks_are_rings_on_tpus_and_one_group_elsewhere(data, rings):
-    mesh = lambda platform: types.SimpleNamespace(devices=np.full((data, 2), types.SimpleNamespace(platform=platform)))
+    mesh = lambda platform: types.SimpleNamespace(
+        devices=np.full((data, 2), types.SimpleNamespace(platform=platform))
+    )
     assert sharding.rings(mesh("tpu")) == rings and np.prod(rings) == data
     assert sharding.rings(mesh("gpu")) == (data,)
 
@@ -90,7 +106,9 @@ def test_groups_are_neighbours_and_then_the_ranks_across_the_rings():
 
 def test_starting_devices_gives_the_mesh_and_says_that_they_are_virtual():
     mesh, note = sharding.start_devices("4x2")
-    assert dict(mesh.shape) == {DATA: 4, TENSOR: 2} and note.startswith("no accelerator: 8 virtual CPU devices")
+    assert dict(mesh.shape) == {DATA: 4, TENSOR: 2} and note.startswith(
+        "no accelerator: 8 virtual CPU devices"
+    )
     assert dict(sharding.start_devices(None)[0].shape) == {DATA: 8, TENSOR: 1}
 
 
@@ -132,8 +150,14 @@ def test_gpt2_xl_has_25_heads_so_its_attention_is_replicated_over_tensor_and_its
     config = model.PRESETS["gpt2-xl"]
     specs = specs_of(config, 4, 2)
     assert {specs[n] for n in ("wq", "wk", "wv", "wo")} == {P(DATA, None)}
-    assert {specs[n] for n in ("bq", "bk", "bv", "bo", "b2", "attn_norm", "attn_norm_b")} == {P(DATA)}
-    assert (specs["w1"], specs["b1"], specs["w2"]) == (P(DATA, TENSOR), P((TENSOR, DATA)), P((TENSOR, DATA), None))
+    assert {specs[n] for n in ("bq", "bk", "bv", "bo", "b2", "attn_norm", "attn_norm_b")} == {
+        P(DATA)
+    }
+    assert (specs["w1"], specs["b1"], specs["w2"]) == (
+        P(DATA, TENSOR),
+        P((TENSOR, DATA)),
+        P((TENSOR, DATA), None),
+    )
     assert (specs["embed"], specs["pos"]) == (P(TENSOR, DATA), P(None, DATA))
     assert notes_of(config, 4, 2) == [
         "attention replicated over tensor: 25 heads (25 key/value) do not divide over 2 ranks"
@@ -145,17 +169,25 @@ def test_fewer_key_value_heads_than_ranks_are_replicated_and_the_query_heads_sti
     config = model.PRESETS["llama-3-8b"]  # 8 kv heads
     specs = specs_of(config, 1, 16)
     assert specs["wk"] == specs["wv"] == P(DATA, None) and specs["wq"] == P(DATA, TENSOR)
-    assert notes_of(config, 1, 16) == ["key/value heads replicated over tensor: 8 heads for 16 ranks"]
+    assert notes_of(config, 1, 16) == [
+        "key/value heads replicated over tensor: 8 heads for 16 ranks"
+    ]
     assert specs_of(config, 1, 8)["wk"] == P(DATA, TENSOR) and notes_of(config, 1, 8) == []
 
 
 def test_what_does_not_divide_is_left_whole_and_a_note_says_so():
     config = dataclasses.replace(model.PRESETS["tiny"], D=20, F=42, V=100)
     specs = specs_of(config, 8, 4)
-    assert specs["w1"] == P(None, None) and specs["attn_norm"] == P(None) and specs["embed"] == P(TENSOR, None)
+    assert (
+        specs["w1"] == P(None, None)
+        and specs["attn_norm"] == P(None)
+        and specs["embed"] == P(TENSOR, None)
+    )
     notes = notes_of(config, 8, 4)
     assert notes[0] == "MLP replicated over tensor: F 42 does not divide by 4"
-    assert notes[1].startswith("replicated over data (not divisible by 8): embed, attn_norm, wq, wk, wv, mlp_norm, w1")
+    assert notes[1].startswith(
+        "replicated over data (not divisible by 8): embed, attn_norm, wq, wk, wv, mlp_norm, w1"
+    )
     assert notes_of(config, 1, 3) == [
         "attention replicated over tensor: 8 heads (8 key/value) do not divide over 3 ranks",
         "vocabulary replicated over tensor: 128 rows do not divide by 3",
@@ -164,7 +196,11 @@ def test_what_does_not_divide_is_left_whole_and_a_note_says_so():
 
 def test_replicas_along_data_are_split_over_tensor_alone():
     specs = model.make_layout(model.PRESETS["llama-7b"], 4, 2, fsdp=False).specs
-    assert (specs["wq"], specs["wo"], specs["attn_norm"]) == (P(None, TENSOR), P(TENSOR, None), P(None))
+    assert (specs["wq"], specs["wo"], specs["attn_norm"]) == (
+        P(None, TENSOR),
+        P(TENSOR, None),
+        P(None),
+    )
 
 
 def test_every_preset_fits_every_mesh_of_eight_devices():
@@ -209,7 +245,9 @@ def check_pair(local, whole, arrays, specs):
         return jax.value_and_grad(local, argnums=tuple(range(len(arrays))))(*arrays)
 
     mesh = sharding.make_mesh(1, 4)
-    sharded = jax.shard_map(both, mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=False)
+    sharded = jax.shard_map(
+        both, mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=False
+    )
     value, gradients = jax.jit(sharded)(*(jnp.asarray(a, jnp.float32) for a in arrays))
     np.testing.assert_allclose(value, whole(*arrays), rtol=1e-5)
     for which, gradient in enumerate(gradients):
@@ -239,32 +277,47 @@ def test_gather_in_and_scatter_out_have_the_gradients_of_the_whole_program(dim):
     so its gradient is summed by copy_in."""
 
     def local(x, s, w, u, v):
-        y = x + sharding.scatter_out(jnp.tanh(sharding.gather_in(x * sharding.copy_in(s), dim) @ w) @ u, dim)
-        return jnp.sum(jnp.sin(sharding.sum_out(sharding.gather_in(y * sharding.copy_in(s), dim) @ v)))
+        y = x + sharding.scatter_out(
+            jnp.tanh(sharding.gather_in(x * sharding.copy_in(s), dim) @ w) @ u, dim
+        )
+        return jnp.sum(
+            jnp.sin(sharding.sum_out(sharding.gather_in(y * sharding.copy_in(s), dim) @ v))
+        )
 
     def whole(x, s, w, u, v):
         y = x + np.tanh((x * s) @ w) @ u
-        v = v.reshape(4, 3, 2).sum(axis=0)  # each rank multiplies by its own [3, 2], and the results are summed
+        v = v.reshape(4, 3, 2).sum(
+            axis=0
+        )  # each rank multiplies by its own [3, 2], and the results are summed
         return np.sum(np.sin((y * s) @ v))
 
     shapes = (4, 8, 3), (1, 1, 3), (3, 8), (8, 3), (12, 2)
     arrays = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
     slices = P(TENSOR) if dim == 0 else P(None, TENSOR)
-    check_pair(local, whole, arrays, (slices, P(), P(None, TENSOR), P(TENSOR, None), P(TENSOR, None)))
+    check_pair(
+        local, whole, arrays, (slices, P(), P(None, TENSOR), P(TENSOR, None), P(TENSOR, None))
+    )
 
 
 @pytest.mark.parametrize("rings", [(), (2, 2)])
 @pytest.mark.parametrize(
-    "spec", [P(DATA, TENSOR), P(TENSOR, DATA), P((TENSOR, DATA), None), P(None, TENSOR), P(None, None)]
+    "spec",
+    [P(DATA, TENSOR), P(TENSOR, DATA), P((TENSOR, DATA), None), P(None, TENSOR), P(None, None)],
 )
-def test_weights_are_gathered_over_data_their_gradients_summed_into_shards_and_norms_counted_once(spec, rings):
+def test_weights_are_gathered_over_data_their_gradients_summed_into_shards_and_norms_counted_once(
+    spec, rings
+):
     weight = normal(8, 12).astype(np.float32)
     mesh = sharding.make_mesh(4, 2)
-    over_tensor = P(*(TENSOR if sharding.dim_over(spec, TENSOR) == dim else None for dim in range(2)))
+    over_tensor = P(
+        *(TENSOR if sharding.dim_over(spec, TENSOR) == dim else None for dim in range(2))
+    )
 
     def local(shard):
         whole = sharding.gather_weight(shard, spec, jnp.float32, rings)
-        gradient = whole * (1 + jax.lax.axis_index(DATA))  # 1, 2, 3, 4 times the weight on the data ranks: 10 in all
+        gradient = whole * (
+            1 + jax.lax.axis_index(DATA)
+        )  # 1, 2, 3, 4 times the weight on the data ranks: 10 in all
         square = sharding.pooled_sum(jnp.sum(shard * shard), spec)
         half = sharding.gather_weight(shard, spec, jnp.bfloat16, rings)
         return whole, half, sharding.scatter_gradient(gradient, spec, jnp.float32, rings), square
@@ -289,7 +342,9 @@ CASES = {
     "llama_few_kv": dataclasses.replace(LLAMA, K=2),  # 2 kv heads: fewer than 4 or 8 ranks
     "llama_tied": dataclasses.replace(LLAMA, K=4, tied=True),
     "gpt2": GPT2,
-    "gpt2_5_heads": dataclasses.replace(GPT2, N=5, K=5, H=4, D=20, F=80),  # no mesh splits 5 heads, nor 8 ranks D
+    "gpt2_5_heads": dataclasses.replace(
+        GPT2, N=5, K=5, H=4, D=20, F=80
+    ),  # no mesh splits 5 heads, nor 8 ranks D
     "llama_odd_ffn": dataclasses.replace(LLAMA, F=42, V=100),
     "llama_3_heads": dataclasses.replace(LLAMA, N=3, K=3, F=42, V=100),
 }
@@ -320,7 +375,10 @@ AS_TRAINED = PLAIN._replace(attention="blockwise", remat="dots", prefetch=True)
 def loss_and_gradients(case, T, data, tensor, compute=PLAIN, rings=()):
     """Of 8 rows of T + 1 tokens in up to three documents, by chunks of 5 tokens; two rows have no loss at all."""
     config = CASES[case]
-    mesh, layout = sharding.make_mesh(data, tensor), model.make_layout(config, data, tensor, rings=rings)
+    mesh, layout = (
+        sharding.make_mesh(data, tensor),
+        model.make_layout(config, data, tensor, rings=rings),
+    )
     random = np.random.RandomState(7)
     token = random.randint(0, config.V, (8, T + 1)).astype(np.int32)
     segment = np.sort(random.randint(1, 4, (8, T + 1)), axis=1).astype(np.int32)
@@ -328,17 +386,23 @@ def loss_and_gradients(case, T, data, tensor, compute=PLAIN, rings=()):
     weight[[2, 7]] = 0
 
     def local(weights, token, segment, weight):
-        loss, gradients = model.loss_and_gradients(weights, token, segment, weight, config, layout, compute)
+        loss, gradients = model.loss_and_gradients(
+            weights, token, segment, weight, config, layout, compute
+        )
         return jax.lax.psum(loss, DATA), gradients
 
     specs = layout.stacked(config)
     rows = P(DATA)
     in_specs, out_specs = (specs, rows, rows, rows), (P(), specs)
     with jax.default_matmul_precision("highest"):
-        sharded = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        sharded = jax.shard_map(
+            local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
         step = jax.jit(sharded, compiler_options=QUICK)
         loss, gradients = step(random_weights(config), token, segment, weight / weight.sum())
-    return float(loss), {name: np.asarray(gradient, np.float64) for name, gradient in gradients.items()}
+    return float(loss), {
+        name: np.asarray(gradient, np.float64) for name, gradient in gradients.items()
+    }
 
 
 def assert_same_as_one_device(case, T, data, tensor, compute=PLAIN, tolerance=1e-5):
@@ -358,7 +422,9 @@ def assert_same_as_one_device(case, T, data, tensor, compute=PLAIN, tolerance=1e
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
-@pytest.mark.parametrize("case", ["llama", "llama_grouped", "llama_few_kv", "llama_tied", "gpt2", "gpt2_5_heads"])
+@pytest.mark.parametrize(
+    "case", ["llama", "llama_grouped", "llama_few_kv", "llama_tied", "gpt2", "gpt2_5_heads"]
+)
 def test_loss_and_every_gradient_are_those_of_one_device(case, mesh):
     assert_same_as_one_device(case, 8, *mesh)
 
@@ -366,7 +432,11 @@ def test_loss_and_every_gradient_are_those_of_one_device(case, mesh):
 @pytest.mark.parametrize(
     "case, T, mesh",
     [
-        ("llama_few_kv", 7, (2, 4)),  # T does not divide by tensor: activations are whole between the regions
+        (
+            "llama_few_kv",
+            7,
+            (2, 4),
+        ),  # T does not divide by tensor: activations are whole between the regions
         ("llama_tied", 7, (4, 2)),
         ("gpt2", 7, (1, 8)),
         ("llama_odd_ffn", 8, (2, 4)),  # attention and vocabulary split, the MLP whole
@@ -380,23 +450,37 @@ def test_loss_and_every_gradient_are_those_of_one_device_where_only_a_part_is_sp
 
 
 @pytest.mark.parametrize("case, mesh", [("llama_few_kv", (2, 4)), ("gpt2_5_heads", (4, 2))])
-def test_blockwise_attention_kept_products_and_prefetched_weights_change_nothing_on_a_mesh(case, mesh):
+def test_blockwise_attention_kept_products_and_prefetched_weights_change_nothing_on_a_mesh(
+    case, mesh
+):
     assert_same_as_one_device(case, 8, *mesh, AS_TRAINED)
 
 
-@pytest.mark.parametrize("case, mesh, rings", [("llama", (8, 1), (2, 4)), ("llama_tied", (8, 1), (4, 2)), ("gpt2", (8, 1), (2, 2, 2)), ("llama_few_kv", (4, 2), (2, 2))])
+@pytest.mark.parametrize(
+    "case, mesh, rings",
+    [
+        ("llama", (8, 1), (2, 4)),
+        ("llama_tied", (8, 1), (4, 2)),
+        ("gpt2", (8, 1), (2, 2, 2)),
+        ("llama_few_kv", (4, 2), (2, 2)),
+    ],
+)
 def test_rings_change_neither_loss_nor_gradients(case, mesh, rings):
     """1e-6: float32 sums over the ranks in another order, 3e-7 measured."""
     loss, gradients = loss_and_gradients(case, 8, *mesh)
     ringed_loss, ringed = loss_and_gradients(case, 8, *mesh, rings=rings)
     assert abs(ringed_loss - loss) <= 1e-6 * loss
     for name in gradients.keys() - {"bk"}:
-        assert np.linalg.norm(ringed[name] - gradients[name]) <= 1e-6 * np.linalg.norm(gradients[name]), name
+        assert np.linalg.norm(ringed[name] - gradients[name]) <= 1e-6 * np.linalg.norm(
+            gradients[name]
+        ), name
 
 
 def test_bfloat16_on_a_mesh_stays_close_to_float32_on_one_device():
     """Activations travel in bfloat16 too. 5 %: as tests/test_model.py measures for one device, with larger matrices."""
-    assert_same_as_one_device("llama_few_kv", 8, 2, 4, AS_TRAINED._replace(dtype=jnp.bfloat16), tolerance=5e-2)
+    assert_same_as_one_device(
+        "llama_few_kv", 8, 2, 4, AS_TRAINED._replace(dtype=jnp.bfloat16), tolerance=5e-2
+    )
 
 
 def test_the_cases_above_are_the_ones_they_claim_to_be():
@@ -405,7 +489,10 @@ def test_the_cases_above_are_the_ones_they_claim_to_be():
         for case in ("llama", "llama_grouped", "llama_tied", "gpt2", "llama_few_kv"):
             assert model.sequence_parallel(layout(case, tensor), 8)
         assert not layout("gpt2_5_heads", tensor).attention and layout("gpt2_5_heads", tensor).mlp
-        assert layout("llama_few_kv", tensor).kv == (tensor == 2) and layout("llama_few_kv", tensor).attention
+        assert (
+            layout("llama_few_kv", tensor).kv == (tensor == 2)
+            and layout("llama_few_kv", tensor).attention
+        )
     assert sharding.axes_of(layout("gpt2_5_heads", 1).specs["attn_norm"]) == ()
     odd, three = layout("llama_odd_ffn", 4), model.make_layout(CASES["llama_3_heads"], 2, 3)
     assert (odd.attention, odd.mlp, odd.vocab) == (True, False, True)
@@ -421,7 +508,9 @@ def test_initial_weights_are_the_same_on_every_mesh(case, mesh):
         mesh = sharding.make_mesh(data, tensor)
         made = model.initialise(config, mesh, layout, seed=3)
         for name, spec in layout.stacked(config).items():
-            assert made[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), made[name].ndim)
+            assert made[name].sharding.is_equivalent_to(
+                jax.NamedSharding(mesh, spec), made[name].ndim
+            )
         return made
 
     expected = weights(1, 1)

@@ -5,6 +5,7 @@
 
 references/tokenizer.json (ids by transformers) is made by make_tokenizer_references.py.
 """
+
 import base64
 import gzip
 import hashlib
@@ -20,7 +21,8 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings, strategies as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import tokenizer
 from tokenizer import ROLE_ASSISTANT, ROLE_USER, load
@@ -30,22 +32,72 @@ REFERENCES = HERE / "references" / "tokenizer.json"
 KINDS = ("sentencepiece", "gpt2", "llama3")
 
 TEXTS = [
-    "the hen", " the  hen ", "   the", "the\n\nhen\n", "\tthe\t\t hen", "a" * 9, " " * 9, " " * 16 + "x",
-    "\n \n  the", "\r\n\r\nhen \r\n",
-    "the hen's, they'll; THE HEN'S THEY'LL", "the'llama'Same", "12 123 1234 12345", "hen!!! ???\n\n",
-    "Größe naïve e\u0301", "你好，世界", "😀👩‍👩‍👧 hen", "\0\x01\x7f the",
-    "\u00a0the\u3000hen\u2028", ROLE_USER, ROLE_ASSISTANT + "the", "<s>the</s>",
-    "<unk><0x41><|endoftext|><|begin_of_text|><|end_of_text|>", "",
-    "the " * 5 + "hen" * 5, "def f(x):\n    return x\n\n\n", "\ufeff\ufffd the", "٣٤٥ ½ ²", "hhhheeeennnn  then",
+    "the hen",
+    " the  hen ",
+    "   the",
+    "the\n\nhen\n",
+    "\tthe\t\t hen",
+    "a" * 9,
+    " " * 9,
+    " " * 16 + "x",
+    "\n \n  the",
+    "\r\n\r\nhen \r\n",
+    "the hen's, they'll; THE HEN'S THEY'LL",
+    "the'llama'Same",
+    "12 123 1234 12345",
+    "hen!!! ???\n\n",
+    "Größe naïve e\u0301",
+    "你好，世界",
+    "😀👩‍👩‍👧 hen",
+    "\0\x01\x7f the",
+    "\u00a0the\u3000hen\u2028",
+    ROLE_USER,
+    ROLE_ASSISTANT + "the",
+    "<s>the</s>",
+    "<unk><0x41><|endoftext|><|begin_of_text|><|end_of_text|>",
+    "",
+    "the " * 5 + "hen" * 5,
+    "def f(x):\n    return x\n\n\n",
+    "\ufeff\ufffd the",
+    "٣٤٥ ½ ²",
+    "hhhheeeennnn  then",
 ]
-TRICKY = TEXTS + ["\u2581", "\u2581\u2581the", " \u2581 ", "a\u2581b \u2581 hen\u2581", "\n\u2581\t"]
+TRICKY = TEXTS + [
+    "\u2581",
+    "\u2581\u2581the",
+    " \u2581 ",
+    "a\u2581b \u2581 hen\u2581",
+    "\n\u2581\t",
+]
 
 
 # ---- toy tokenizers in the real files' formats -----------------------------------------------------------------------
 
-MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("he", "n"), ("e", "n"), ("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("Ċ", "Ċ"),
-          ("a", "a"), ("aa", "aa"), ("t", "he"), ("'", "s"), ("1", "2"), ("12", "3"), ("!", "!"), ("Ã", "¶"),
-          ("ä", "½"), ("ä½", "ł"), ("Ġ", "hen"), ("l", "l"), ("n", "n"), ("ll", "a"), ("S", "a")]
+MERGES = [
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("Ġt", "he"),
+    ("he", "n"),
+    ("e", "n"),
+    ("Ġ", "Ġ"),
+    ("ĠĠ", "ĠĠ"),
+    ("Ċ", "Ċ"),
+    ("a", "a"),
+    ("aa", "aa"),
+    ("t", "he"),
+    ("'", "s"),
+    ("1", "2"),
+    ("12", "3"),
+    ("!", "!"),
+    ("Ã", "¶"),
+    ("ä", "½"),
+    ("ä½", "ł"),
+    ("Ġ", "hen"),
+    ("l", "l"),
+    ("n", "n"),
+    ("ll", "a"),
+    ("S", "a"),
+]
 
 
 def write_gpt2(folder, names=("encoder.json", "vocab.bpe"), end=None):
@@ -54,8 +106,12 @@ def write_gpt2(folder, names=("encoder.json", "vocab.bpe"), end=None):
     letters = sorted(tokenizer.byte_alphabet())
     order = letters + [a + b for a, b in MERGES]
     order.insert(len(order) if end is None else end, "<|endoftext|>")
-    (folder / names[0]).write_text(json.dumps({token: i for i, token in enumerate(order)}), encoding="utf-8")
-    (folder / names[1]).write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES), encoding="utf-8")
+    (folder / names[0]).write_text(
+        json.dumps({token: i for i, token in enumerate(order)}), encoding="utf-8"
+    )
+    (folder / names[1]).write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in MERGES), encoding="utf-8"
+    )
     return folder
 
 
@@ -63,7 +119,9 @@ def write_llama3(folder, name="tokenizer.model"):
     """Llama-3's file of ranks: bytes, then what MERGES make."""
     folder.mkdir(parents=True, exist_ok=True)
     byte_of = {c: b for b, c in enumerate(tokenizer.byte_alphabet())}
-    tokens = [bytes([b]) for b in range(256)] + [bytes(byte_of[c] for c in a + b) for a, b in MERGES]
+    tokens = [bytes([b]) for b in range(256)] + [
+        bytes(byte_of[c] for c in a + b) for a, b in MERGES
+    ]
     lines = [base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens)]
     (folder / name).write_bytes(b"".join(lines))
     return folder
@@ -74,13 +132,16 @@ def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fal
     characters; runs of spaces score lowest, so they join last. `collapse` is remove_extra_whitespaces, as in tok512
     (None: unsaid).
     """
+
     def varint(n):
         out = b""
         while n > 127:
             out, n = out + bytes([n & 127 | 128]), n >> 7
         return out + bytes([n])
 
-    def field(number, value):  # bool and int as varint, float as 32 bits, str and bytes with their length
+    def field(
+        number, value
+    ):  # bool and int as varint, float as 32 bits, str and bytes with their length
         if isinstance(value, int):
             return varint(number << 3) + varint(int(value))
         if isinstance(value, float):
@@ -92,13 +153,37 @@ def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fal
     if byte_fallback:
         pieces += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256)]
     pieces += [("▁" * 2, -1e9, 1), ("▁" * 4, -1e9 - 64, 1)]
-    for i, piece in enumerate(["▁t", "he", "▁the", "en", "hen", "aa", "aaaa", "▁h", "▁hen", "'s", "12", "ll", "▁<",
-                               "<|", "|>", "▁a"]):
+    for i, piece in enumerate(
+        [
+            "▁t",
+            "he",
+            "▁the",
+            "en",
+            "hen",
+            "aa",
+            "aaaa",
+            "▁h",
+            "▁hen",
+            "'s",
+            "12",
+            "ll",
+            "▁<",
+            "<|",
+            "|>",
+            "▁a",
+        ]
+    ):
         pieces.append((piece, -float(i), 1))
-    pieces += [(c, -100.0 - i, 1) for i, c in enumerate("▁abdefhilnorstuwxy0123456789.,;:!?'<>|/()你好")]
+    pieces += [
+        (c, -100.0 - i, 1) for i, c in enumerate("▁abdefhilnorstuwxy0123456789.,;:!?'<>|/()你好")
+    ]
     trainer = field(3, 2) + field(35, byte_fallback) + field(40, 0) + field(41, 1) + field(42, 2)
-    normalizer = field(1, "identity") + field(3, True) + (b"" if collapse is None else field(4, collapse))
-    model = b"".join(field(1, field(1, text) + field(2, score) + field(3, kind)) for text, score, kind in pieces)
+    normalizer = (
+        field(1, "identity") + field(3, True) + (b"" if collapse is None else field(4, collapse))
+    )
+    model = b"".join(
+        field(1, field(1, text) + field(2, score) + field(3, kind)) for text, score, kind in pieces
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(model + field(2, trainer) + field(3, normalizer))
     return folder
@@ -127,11 +212,16 @@ def ordinary_ids(tok):
 
 
 # Text as people paste it: any character but half surrogates, and often what could be taken for a token.
-PASTED = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(TRICKY + [" ", "  ", "\n", "<", "|", "|>", "user"])),
-                  max_size=8).map("".join)
+PASTED = st.lists(
+    st.one_of(
+        st.text(max_size=6), st.sampled_from(TRICKY + [" ", "  ", "\n", "<", "|", "|>", "user"])
+    ),
+    max_size=8,
+).map("".join)
 
 
 # ---- what a tokenizer promises ---------------------------------------------------------------------------------------
+
 
 def test_files_are_told_apart_by_content_and_have_their_ids(tmp_path, toys):
     assert {kind: tok.kind for kind, tok in toys.items()} == dict(zip(KINDS, KINDS))
@@ -140,13 +230,20 @@ def test_files_are_told_apart_by_content_and_have_their_ids(tmp_path, toys):
     assert llama3.base_size == 256 + len(MERGES) + 256
     assert (llama3.bos, llama3.eos) == (256 + len(MERGES), 257 + len(MERGES))
     for kind, tok in toys.items():
-        assert (tok.user, tok.assistant, tok.size) == (tok.base_size, tok.base_size + 1, tok.base_size + 2)
+        assert (tok.user, tok.assistant, tok.size) == (
+            tok.base_size,
+            tok.base_size + 1,
+            tok.base_size + 2,
+        )
         plain = load(tok.files[0], roles=False)
         assert (plain.user, plain.assistant, plain.size) == (None, None, tok.base_size)
         assert plain.fingerprint == tok.fingerprint
     # Names say nothing: a file of ranks and a SentencePiece model both may be called anything.
     assert load(write_llama3(tmp_path / "a", "tok.model") / "tok.model").kind == "llama3"
-    assert load(write_sentencepiece(tmp_path / "b", "weights.bin") / "weights.bin").kind == "sentencepiece"
+    assert (
+        load(write_sentencepiece(tmp_path / "b", "weights.bin") / "weights.bin").kind
+        == "sentencepiece"
+    )
     # A folder's only model may have any name too.
     assert load(write_sentencepiece(tmp_path / "c", "tok512.model")).kind == "sentencepiece"
 
@@ -178,8 +275,19 @@ def test_tricky_texts_come_back_and_none_becomes_a_special_token(toy, text):
     assert toy.decode(toy.encode(text)) == text and set(toy.encode(text)) <= ordinary_ids(toy)
 
 
-@pytest.mark.parametrize("literal", [ROLE_USER, ROLE_ASSISTANT, "<s>", "</s>", "<unk>", "<|endoftext|>",
-                                     "<|begin_of_text|>", "<0x41>"])
+@pytest.mark.parametrize(
+    "literal",
+    [
+        ROLE_USER,
+        ROLE_ASSISTANT,
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<|endoftext|>",
+        "<|begin_of_text|>",
+        "<0x41>",
+    ],
+)
 def test_a_token_typed_by_hand_is_several_ordinary_tokens(toy, literal):
     ids = toy.encode("hi" + literal)
     assert len(ids) > 3 and set(ids) <= ordinary_ids(toy)
@@ -189,7 +297,9 @@ def test_a_token_typed_by_hand_is_several_ordinary_tokens(toy, literal):
 def test_the_sign_for_a_space_is_spelt_by_its_bytes(toys):
     tok = toys["sentencepiece"]
     byte = {b: 3 + b for b in range(256)}
-    assert tok.encode("a▁b") == tok.encode("a") + [byte[b] for b in "▁".encode()] + [tok.encode("xb")[-1]]
+    assert tok.encode("a▁b") == tok.encode("a") + [byte[b] for b in "▁".encode()] + [
+        tok.encode("xb")[-1]
+    ]
     assert tok.encode("a▁b") != tok.encode("a b")
 
 
@@ -210,17 +320,25 @@ def test_a_whole_row_decodes_to_the_rows_text(toy):
 
 
 def test_special_tokens_show_their_own_strings(toys):
-    shown = {kind: tok.decode([tok.bos, tok.user, tok.assistant, tok.eos]) for kind, tok in toys.items()}
-    assert shown == {"sentencepiece": "<s><|user|><|assistant|></s>",
-                     "gpt2": "<|endoftext|><|user|><|assistant|><|endoftext|>",
-                     "llama3": "<|begin_of_text|><|user|><|assistant|><|end_of_text|>"}
+    shown = {
+        kind: tok.decode([tok.bos, tok.user, tok.assistant, tok.eos]) for kind, tok in toys.items()
+    }
+    assert shown == {
+        "sentencepiece": "<s><|user|><|assistant|></s>",
+        "gpt2": "<|endoftext|><|user|><|assistant|><|endoftext|>",
+        "llama3": "<|begin_of_text|><|user|><|assistant|><|end_of_text|>",
+    }
     first = toys["llama3"].bos
     shown = toys["llama3"].decode([first + 6, first + 9, first + 255])
     assert shown == "<|start_header_id|><|eot_id|><|reserved_special_token_250|>"
 
 
 @settings(max_examples=60, deadline=None)
-@given(ids=st.lists(st.integers(0, 10 ** 6), max_size=30), cut=st.integers(0, 30), kind=st.sampled_from(KINDS))
+@given(
+    ids=st.lists(st.integers(0, 10**6), max_size=30),
+    cut=st.integers(0, 30),
+    kind=st.sampled_from(KINDS),
+)
 def test_the_bytes_of_a_prefix_are_a_prefix_of_the_bytes(toys, ids, cut, kind):
     tok = toys[kind]
     ids = [i % tok.size for i in ids]
@@ -230,8 +348,10 @@ def test_the_bytes_of_a_prefix_are_a_prefix_of_the_bytes(toys, ids, cut, kind):
 
 
 def test_an_id_outside_the_vocabulary_is_named(toy):
-    for bad in (-1, toy.size, 10 ** 9):
-        with pytest.raises(ValueError, match=rf"^id {bad} is outside the tokenizer's {toy.size} ids"):
+    for bad in (-1, toy.size, 10**9):
+        with pytest.raises(
+            ValueError, match=rf"^id {bad} is outside the tokenizer's {toy.size} ids"
+        ):
             toy.decode([toy.bos, bad])
     with pytest.raises(ValueError, match=f"^id {toy.user} is outside"):
         load(toy.files[0], roles=False).decode([toy.user])
@@ -239,8 +359,10 @@ def test_an_id_outside_the_vocabulary_is_named(toy):
 
 def test_a_model_that_normalises_says_so(tmp_path, toys):
     assert not any(tok.normalises for tok in toys.values()) and toys["gpt2"].warning is None
-    for folder in (write_sentencepiece(tmp_path / "tok512", collapse=True),
-                   write_sentencepiece(tmp_path / "nobytes", byte_fallback=False)):
+    for folder in (
+        write_sentencepiece(tmp_path / "tok512", collapse=True),
+        write_sentencepiece(tmp_path / "nobytes", byte_fallback=False),
+    ):
         tok = load(folder)
         assert tok.normalises and "normalises" in tok.warning and "\n" not in tok.warning
     assert load(tmp_path / "tok512").decode(load(tmp_path / "tok512").encode("a  b ")) == "a b"
@@ -254,21 +376,28 @@ def test_the_sample_tokenizer_gives_every_text_back():
 
 # ---- slow references -------------------------------------------------------------------------------------------------
 
+
 def slow_merges(parts, rank):
     """Byte-pair encoding by definition: join the neighbours of lowest rank(a, b), leftmost first, until none joins."""
     while True:
-        ranks = [(rank(a, b), i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if rank(a, b) is not None]
+        ranks = [
+            (rank(a, b), i)
+            for i, (a, b) in enumerate(zip(parts, parts[1:]))
+            if rank(a, b) is not None
+        ]
         if not ranks:
             return parts
         i = min(ranks)[1]
-        parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2:]
+        parts = parts[:i] + [parts[i] + parts[i + 1]] + parts[i + 2 :]
 
 
 ASCII = st.text(st.sampled_from("then a12!'slS\n\t  |<"), max_size=40)
 # The published patterns for ASCII, where \p{L} is [A-Za-z] and \p{N} is [0-9].
 ASCII_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
-ASCII_LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}| ?[^\sA-Za-z0-9]+[\r\n]*"
-                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+ASCII_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}| ?[^\sA-Za-z0-9]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -284,7 +413,11 @@ def test_byte_pairs_equal_the_slow_encoding(toys, text, kind):
         rank = lambda a, b: ids.get(a + b)
     pieces = re.findall(ASCII_GPT2 if kind == "gpt2" else ASCII_LLAMA3, text)
     assert "".join(pieces) == text
-    slow = [ids[part] for piece in pieces for part in slow_merges([alphabet[b] for b in piece.encode()], rank)]
+    slow = [
+        ids[part]
+        for piece in pieces
+        for part in slow_merges([alphabet[b] for b in piece.encode()], rank)
+    ]
     assert toys[kind].encode(text) == slow
 
 
@@ -293,7 +426,9 @@ def test_byte_pairs_equal_the_slow_encoding(toys, text, kind):
 def test_sentencepiece_equals_the_slow_encoding(toys, text):
     model = toys["sentencepiece"]._model
     rank = {model.id_to_piece(i): -model.get_score(i) for i in range(259, model.vocab_size())}
-    parts = slow_merges(list(("▁" + text.replace(" ", "▁")) if text else ""), lambda a, b: rank.get(a + b))
+    parts = slow_merges(
+        list(("▁" + text.replace(" ", "▁")) if text else ""), lambda a, b: rank.get(a + b)
+    )
     slow = []
     for part in parts:
         slow += [model.piece_to_id(part)] if part in rank else [3 + b for b in part.encode()]
@@ -302,9 +437,12 @@ def test_sentencepiece_equals_the_slow_encoding(toys, text):
 
 def test_a_merge_that_cannot_happen_is_found():
     """Against trying each: the token of merge k, by the merges before it, must stand as the two parts of line k."""
+
     def tried(merges):
         for k, (a, b) in enumerate(merges):
-            if slow_merges(list(a + b), lambda x, y: merges.index((x, y)) if (x, y) in merges[:k] else None) != [a, b]:
+            if slow_merges(
+                list(a + b), lambda x, y: merges.index((x, y)) if (x, y) in merges[:k] else None
+            ) != [a, b]:
                 return k
 
     rng, useful = random.Random(0), 0
@@ -330,6 +468,7 @@ def test_ids_that_do_not_follow_the_merges_are_kept(tmp_path, toys):
 
 # ---- size ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("unit", ["a", " ", "\n", " \n", "!", "中", "a ", "\0"])
 def test_a_million_times_one_character_is_no_crash_and_no_square(toy, unit):
     text = unit * (1_000_000 // len(unit)) + " x"
@@ -343,10 +482,15 @@ def test_a_million_times_one_character_is_no_crash_and_no_square(toy, unit):
 def test_cutting_long_white_space_changes_no_id(toys, kind):
     """Against the published pattern in one go, on runs that tiktoken still survives."""
     import tiktoken
+
     tok, rng = toys[kind], random.Random(0)
-    published = {"gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-                 "llama3": tokenizer.LLAMA3_PATTERN.replace(r"|\s++$", "")}[kind]
-    whole = tiktoken.Encoding("whole", pat_str=published, mergeable_ranks=tok._bpe._mergeable_ranks, special_tokens={})
+    published = {
+        "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        "llama3": tokenizer.LLAMA3_PATTERN.replace(r"|\s++$", ""),
+    }[kind]
+    whole = tiktoken.Encoding(
+        "whole", pat_str=published, mergeable_ranks=tok._bpe._mergeable_ranks, special_tokens={}
+    )
     for _ in range(400):
         text = ""
         for _ in range(rng.randrange(1, 4)):
@@ -359,19 +503,24 @@ def test_cutting_long_white_space_changes_no_id(toys, kind):
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
+
 def test_save_copies_the_files_and_nothing_else(tmp_path, toy):
     for _ in range(2):  # the second time over what is there
         toy.save(tmp_path / "run" / "tokenizer")
     copies = list((tmp_path / "run" / "tokenizer").iterdir())
     assert {f.name: f.read_bytes() for f in copies} == {f.name: f.read_bytes() for f in toy.files}
     assert load(tmp_path / "run").fingerprint == toy.fingerprint
-    assert toy.fingerprint == hashlib.sha256(b"".join(f.read_bytes() for f in toy.files)).hexdigest()
+    assert (
+        toy.fingerprint == hashlib.sha256(b"".join(f.read_bytes() for f in toy.files)).hexdigest()
+    )
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path, toy, monkeypatch):
     target = tmp_path / toy.files[0].name
     target.write_text("old")
-    monkeypatch.setattr(tokenizer.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        tokenizer.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError):
         toy.save(tmp_path)
     assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == [target.name]
@@ -379,7 +528,9 @@ def test_a_failing_save_leaves_the_old_file(tmp_path, toy, monkeypatch):
 
 def test_a_tokenizer_travels_to_another_process(toy):
     again = pickle.loads(pickle.dumps(toy))
-    assert [again.encode(text) for text in TRICKY] == [toy.encode(text) for text in TRICKY] and again.size == toy.size
+    assert [again.encode(text) for text in TRICKY] == [
+        toy.encode(text) for text in TRICKY
+    ] and again.size == toy.size
 
 
 def damage(folder, case):
@@ -413,7 +564,11 @@ def damage(folder, case):
         path.write_bytes(path.read_bytes() + b"!!! x\n")
     if case == "missing rank":
         path = write_llama3(folder) / "tokenizer.model"
-        path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:-3] + path.read_bytes().splitlines(True)[-1:]))
+        path.write_bytes(
+            b"".join(
+                path.read_bytes().splitlines(True)[:-3] + path.read_bytes().splitlines(True)[-1:]
+            )
+        )
     if case == "missing byte":
         path = write_llama3(folder) / "tokenizer.model"
         path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:200]))
@@ -430,7 +585,9 @@ def damage(folder, case):
         write_gpt2(folder)
         vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         vocab["hll"] = len(vocab)
-        vocab["hel"] = len(vocab)  # "hel" starts as h e l: he joins first, and then there is no (h, el)
+        vocab["hel"] = len(
+            vocab
+        )  # "hel" starts as h e l: he joins first, and then there is no (h, el)
         vocab["el"] = len(vocab)
         (folder / "encoder.json").write_text(json.dumps(vocab), encoding="utf-8")
         with (folder / "vocab.bpe").open("a", encoding="utf-8") as file:
@@ -449,16 +606,28 @@ def damage(folder, case):
     return folder
 
 
-CASES = {"no such path": "does not exist", "empty folder": "holds no tokenizer", "one half": "other half",
-         "one half named": "name one of these",
-         "only tokenizer.json": "tokenizer.json, which is not read", "other text": "neither a SentencePiece model",
-         "cut model": "not a whole SentencePiece model",
-         "two models": r"2 tokenizers \(a.model, b.model\)", "model and pair": "2 tokenizers",
-         "bad rank line": f"line {257 + len(MERGES)} ",
-         "missing rank": "not 0 to", "missing byte": "single bytes", "not json": "not a JSON object",
-         "json list": "not a JSON object", "binary merges": "line 1 is not",
-         "other merges": "makes 'zz', which it lacks", "merge twice": "twice", "useless merge": r"'h el' .merge 26.",
-         "id gap": "no gaps", "no end of text": r"no <\|endoftext\|>"}
+CASES = {
+    "no such path": "does not exist",
+    "empty folder": "holds no tokenizer",
+    "one half": "other half",
+    "one half named": "name one of these",
+    "only tokenizer.json": "tokenizer.json, which is not read",
+    "other text": "neither a SentencePiece model",
+    "cut model": "not a whole SentencePiece model",
+    "two models": r"2 tokenizers \(a.model, b.model\)",
+    "model and pair": "2 tokenizers",
+    "bad rank line": f"line {257 + len(MERGES)} ",
+    "missing rank": "not 0 to",
+    "missing byte": "single bytes",
+    "not json": "not a JSON object",
+    "json list": "not a JSON object",
+    "binary merges": "line 1 is not",
+    "other merges": "makes 'zz', which it lacks",
+    "merge twice": "twice",
+    "useless merge": r"'h el' .merge 26.",
+    "id gap": "no gaps",
+    "no end of text": r"no <\|endoftext\|>",
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -495,13 +664,21 @@ def test_the_command_without_a_text_says_how_it_is_used(capsys):
 
 
 def test_importing_and_encoding_needs_no_jax(toys):
-    code = ("import sys, tokenizer; tokenizer.load(sys.argv[1]).encode('x'); "
-            "sys.exit(any(m in sys.modules for m in ('jax', 'torch', 'transformers')))")
+    code = (
+        "import sys, tokenizer; tokenizer.load(sys.argv[1]).encode('x'); "
+        "sys.exit(any(m in sys.modules for m in ('jax', 'torch', 'transformers')))"
+    )
     for tok in toys.values():
-        assert subprocess.run([sys.executable, "-c", code, str(tok.files[0])], cwd=HERE.parent).returncode == 0
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code, str(tok.files[0])], cwd=HERE.parent
+            ).returncode
+            == 0
+        )
 
 
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def references():
@@ -511,24 +688,35 @@ def references():
 @pytest.mark.parametrize("kind", KINDS)
 def test_toy_ids_equal_the_ids_stored_from_transformers(toys, references, kind):
     stored = references["toys"][kind]
-    assert toys[kind].fingerprint == stored["fingerprint"], "the toy changed: make the references again"
+    assert toys[kind].fingerprint == stored["fingerprint"], (
+        "the toy changed: make the references again"
+    )
     assert [toys[kind].encode(text) for text in TEXTS] == stored["ids"]
 
 
 def data_texts(folder):
     """(file name, texts) of every file in text/ and dialogues/: the strings of JSON, each file of plain text whole."""
+
     def strings(value):
         if isinstance(value, str):
             yield value
-        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        for inner in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        ):
             yield from strings(inner)
 
     for path in sorted([*(folder / "text").iterdir(), *(folder / "dialogues").iterdir()]):
-        content = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+        content = (
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        ).decode()
         if ".json" not in path.name:
             yield path.name, [content]
         else:
-            rows = [json.loads(line) for line in content.splitlines()] if ".jsonl" in path.name else json.loads(content)
+            rows = (
+                [json.loads(line) for line in content.splitlines()]
+                if ".jsonl" in path.name
+                else json.loads(content)
+            )
             yield path.name, list(strings(rows))
 
 
@@ -564,16 +752,24 @@ def test_all_the_data_comes_back(data_dir, name):
 
 
 def test_the_sizes_and_ends_of_the_real_tokenizers(data_dir):
-    llama, gpt2, tok512 = (load(data_dir / path) for path in (*REAL.values(), "models/stories260K/tok512.model"))
-    assert [(t.kind, t.base_size, t.bos, t.eos, t.user, t.assistant, t.normalises) for t in (llama, gpt2, tok512)] == [
-        ("sentencepiece", 32000, 1, 2, 32000, 32001, False), ("gpt2", 50257, 50256, 50256, 50257, 50258, False),
-        ("sentencepiece", 512, 1, 2, 512, 513, True)]
+    llama, gpt2, tok512 = (
+        load(data_dir / path) for path in (*REAL.values(), "models/stories260K/tok512.model")
+    )
+    assert [
+        (t.kind, t.base_size, t.bos, t.eos, t.user, t.assistant, t.normalises)
+        for t in (llama, gpt2, tok512)
+    ] == [
+        ("sentencepiece", 32000, 1, 2, 32000, 32001, False),
+        ("gpt2", 50257, 50256, 50256, 50257, 50258, False),
+        ("sentencepiece", 512, 1, 2, 512, 513, True),
+    ]
     assert load(data_dir / "models/stories260K").fingerprint == tok512.fingerprint
 
 
 def auto_tokenizer(tok, folder, model_type, **kwargs):
     """What transformers makes of an exported directory."""
     from transformers import AutoTokenizer
+
     tokenizer.write_hf(tok, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **kwargs)
@@ -585,10 +781,21 @@ def check_export(tok, hf, texts):
     for text in texts:
         assert hf.encode(text, **plain) == tok.encode(text), repr(text[:80])
     # The literal of a role token becomes the token there, the text around it stays.
-    row = "".join([hf.bos_token, ROLE_USER, " two  spaces\n", ROLE_ASSISTANT, "the hen's ", hf.eos_token])
+    row = "".join(
+        [hf.bos_token, ROLE_USER, " two  spaces\n", ROLE_ASSISTANT, "the hen's ", hf.eos_token]
+    )
     assert hf.encode(row, add_special_tokens=False) == [
-        tok.bos, tok.user, *tok.encode(" two  spaces\n"), tok.assistant, *tok.encode("the hen's "), tok.eos]
-    assert hf.encode("the " + ROLE_USER, add_special_tokens=False) == [*tok.encode("the "), tok.user]
+        tok.bos,
+        tok.user,
+        *tok.encode(" two  spaces\n"),
+        tok.assistant,
+        *tok.encode("the hen's "),
+        tok.eos,
+    ]
+    assert hf.encode("the " + ROLE_USER, add_special_tokens=False) == [
+        *tok.encode("the "),
+        tok.user,
+    ]
     assert (hf.bos_token_id, hf.eos_token_id, len(hf)) == (tok.bos, tok.eos, tok.size)
     assert hf.convert_tokens_to_ids([ROLE_USER, ROLE_ASSISTANT]) == [tok.user, tok.assistant]
     assert hf.encode("the") == ([] if tok.kind == "gpt2" else [tok.bos]) + tok.encode("the")
@@ -605,11 +812,17 @@ def test_an_exported_toy_gives_the_same_ids_in_transformers(live, tmp_path, toys
 
 
 @pytest.mark.parametrize("collapse, byte_fallback", [(True, True), (None, True), (False, False)])
-def test_an_exported_model_that_normalises_gives_the_same_ids_in_transformers(live, tmp_path, collapse, byte_fallback):
-    tok = load(write_sentencepiece(tmp_path / "model", collapse=collapse, byte_fallback=byte_fallback))
+def test_an_exported_model_that_normalises_gives_the_same_ids_in_transformers(
+    live, tmp_path, collapse, byte_fallback
+):
+    tok = load(
+        write_sentencepiece(tmp_path / "model", collapse=collapse, byte_fallback=byte_fallback)
+    )
     hf = auto_tokenizer(tok, tmp_path / "hf", "llama")
     for text in TEXTS:
-        assert hf.encode(text, add_special_tokens=False, split_special_tokens=True) == tok.encode(text), repr(text)
+        assert hf.encode(text, add_special_tokens=False, split_special_tokens=True) == tok.encode(
+            text
+        ), repr(text)
 
 
 def test_an_export_without_role_tokens_has_none(live, tmp_path, toys):
@@ -628,20 +841,33 @@ def test_exported_real_tokenizers_give_the_same_ids_in_transformers(live, data_d
     tok = load(data_dir / REAL[name])
     hf = auto_tokenizer(tok, tmp_path, {"llama": "llama", "gpt2": "gpt2"}[name])
     rng = random.Random(0)
-    texts = [text for _, texts in data_texts(data_dir) for text in rng.sample(texts, min(len(texts), 200))]
+    texts = [
+        text
+        for _, texts in data_texts(data_dir)
+        for text in rng.sample(texts, min(len(texts), 200))
+    ]
     # Characters of every kind between letters: both libraries' tables agree on what Unicode calls a letter, a number.
     points = [*range(0x2581), *range(0x2582, 0x3000)]
     points += rng.sample([*range(0x3000, 0xD800), *range(0xE000, 0x110000)], 20000)
     check_export(tok, hf, TEXTS + texts + [f"a{chr(c)}b 1{chr(c)}{chr(c)}!" for c in points])
 
 
-@pytest.mark.parametrize("kind", [dict(model_type="unigram"), dict(model_type="bpe", user_defined_symbols=["<sep>"])])
+@pytest.mark.parametrize(
+    "kind", [dict(model_type="unigram"), dict(model_type="bpe", user_defined_symbols=["<sep>"])]
+)
 def test_only_plain_bpe_is_written_for_hugging_face(tmp_path, kind):
     import sentencepiece
+
     text = tmp_path / "text.txt"
     text.write_text("the hen and the other hens went home\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "other"), vocab_size=30,
-                                             hard_vocab_limit=False, minloglevel=2, **kind)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(tmp_path / "other"),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **kind,
+    )
     with pytest.raises(ValueError, match="other.model is not plain SentencePiece BPE"):
         tokenizer.write_hf(load(tmp_path / "other.model"), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

@@ -5,6 +5,7 @@
 Checks what HTTP alone cannot: that no script of an answer runs and no image of it is fetched, that the keys work, that closing a page gives its item back, that the page's whole traffic names no
 model, that nothing is wider than a phone. Screenshots at desktop and phone width go to --out. Left out: other browsers.
 """
+
 import argparse
 import json
 import pathlib
@@ -21,12 +22,27 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from study.votes import Store  # noqa: E402
 
-NASTY = ("<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\n\n![pixel](http://127.0.0.1:9/p.png) [click](javascript:window.ran=3)\n\n"
-         "1. **first** point\n2. second `code`\n\n```python\ndef f(x):\n    return '<b>' + x + " + "'long ' * 20 + " * 6 + "''\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n")  # fmt: skip
+NASTY = (
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\n\n![pixel](http://127.0.0.1:9/p.png) [click](javascript:window.ran=3)\n\n"
+    "1. **first** point\n2. second `code`\n\n```python\ndef f(x):\n    return '<b>' + x + "
+    + "'long ' * 20 + " * 6
+    + "''\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+)
 
 
 def write(path, name, text):
-    path.write_text(json.dumps([{"instruction": f"Question {i}: what is a mynah, and why does it talk?", "output": text.replace("point", f"point of {i}"), "generator": name} for i in range(20)]))
+    path.write_text(
+        json.dumps(
+            [
+                {
+                    "instruction": f"Question {i}: what is a mynah, and why does it talk?",
+                    "output": text.replace("point", f"point of {i}"),
+                    "generator": name,
+                }
+                for i in range(20)
+            ]
+        )
+    )
     return str(path)
 
 
@@ -34,16 +50,43 @@ def rate(port, n, chromium, out, wrong, traffic):
     """One rater in a browser of its own until all is done."""
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 375, "height": 740} if n == 2 else {"width": 1280, "height": 900})
+        page = browser.new_page(
+            viewport={"width": 375, "height": 740} if n == 2 else {"width": 1280, "height": 900}
+        )
         page.on("pageerror", lambda error: wrong.append(f"page error {error}"))
-        page.on("console", lambda m: m.type == "error" and "401" not in m.text and wrong.append(f"console {m.text}"))
-        page.on("request", lambda r: r.url.startswith(f"http://127.0.0.1:{port}/") or r.url.startswith("data:") or wrong.append(f"fetched {r.url}"))
-        page.on("response", lambda r: traffic.append(r.url + str(r.headers) + (r.text() if r.request.method == "POST" and r.request.resource_type == "fetch" else "")))
+        page.on(
+            "console",
+            lambda m: (
+                m.type == "error" and "401" not in m.text and wrong.append(f"console {m.text}")
+            ),
+        )
+        page.on(
+            "request",
+            lambda r: (
+                r.url.startswith(f"http://127.0.0.1:{port}/")
+                or r.url.startswith("data:")
+                or wrong.append(f"fetched {r.url}")
+            ),
+        )
+        page.on(
+            "response",
+            lambda r: traffic.append(
+                r.url
+                + str(r.headers)
+                + (
+                    r.text()
+                    if r.request.method == "POST" and r.request.resource_type == "fetch"
+                    else ""
+                )
+            ),
+        )
         page.goto(f"http://127.0.0.1:{port}/")
         page.fill("#name", f"rater {n}")
         page.keyboard.press("Enter")
         for step in range(20):
-            page.wait_for_selector(f'#count:text-matches("^{step} rated")', timeout=30000)  # selectors only: the page's policy forbids evaluating strings
+            page.wait_for_selector(
+                f'#count:text-matches("^{step} rated")', timeout=30000
+            )  # selectors only: the page's policy forbids evaluating strings
             page.wait_for_selector("nav button:enabled", timeout=60000)
             if step == 0:
                 page.screenshot(path=out / f"rater-{n}.png", full_page=True)
@@ -89,13 +132,40 @@ def main():
     wrong, traffic = [], []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        a, b = write(folder / "a.json", "hidden-student", NASTY), write(folder / "b.json", "hidden-teacher", "A plain answer to this point.\n\n- one\n- two\n\nIn conclusion, birds.")
-        server = subprocess.Popen([sys.executable, "-m", "study.rate", a, b, "--db", str(folder / "votes.sqlite"), "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        a, b = (
+            write(folder / "a.json", "hidden-student", NASTY),
+            write(
+                folder / "b.json",
+                "hidden-teacher",
+                "A plain answer to this point.\n\n- one\n- two\n\nIn conclusion, birds.",
+            ),
+        )
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "study.rate",
+                a,
+                b,
+                "--db",
+                str(folder / "votes.sqlite"),
+                "--port",
+                "0",
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             port = int(re.search(r":(\d+)/", server.stdout.readline()).group(1))
             store = Store(folder / "votes.sqlite")
             leaves(port, args.chromium, store, wrong)
-            threads = [threading.Thread(target=rate, args=(port, n, args.chromium, args.out, wrong, traffic)) for n in range(3)]
+            threads = [
+                threading.Thread(
+                    target=rate, args=(port, n, args.chromium, args.out, wrong, traffic)
+                )
+                for n in range(3)
+            ]
             [t.start() for t in threads]
             [t.join() for t in threads]
             votes = store.votes()
@@ -107,7 +177,9 @@ def main():
     wrong += ["a model's name travelled" for t in traffic if "hidden-" in t][:1]
     for line in wrong:
         print("WRONG:", line)
-    print(f"{len(votes)} votes of 3 raters on 20 items, {len(traffic)} responses looked through; screenshots in {args.out}")
+    print(
+        f"{len(votes)} votes of 3 raters on 20 items, {len(traffic)} responses looked through; screenshots in {args.out}"
+    )
     return 1 if wrong else 0
 
 
