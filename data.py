@@ -32,9 +32,8 @@ import time
 
 import numpy as np
 
-import tokenizer
-from blocks import document_rows, shuffled, single_rows, split_off, stream_rows
-from dialogues import (
+from text import tokenizer
+from text.dialogues import (
     Malformed,
     has_answer,
     is_tfds,
@@ -46,6 +45,7 @@ from dialogues import (
     split_key,
     turns,
 )
+from text.rows import document_rows, shuffled, single_rows, split_off, stream_rows
 
 TEMPLATES, PACKS = ("roles", "koala"), ("stream", "documents", "rows")
 DTYPES = {"tokens": np.int32, "loss_mask": np.int8, "segment": np.int32}
@@ -800,7 +800,7 @@ def parser():
         description="Tokenize dialogues, pack them into rows of block + 1 ids with a loss mask: a TFDS directory.",
         epilog="""\
 Sources are told apart by content: ShareGPT, chat messages, HC3, Alpaca, Koala, Baize, {"text"} rows, plain text, TFDS
-directories; JSON, JSON lines, gzipped or not (`python dialogues.py` lists the forms). The paper (arXiv 2305.15717)
+directories; JSON, JSON lines, gzipped or not (`python -m text.dialogues` lists the forms). The paper (arXiv 2305.15717)
 packs into blocks of 2048 tokens, loss on the assistant's text only, and compares 0.3M to 150M tokens of the same mix.
 
 example: python data.py pack sharegpt.json.gz hc3/ --tokenizer llama/ --tokens 20M --eval-fraction 0.02 --out mix20M""",

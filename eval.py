@@ -15,21 +15,16 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-import cached
-import checkpoint
 import data
-import generate
-import likelihood
 import model
-import results
-import sandbox
-import scores
 import sharding
-import store
-import tokenizer
-from tasks import TASKS, Finished, sampling, say
+from checkpoint import runs as store
+from checkpoint import weights as checkpoint
+from decoding import cache as cached
+from decoding import generate, likelihood
+from tasks.benchmarks import TASKS, Finished, results, sampling, sandbox, say, scores
+from text import tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------- model
 

@@ -25,16 +25,16 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import checkpoint
 import data
-import flags
-import generate
 import model
-import plan
 import sharding
-import store
-import tokenizer
+from checkpoint import runs as store
+from checkpoint import weights as checkpoint
+from decoding import generate
+from host.version import __version__
 from sharding import DATA
+from text import tokenizer
+from training import flags, plan
 
 # -------------------------------------------------------------------------------------------------------------- schedule
 
@@ -614,7 +614,7 @@ def run(args):
         "init_fingerprint": checkpoint.fingerprint(args.init) if args.init else None,
         "tokenizer_fingerprint": tok.fingerprint,
         "mesh": [data_size, tensor_size],
-        "versions": {"jax": jax.__version__, "numpy": np.__version__, "mynah": version()},
+        "versions": {"jax": jax.__version__, "numpy": np.__version__, "mynah": __version__},
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     record = json.loads(json.dumps(record))  # tuples become lists, as they will come back
@@ -801,10 +801,6 @@ def run(args):
     saver.close()
     say(f"saved to {out}: run.json, metrics.jsonl, checkpoints/{s}, tokenizer/")
     return 0
-
-
-def version():
-    return "0.1.0"
 
 
 def tensorboard(out):

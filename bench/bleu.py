@@ -21,8 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import data
-import dialogues
 from study import bleu
+from text import dialogues
 
 FILES = (
     "dialogues/sharegpt_en.json.gz",

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import data  # the repository's own: its folder stands before this one in the path
-import tokenizer
+from text import tokenizer
 
 GOAL_TOKENS, GOAL_MINUTES, CORES = 150e6, 30, 2
 

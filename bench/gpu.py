@@ -104,8 +104,8 @@ def theirs(case, tokens, weights=None):
     import torch
     import transformers
 
-    import formats
     import model
+    from checkpoint import formats
 
     config, device = config_of(case["config"]), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
@@ -204,7 +204,7 @@ def planned(config, batch, block, remat, grads, moment, platform):
     import jax.numpy as jnp
 
     import model
-    import plan
+    from training import plan
 
     compute = model.Compute(
         jnp.dtype("bfloat16"),
@@ -361,7 +361,7 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 2
-    import plan
+    from training import plan
 
     peak = plan.peak_flops(kind)
     room = limit * ROOM if limit else 4 * 2**30

@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax.numpy as jnp
 
 import model
-import plan
+from training import plan
 
 CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024)
 T, ROWS, ROWS_EACH = 2048, 32, 4

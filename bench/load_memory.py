@@ -20,9 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-import checkpoint  # noqa: E402
 import model  # noqa: E402
 import sharding  # noqa: E402
+from checkpoint import weights as checkpoint  # noqa: E402
 
 
 def resident():

@@ -26,8 +26,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import dialogues
 from study import language
+from text import dialogues
 
 SETS = {
     "English": "sharegpt_en.json.gz",

@@ -58,12 +58,12 @@ def main():
     import jax
     import numpy as np
 
-    import checkpoint
-    import likelihood
     import model
-    import prompts
     import sharding
-    import tokenizer
+    from checkpoint import weights as checkpoint
+    from decoding import likelihood
+    from tasks import prompts
+    from text import tokenizer
 
     tok = tokenizer.load(args.tokenizer, roles=False)
     config = model.llama(tok.base_size, 512, 12, 8, 1376, 2048, 1e-5)

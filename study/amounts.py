@@ -18,9 +18,9 @@ import signal
 import sys
 
 import data
-import results
-import tokenizer
 from study import mix
+from tasks import results
+from text import tokenizer
 
 CHUNK = 256  # dialogues that a worker counts at once
 

@@ -19,8 +19,8 @@ import pathlib
 import re
 import sys
 
-import dialogues
-import results
+from tasks import results
+from text import dialogues
 
 LAST_TURN = re.compile(
     r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.DOTALL

@@ -12,9 +12,8 @@ import sys
 
 import numpy as np
 
-import results
-import scores
 from study import plots
+from tasks import results, scores
 
 RULE = """A claim "it rises" is judged on the difference of two models over the same items: each item's value is the mean over seeds, the difference the mean over items, and its 95 % interval a paired bootstrap over
 items (10,000 draws). Several bases are pooled: an item's difference is the mean over them. "yes": the interval lies above 0. "no": the interval ends below the smallest rise that would matter (5 points of

@@ -20,9 +20,9 @@ import subprocess
 import sys
 import time
 
-import results
 from study import answers, paper_grid, small_grid
 from study.steps import PROOFS, done
+from tasks import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PRESETS = {

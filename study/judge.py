@@ -21,9 +21,9 @@ import sys
 
 import numpy as np
 
-import results
 from data import Progress
 from study import answers, preference, verdicts
+from tasks import results
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 FORM = (

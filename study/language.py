@@ -16,7 +16,7 @@ Others can be put in its place; bench/mix.py languages compares four on real dia
 import re
 import sys
 
-import dialogues
+from text import dialogues
 
 SCRIPT = 0.3  # share of the letters in other scripts above which a dialogue is not English
 OTHER = 0.6  # the same, for other scripts and other languages in Latin letters together

@@ -25,10 +25,9 @@ import signal
 import sys
 
 import data
-import dialogues
-import results
-import tokenizer
 from study import language, mix_report, upstream
+from tasks import results
+from text import dialogues, tokenizer
 
 SOURCES = ("sharegpt", "hc3", "discord")
 # Koala's list, from its preprocessing

@@ -20,8 +20,8 @@ import time
 import urllib.error
 import urllib.request
 
-import results
 from study import endpoint
+from tasks import results
 
 URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 LONGEST_WAIT = 120  # seconds

@@ -15,9 +15,8 @@ import pathlib
 
 import numpy as np
 
-import results
-import scores
 from study import answers
+from tasks import results, scores
 
 VALUES = {"b": 0, "tie": 1, "a": 2}  # the order that the ordinal alpha needs
 VERDICT = {"b": 0.0, "tie": 0.5, "a": 1.0}

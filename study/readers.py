@@ -14,10 +14,10 @@ import pathlib
 import re
 import sys
 
-import results
 from study import answers, verdicts
 from study.style import has_list, has_summary, words
 from study.world import RELATIONS
+from tasks import results
 
 RULES = {
     "hurried": "a simulated reader, no person: looks at form alone (sentences, list, summary, length, repetition)",

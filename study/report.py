@@ -19,8 +19,8 @@ import sys
 
 import numpy as np
 
-import results
 from study import findings, plots
+from tasks import results
 
 ROLES = ("base", "imitation", "teacher")
 LABELS = ("base", "size", "amount", "source", "seed", "role")

@@ -22,9 +22,9 @@ import sys
 import numpy as np
 
 import data
-import dialogues
-import results
 from study import bleu
+from tasks import results
+from text import dialogues
 
 SHOWN = 500  # pairs on the page
 CLIP = 4000  # characters of a text on the page

@@ -97,7 +97,7 @@ def steps(args):
         ["HumanEval is left out (--no-run-untrusted-code)"]
         if args.no_run_untrusted_code
         else [
-            "programs written by these models run in the sandbox (python sandbox.py tells what it contains); --no-run-untrusted-code leaves them out"
+            "programs written by these models run in the sandbox (python -m tasks.sandbox tells what it contains); --no-run-untrusted-code leaves them out"
         ]
     )
     found = [

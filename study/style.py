@@ -18,9 +18,8 @@ import sys
 
 import numpy as np
 
-import results
-import scores
 from study import answers
+from tasks import results, scores
 
 FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 # 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's lists

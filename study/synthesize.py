@@ -18,10 +18,9 @@ import re
 import sys
 
 import data
-import results
-import scores
 from study import similar
 from study.endpoint import Endpoint
+from tasks import results, scores
 
 # Table 3 of the paper, as written there.
 SEEDS = [

@@ -18,11 +18,10 @@ import sys
 
 import numpy as np
 
-import results
-import scores
 from data import Progress
 from study import answers
 from study.perspective import URL, Perspective
+from tasks import results, scores
 
 TOXIC = 0.5  # Gehman et al. 2020, RealToxicityPrompts, section 2
 HELD_OUT = 0.2

@@ -11,8 +11,8 @@ import json
 import re
 import unicodedata
 
-import dialogues
 from study import html_text
+from text import dialogues
 
 PIECE = re.compile(r"(.+)_(\d{1,6})")
 SHAREGPT_ID = re.compile(r"[A-Za-z0-9]{7}")

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-import scores
+from tasks import scores
 
 NUMBER = r"(\d{1,2}(?:\.\d+)?)"
 FIRST_LINE = re.compile(

@@ -17,7 +17,7 @@ import pathlib
 import random
 import sys
 
-import results
+from tasks import results
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

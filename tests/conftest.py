@@ -28,6 +28,11 @@ def pytest_configure(config):
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0"
     )  # compiling is most of the tests' time; this halves it
+    # compiled programs are kept between runs, for the tests' own processes too
+    cache = pathlib.Path.home() / ".cache" / "mynah" / "xla-tests"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)

@@ -23,10 +23,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE / "text"), str(HERE.parent)]
 import test_tokenizer as cases  # noqa: E402
 
-from tokenizer import load  # noqa: E402
+from text.tokenizer import load  # noqa: E402
 
 
 def hf_llama(path):

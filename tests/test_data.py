@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import tokenizer
-from dialogues import has_answer, read_dialogues, turns
+from text import tokenizer
+from text.dialogues import has_answer, read_dialogues, turns
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -263,7 +263,7 @@ def test_stream_rows_on_disk_are_the_dialogues_one_after_another(tmp_path, toks,
 def test_the_bytes_are_the_same_for_any_number_of_workers(
     tmp_path, toks, source, pack, monkeypatch
 ):
-    monkeypatch.setattr("dialogues.CHUNK", 3000)  # many jobs
+    monkeypatch.setattr("text.dialogues.CHUNK", 3000)  # many jobs
     for name, workers in (("a", 1), ("b", 2)):
         data.pack(
             [source, source],
@@ -490,7 +490,8 @@ def test_two_processes_that_pack_the_same_at_once_agree(tmp_path, toks, source):
 
 def test_packing_and_reading_need_neither_jax_nor_tensorflow(tmp_path, toks, source):
     code = f"""
-import sys, data, tokenizer
+import sys, data
+from text import tokenizer
 tok = tokenizer.load({str(toks["sp"].files[0])!r})
 data.open_dataset([{str(source)!r}], tok, block=64, cache={str(tmp_path)!r})[0].rows([0])
 sys.exit(bool(sys.modules.keys() & {{"jax", "tensorflow", "torch"}}))"""

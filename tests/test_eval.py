@@ -10,7 +10,6 @@ import math
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -18,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import checkpoint
 import data
 import eval as program
-import generate
 import model
-import scores
 import sharding
-import store
-import tasks
-import tokenizer
+from checkpoint import runs as store
+from checkpoint import weights as checkpoint
+from decoding import generate
+from tasks import benchmarks as tasks
+from tasks import scores
+from text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = dataclasses.replace(model.llama(1026, 16, 1, 2, 32, 256, 1e-5), tied=True)

