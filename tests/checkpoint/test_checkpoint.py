@@ -1177,7 +1177,7 @@ def test_loading_takes_little_more_host_memory_than_one_slice():
 
 HOST = """
 import sys, json
-sys.path.insert(0, {root!r}), sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/checkpoint"]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/checkpoint"]
 import jax
 import jax.numpy as jnp
 from test_checkpoint import *
