@@ -1,7 +1,6 @@
 """LLaMA and GPT-2: configs, the weight table, initialisation, the forward pass, and the loss of a batch with its gradients.
 
-`python model.py llama-7b` prints a preset's weight table. Everything about a weight (shape, how it is split over the mesh, initialiser, decay, names in other
-projects' files) stands in its one row of `weight_table`; a weight without a row raises.
+`python model.py llama-7b` prints a preset's weight table. Everything about a weight (shape, how it is split over the mesh, initialiser, decay) stands in its one row of `weight_table`; a weight without a row raises.
 
 The functions that take `weights` run inside shard_map on local shards (`layout` says what is split); the gradient is taken there, by hand over the stack of layers:
 the forward scan keeps each layer's input only, the reverse scan gathers the layer again, takes its vjp, and scatters its weight gradient at once.
@@ -104,367 +103,52 @@ def preset(name):
 
 
 class Weight(NamedTuple):
-    """One weight: everything that is known of it. Dimensions are named by letters; `sizes` turns them into numbers."""
+    """One weight: everything that is known of it. `sizes` turns the letters of its dimensions into numbers."""
 
     dims: tuple  # letters of its dimensions, without the layer axis
     layered: bool  # stacked over the L layers on a leading axis
     data: int  # the dimension split over "data"
     tensor: int | None  # the dimension split over "tensor", in whole heads where it is NH or KH
-    init: str  # "embedding", "matrix", "residual" (a matrix that writes to the residual stream), "ones", "zeros"
-    decay: bool  # weight decay applies in adamw-scaled and adamw (easylm decays everything, as EasyLM does)
-    hf: str  # name in a Hugging Face file, {} the layer
-    hf_transposed: bool  # stored there with its two dimensions exchanged
-    easylm: str  # name in an EasyLM (Flax) stream
-    easylm_transposed: bool
-    part: int | None = None  # which third of a file's fused q, k, v it is (GPT-2)
-    rope: bool = False  # rows are rotated by RoPE: permuted between half-split (here, Hugging Face) and interleaved (EasyLM, llama2.c)
+    init: (
+        str  # "embedding", "matrix", "residual" (it writes to the residual stream), "ones", "zeros"
+    )
+    decay: bool  # decays in adamw-scaled and adamw (easylm decays everything, as EasyLM does)
 
 
-def weight_table(config):
+def weight_table(config: Config) -> dict[str, Weight]:
     """name -> Weight of every weight of the model, in the order of the forward pass.
 
-    Matrices that write to the residual stream are split over data on their major dimension: a reduce-scatter on the minor one becomes an all-reduce on TPUs.
+    Matrices that write to the residual stream are split over data on their major dimension: a reduce-scatter on the
+    minor one becomes an all-reduce on TPUs.
     """
-    if config.family == "llama":
-        hf, ez = "model.layers.{}.", "transformer/h/{}/"
-        rows = {
-            "embed": Weight(
-                ("V", "D"),
-                False,
-                1,
-                0,
-                "embedding",
-                True,
-                "model.embed_tokens.weight",
-                False,
-                "transformer/wte/embedding",
-                False,
-            ),
-            "attn_norm": Weight(
-                ("D",),
-                True,
-                0,
-                None,
-                "ones",
-                False,
-                hf + "input_layernorm.weight",
-                False,
-                ez + "attention_norm/kernel",
-                False,
-            ),
-            "wq": Weight(
-                ("D", "NH"),
-                True,
-                0,
-                1,
-                "matrix",
-                True,
-                hf + "self_attn.q_proj.weight",
-                True,
-                ez + "attention/wq/kernel",
-                False,
-                rope=True,
-            ),
-            "wk": Weight(
-                ("D", "KH"),
-                True,
-                0,
-                1,
-                "matrix",
-                True,
-                hf + "self_attn.k_proj.weight",
-                True,
-                ez + "attention/wk/kernel",
-                False,
-                rope=True,
-            ),
-            "wv": Weight(
-                ("D", "KH"),
-                True,
-                0,
-                1,
-                "matrix",
-                True,
-                hf + "self_attn.v_proj.weight",
-                True,
-                ez + "attention/wv/kernel",
-                False,
-            ),
-            "wo": Weight(
-                ("NH", "D"),
-                True,
-                0,
-                0,
-                "residual",
-                True,
-                hf + "self_attn.o_proj.weight",
-                True,
-                ez + "attention/wo/kernel",
-                False,
-            ),
-            "mlp_norm": Weight(
-                ("D",),
-                True,
-                0,
-                None,
-                "ones",
-                False,
-                hf + "post_attention_layernorm.weight",
-                False,
-                ez + "ffn_norm/kernel",
-                False,
-            ),
-            "w1": Weight(
-                ("D", "F"),
-                True,
-                0,
-                1,
-                "matrix",
-                True,
-                hf + "mlp.gate_proj.weight",
-                True,
-                ez + "feed_forward/w1/kernel",
-                False,
-            ),
-            "w3": Weight(
-                ("D", "F"),
-                True,
-                0,
-                1,
-                "matrix",
-                True,
-                hf + "mlp.up_proj.weight",
-                True,
-                ez + "feed_forward/w3/kernel",
-                False,
-            ),
-            "w2": Weight(
-                ("F", "D"),
-                True,
-                0,
-                0,
-                "residual",
-                True,
-                hf + "mlp.down_proj.weight",
-                True,
-                ez + "feed_forward/w2/kernel",
-                False,
-            ),
-            "final_norm": Weight(
-                ("D",),
-                False,
-                0,
-                None,
-                "ones",
-                False,
-                "model.norm.weight",
-                False,
-                "transformer/ln_f/kernel",
-                False,
-            ),
-        }
-        if not config.tied:
-            rows["head"] = Weight(
-                ("V", "D"),
-                False,
-                1,
-                0,
-                "matrix",
-                True,
-                "lm_head.weight",
-                False,
-                "lm_head/kernel",
-                True,
-            )
-        return rows
-    hf, ez = "transformer.h.{}.", "transformer/h/{}/"
-    rows = {
-        "embed": Weight(
-            ("V", "D"),
-            False,
-            1,
-            0,
-            "embedding",
-            True,
-            "transformer.wte.weight",
-            False,
-            "transformer/wte/embedding",
-            False,
-        ),
-        "pos": Weight(
-            ("P", "D"),
-            False,
-            1,
-            None,
-            "embedding",
-            True,
-            "transformer.wpe.weight",
-            False,
-            "transformer/wpe/embedding",
-            False,
-        ),
-        "attn_norm": Weight(
-            ("D",),
-            True,
-            0,
-            None,
-            "ones",
-            False,
-            hf + "ln_1.weight",
-            False,
-            ez + "ln_1/scale",
-            False,
-        ),
-        "attn_norm_b": Weight(
-            ("D",), True, 0, None, "zeros", False, hf + "ln_1.bias", False, ez + "ln_1/bias", False
-        ),
+    llama, gpt2 = config.family == "llama", config.family == "gpt2"
+    # fmt: off
+    rows = {  # name: dims, layered, data, tensor, init, decay; which models have it
+        "embed": (("V", "D"), False, 1, 0, "embedding", True, True),
+        "pos": (("P", "D"), False, 1, None, "embedding", True, gpt2),
+        "attn_norm": (("D",), True, 0, None, "ones", False, True),
+        "attn_norm_b": (("D",), True, 0, None, "zeros", False, gpt2),
+        "wq": (("D", "NH"), True, 0, 1, "matrix", True, True),
+        "bq": (("NH",), True, 0, 0, "zeros", False, gpt2),
+        "wk": (("D", "KH"), True, 0, 1, "matrix", True, True),
+        "bk": (("KH",), True, 0, 0, "zeros", False, gpt2),
+        "wv": (("D", "KH"), True, 0, 1, "matrix", True, True),
+        "bv": (("KH",), True, 0, 0, "zeros", False, gpt2),
+        "wo": (("NH", "D"), True, 0, 0, "residual", True, True),
+        "bo": (("D",), True, 0, None, "zeros", False, gpt2),
+        "mlp_norm": (("D",), True, 0, None, "ones", False, True),
+        "mlp_norm_b": (("D",), True, 0, None, "zeros", False, gpt2),
+        "w1": (("D", "F"), True, 0, 1, "matrix", True, True),
+        "b1": (("F",), True, 0, 0, "zeros", False, gpt2),
+        "w3": (("D", "F"), True, 0, 1, "matrix", True, llama),
+        "w2": (("F", "D"), True, 0, 0, "residual", True, True),
+        "b2": (("D",), True, 0, None, "zeros", False, gpt2),
+        "final_norm": (("D",), False, 0, None, "ones", False, True),
+        "final_norm_b": (("D",), False, 0, None, "zeros", False, gpt2),
+        "head": (("V", "D"), False, 1, 0, "matrix", True, not config.tied),
     }
-    for part, letter in enumerate("qkv"):  # Conv1D keeps [in, out]; Flax's keeps [out, in]
-        dim = "NH" if letter == "q" else "KH"
-        rows["w" + letter] = Weight(
-            ("D", dim),
-            True,
-            0,
-            1,
-            "matrix",
-            True,
-            hf + "attn.c_attn.weight",
-            False,
-            ez + "attn/c_attn/kernel",
-            True,
-            part,
-        )
-        rows["b" + letter] = Weight(
-            (dim,),
-            True,
-            0,
-            0,
-            "zeros",
-            False,
-            hf + "attn.c_attn.bias",
-            False,
-            ez + "attn/c_attn/bias",
-            False,
-            part,
-        )
-    rows |= {
-        "wo": Weight(
-            ("NH", "D"),
-            True,
-            0,
-            0,
-            "residual",
-            True,
-            hf + "attn.c_proj.weight",
-            False,
-            ez + "attn/c_proj/kernel",
-            True,
-        ),
-        "bo": Weight(
-            ("D",),
-            True,
-            0,
-            None,
-            "zeros",
-            False,
-            hf + "attn.c_proj.bias",
-            False,
-            ez + "attn/c_proj/bias",
-            False,
-        ),
-        "mlp_norm": Weight(
-            ("D",),
-            True,
-            0,
-            None,
-            "ones",
-            False,
-            hf + "ln_2.weight",
-            False,
-            ez + "ln_2/scale",
-            False,
-        ),
-        "mlp_norm_b": Weight(
-            ("D",), True, 0, None, "zeros", False, hf + "ln_2.bias", False, ez + "ln_2/bias", False
-        ),
-        "w1": Weight(
-            ("D", "F"),
-            True,
-            0,
-            1,
-            "matrix",
-            True,
-            hf + "mlp.c_fc.weight",
-            False,
-            ez + "mlp/c_fc/kernel",
-            True,
-        ),
-        "b1": Weight(
-            ("F",),
-            True,
-            0,
-            0,
-            "zeros",
-            False,
-            hf + "mlp.c_fc.bias",
-            False,
-            ez + "mlp/c_fc/bias",
-            False,
-        ),
-        "w2": Weight(
-            ("F", "D"),
-            True,
-            0,
-            0,
-            "residual",
-            True,
-            hf + "mlp.c_proj.weight",
-            False,
-            ez + "mlp/c_proj/kernel",
-            True,
-        ),
-        "b2": Weight(
-            ("D",),
-            True,
-            0,
-            None,
-            "zeros",
-            False,
-            hf + "mlp.c_proj.bias",
-            False,
-            ez + "mlp/c_proj/bias",
-            False,
-        ),
-        "final_norm": Weight(
-            ("D",),
-            False,
-            0,
-            None,
-            "ones",
-            False,
-            "transformer.ln_f.weight",
-            False,
-            "transformer/ln_f/scale",
-            False,
-        ),
-        "final_norm_b": Weight(
-            ("D",),
-            False,
-            0,
-            None,
-            "zeros",
-            False,
-            "transformer.ln_f.bias",
-            False,
-            "transformer/ln_f/bias",
-            False,
-        ),
-    }
-    if not config.tied:
-        rows["head"] = Weight(
-            ("V", "D"), False, 1, 0, "matrix", True, "lm_head.weight", False, "lm_head/kernel", True
-        )
-    return rows
+    # fmt: on
+    return {name: Weight(*row) for name, (*row, present) in rows.items() if present}
 
 
 def sizes(config, padded=True):
@@ -1083,7 +767,7 @@ def main(argv=None):
     for name, shape in shapes(config).items():
         row = weight_table(config)[name]
         print(
-            f"{name:<13} {str(shape):<24} {' x '.join(('L',) * row.layered + row.dims):<12} {row.init:<10} {row.hf}"
+            f"{name:<13} {str(shape):<24} {' x '.join(('L',) * row.layered + row.dims):<12} {row.init}"
         )
     print(f"{parameter_count(config):,} weights")
     return 0

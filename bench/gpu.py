@@ -106,6 +106,7 @@ def theirs(case, tokens, weights=None):
 
     import model
     from checkpoint import formats
+    from checkpoint.names import file_names
 
     config, device = config_of(case["config"]), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
@@ -120,7 +121,7 @@ def theirs(case, tokens, weights=None):
             for i in range(config.L if row.layered else 1):
                 x = np.asarray(weights[name][i] if row.layered else weights[name])
                 x = x[: config.V] if row.dims[0] == "V" else x
-                state[row.hf.format(i)] = torch.from_numpy(
+                state[file_names(config)[name].hf.format(i)] = torch.from_numpy(
                     np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x)
                 )
         net.load_state_dict(state, strict=True)

@@ -26,6 +26,7 @@ import model
 import sharding
 import train
 from checkpoint import formats
+from checkpoint.names import file_names
 
 LR = 1e-3
 
@@ -75,7 +76,7 @@ def theirs(config, tokens, weights_by_name):
         for i in range(config.L if row.layered else 1):
             x = np.asarray(weights_by_name[name][i] if row.layered else weights_by_name[name])
             x = x[: config.V] if row.dims[0] == "V" else x
-            hf = row.hf.format(i)
+            hf = file_names(config)[name].hf.format(i)
             state[hf] = torch.from_numpy(np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x))
     net.load_state_dict(state, strict=True)
     opt = torch.optim.AdamW(

@@ -31,6 +31,7 @@ import model
 import sharding
 from checkpoint import formats
 from checkpoint import runs as store
+from checkpoint.names import file_names
 from text import tokenizer
 
 MODEL_PATHS = (
@@ -150,7 +151,7 @@ def model_config(path, preset=None, difference=False):
 
 def with_rows(config, index):
     """The config with the vocabulary rows of an EasyLM stream."""
-    embed = index.get(model.weight_table(config)["embed"].easylm)
+    embed = index.get(file_names(config)["embed"].easylm)
     return config if embed is None else dataclasses.replace(config, V=embed.shape[0])
 
 
@@ -172,17 +173,20 @@ class Place(NamedTuple):
 
 def place(config, kind, name, layer):
     row, size = model.weight_table(config)[name], model.sizes(config, padded=False)
+    file = file_names(config)[name]
+    if kind == "easylm" and file.easylm is None:
+        raise ValueError(f"EasyLM's models have no weight {name}: use --to hf")
     there, transposed = {
-        "hf": (row.hf.format(layer), row.hf_transposed),
-        "easylm": (row.easylm.format(layer), row.easylm_transposed),
+        "hf": (file.hf.format(layer), file.hf_transposed),
+        "easylm": ((file.easylm or "").format(layer), file.easylm_transposed),
         "bin": (f"{name}[{layer}]" if row.layered else name, row.layered and len(row.dims) == 2),
     }[kind]
     shape, part = tuple(size[d] for d in row.dims), None
-    if row.part is not None:
+    if file.part is not None:
         bounds = np.cumsum([0, size["NH"], size["KH"], size["KH"]]).tolist()
-        part, shape = slice(*bounds[row.part : row.part + 2]), shape[:-1] + (bounds[3],)
+        part, shape = slice(*bounds[file.part : file.part + 2]), shape[:-1] + (bounds[3],)
     shape = shape[::-1] if transposed else shape
-    return Place(there, shape, transposed, part, row.part in (None, 2), row.rope and kind != "hf")
+    return Place(there, shape, transposed, part, file.part in (None, 2), file.rope and kind != "hf")
 
 
 def half_split(config, width):

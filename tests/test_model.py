@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 import kernels
 import model
 import sharding
+from checkpoint.names import file_names
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 CASES = list(make_references.CASES)
@@ -32,8 +33,8 @@ def config_of(fields):
 
 
 def from_hugging_face(arrays, config):
-    """Our weights from arrays under Hugging Face's names, by the table's fields `hf`, `part` and `hf_transposed`; the
-    vocabulary padded with zero rows.
+    """Our weights from arrays under Hugging Face's names, by checkpoint/names.py; the vocabulary
+    padded with zero rows.
     """
 
     def read(row, layer):
@@ -42,12 +43,12 @@ def from_hugging_face(arrays, config):
             array = np.split(array, 3, axis=-1)[row.part]
         return array.T if row.hf_transposed else array
 
-    weights = {}
+    weights, names = {}, file_names(config)
     for name, row in model.weight_table(config).items():
         weight = (
-            np.stack([read(row, layer) for layer in range(config.L)])
+            np.stack([read(names[name], layer) for layer in range(config.L)])
             if row.layered
-            else read(row, None)
+            else read(names[name], None)
         )
         if row.dims[0] == "V":
             weight = np.pad(weight, ((0, config.padded_vocab - config.V), (0, 0)))
@@ -198,7 +199,7 @@ def read_llama2c(path):
         size = shape[name][:-2] + shape[name][:-3:-1] if matrix else shape[name]
         weight = flat[at : at + np.prod(size)].reshape(size)
         at += weight.size
-        if table[name].rope:  # rows (head, pair, member) -> (head, member, pair)
+        if file_names(config)[name].rope:  # rows (head, pair, member) -> (head, member, pair)
             weight = weight.reshape(L, -1, config.H // 2, 2, D).swapaxes(2, 3).reshape(size)
         weights[name] = np.swapaxes(weight, 1, 2) if matrix else weight
     assert V == config.padded_vocab
@@ -450,8 +451,4 @@ def test_the_program_prints_the_weight_table(capsys):
     assert model.main(["llama-7b"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 13 and lines[-1] == "6,738,415,616 weights"
-    assert any(
-        line.split()
-        == "wq (32, 4096, 4096) L x D x NH matrix model.layers.{}.self_attn.q_proj.weight".split()
-        for line in lines
-    )
+    assert any(line.split() == "wq (32, 4096, 4096) L x D x NH matrix".split() for line in lines)
