@@ -55,20 +55,13 @@ class Model:
     def ready(self):
         """Start the devices (once) -> mesh, layout, dtype."""
         if self.mesh is None:
-            jax.config.update(
-                "jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "mynah" / "xla")
-            )
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
             self.mesh, note = sharding.start_devices(self.mesh_text)
             d, t = (self.mesh.shape[a] for a in self.mesh.axis_names)
             self.dtype_name = self.dtype_name or (
                 "float32" if self.mesh.devices.flat[0].platform == "cpu" else "bfloat16"
             )
             self.dtype = jnp.dtype(self.dtype_name)
-            if self.dtype_name == "float32":
-                jax.config.update(
-                    "jax_default_matmul_precision", "highest"
-                )  # accelerators would round the operands of float32 products
+            sharding.use_precision_of(self.dtype)
             self.layout = model.make_layout(self.config, d, t, fsdp=False)
             generate.check_fit(
                 self.config,

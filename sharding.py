@@ -7,6 +7,7 @@ shard_map with check_vma=False: without that, JAX transposes a psum into another
 
 import functools
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -65,6 +66,19 @@ def make_mesh(data, tensor, devices=None):
     )
 
 
+def use_compilation_cache():
+    """Keep what takes long to compile in ~/.cache/mynah/xla, where the next start finds it."""
+    cache = pathlib.Path.home() / ".cache" / "mynah" / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def use_precision_of(dtype):
+    """Where the compute dtype is float32, products are too: accelerators would round their operands."""
+    if np.dtype(dtype) == np.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def start_devices(text, coordinator=None, processes=None, process=None):
     """Join the other hosts (where there are any) and return the mesh of `text`; where JAX sees no accelerator, make virtual CPU devices first.
 
@@ -79,6 +93,7 @@ def start_devices(text, coordinator=None, processes=None, process=None):
         raise ValueError(
             f"--process {process} is not among --processes {processes}: number them 0 to {processes - 1}"
         )
+    use_compilation_cache()
     share = 1 if text is None else VIRTUAL
     if several and text is not None:
         sizes = [int(n) for n in text.lower().split("x") if n.isdigit()]

@@ -515,14 +515,8 @@ def run(args):
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
-    cache = pathlib.Path.home() / ".cache" / "mynah" / "xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    if args.dtype == "float32":
-        jax.config.update(
-            "jax_default_matmul_precision", "highest"
-        )  # accelerators would round the operands of float32 products
     mesh, note = sharding.start_devices(args.mesh, args.coordinator, args.processes, args.process)
+    sharding.use_precision_of(args.dtype)
     main_process = jax.process_index() == 0
     say = functools.partial(print, flush=True) if main_process else lambda *a, **k: None
 
