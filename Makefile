@@ -1,19 +1,28 @@
-# `make train` and `make test` do all the set-up a fresh machine needs (Python 3.11 or newer); the plain commands are in the README.
+# Each target sets up what it needs on a machine with Python 3.11 or newer.
 PYTHON ?= python3
+RUN = .venv/bin/python
 
-train: .venv/installed
-	.venv/bin/python train.py --mesh 8x1
+train: .venv/installed           # the quick start: one minute, two CPU cores
+	$(RUN) train.py --mesh 8x1
 
-test: .venv/installed-dev
-	.venv/bin/python -m pytest tests
+test: .venv/installed-dev        # hermetic tests without those marked slow
+	$(RUN) -m pytest tests -n 2 -m "not slow"
+
+test-all: .venv/installed-dev    # every hermetic test
+	$(RUN) -m pytest tests -n 2
+
+lint: .venv/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -r requirements.txt
+	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	.venv/bin/python -m pip install -q -r requirements-dev.txt
+.venv/installed-dev: requirements-dev.txt requirements-study.txt .venv/installed
+	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 
-.PHONY: train test
+.PHONY: train test test-all lint
