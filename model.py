@@ -22,8 +22,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-import kernels
 import sharding
+from kernels.attention import causal_attention, causal_mask, positions_of, reference_attention
+from kernels.layers import gelu_tanh, layer_norm, lookup, rms_norm, rope_half, rope_table, swiglu
+from kernels.loss import head_cross_entropy, head_logits
 from sharding import DATA, TENSOR
 
 # ---------------------------------------------------------------------------------------------------------------- config
@@ -31,7 +33,7 @@ from sharding import DATA, TENSOR
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A model's sizes, by letter. V is the true vocabulary; arrays are padded to `padded_vocab`. rope_scaling: see kernels.rope_table."""
+    """A model's sizes, by letter. V is the true vocabulary; arrays are padded to `padded_vocab`. rope_scaling: see rope_table."""
 
     family: str  # "llama" or "gpt2"
     V: int
@@ -311,20 +313,10 @@ def sequence_parallel(layout, T):
     )
 
 
-def positions_of(segment_BT):
-    """Position of each token within its segment (a document of a packed row), [B, T] int32."""
-    T = segment_BT.shape[1]
-    at = jnp.arange(T, dtype=jnp.int32)[None, :]
-    starts = jnp.concatenate(
-        [jnp.ones_like(segment_BT[:, :1], bool), segment_BT[:, 1:] != segment_BT[:, :-1]], axis=1
-    )
-    return at - lax.cummax(jnp.where(starts, at, 0), axis=1)
-
-
 def norm(x_BTD, scale, bias, config, shared):
     if config.family == "llama":
-        return kernels.rms_norm(x_BTD, shared(scale), config.eps)
-    return kernels.layer_norm(x_BTD, shared(scale), shared(bias), config.eps)
+        return rms_norm(x_BTD, shared(scale), config.eps)
+    return layer_norm(x_BTD, shared(scale), shared(bias), config.eps)
 
 
 def embed(token_BT, position_BT, w, config, layout, sequence):
@@ -334,7 +326,7 @@ def embed(token_BT, position_BT, w, config, layout, sequence):
         lax.axis_index(TENSOR) * w["embed"].shape[0] if layout.vocab and layout.tensor > 1 else 0
     )
     x_BTD = region.leave(
-        kernels.lookup(w["embed"], token_BT - offset)
+        lookup(w["embed"], token_BT - offset)
     )  # each rank finds the tokens of its rows, the others give 0
     if config.family == "gpt2":
         if sequence:
@@ -342,7 +334,7 @@ def embed(token_BT, position_BT, w, config, layout, sequence):
             position_BT = lax.dynamic_slice_in_dim(
                 position_BT, lax.axis_index(TENSOR) * width, width, axis=1
             )
-        x_BTD = x_BTD + kernels.lookup(region.shared(w["pos"]), position_BT)
+        x_BTD = x_BTD + lookup(region.shared(w["pos"]), position_BT)
     return x_BTD
 
 
@@ -386,7 +378,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
     heads = lambda z: z.reshape(z.shape[:2] + (-1, H))
     q_BTNH, k_BTKH, v_BTKH = heads(q), heads(k), heads(v)
     if rope is not None:
-        q_BTNH, k_BTKH = kernels.rope_half(q_BTNH, *rope), kernels.rope_half(k_BTKH, *rope)
+        q_BTNH, k_BTKH = rope_half(q_BTNH, *rope), rope_half(k_BTKH, *rope)
     out_BTNH, kept = attend(
         checkpoint_name(q_BTNH, "turned"), checkpoint_name(k_BTKH, "turned"), v_BTKH
     )
@@ -404,12 +396,10 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
         )
         if config.family == "llama":
             gate_BTF, up_BTF = jnp.split(product(h_BTD, w["w1"], w["w3"]), 2, axis=2)
-            return region.leave(
-                checkpoint_name(kernels.swiglu(gate_BTF, up_BTF), "turned") @ w["w2"]
-            )
+            return region.leave(checkpoint_name(swiglu(gate_BTF, up_BTF), "turned") @ w["w2"])
         h_BTF = checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "product")
         return (
-            region.leave(checkpoint_name(kernels.gelu_tanh(h_BTF), "turned") @ w["w2"])
+            region.leave(checkpoint_name(gelu_tanh(h_BTF), "turned") @ w["w2"])
             + region.shared(w["b2"])[None, None]
         )
 
@@ -422,7 +412,7 @@ def block(x_BTD, w, rope, attend, config, layout, sequence, join=True, mlp_rows=
 
 def rope_of(position_BT, config):
     return (
-        kernels.rope_table(position_BT, config.H, config.theta, config.rope_scaling)
+        rope_table(position_BT, config.H, config.theta, config.rope_scaling)
         if config.family == "llama"
         else None
     )
@@ -456,9 +446,9 @@ def hidden(weights, token_BT, config, layout, dtype):
     outer = gather(outer, layout, dtype)
     segment_BT = jnp.ones_like(token_BT)
     position_BT = positions_of(segment_BT)
-    mask, rope = kernels.causal_mask(segment_BT), rope_of(position_BT, config)
+    mask, rope = causal_mask(segment_BT), rope_of(position_BT, config)
     x_BTD = embed(token_BT, position_BT, outer, config, layout, False)
-    attend = lambda q, k, v: (kernels.attention(q, k, v, mask), None)
+    attend = lambda q, k, v: (reference_attention(q, k, v, mask), None)
 
     def body(x_BTD, shards):
         return block(x_BTD, gather(shards, layout, dtype), rope, attend, config, layout, False)
@@ -474,7 +464,7 @@ def whole_logits(x_BTD, weights, config, layout, dtype):
     split = layout.vocab and layout.tensor > 1
     B, T, D = x_BTD.shape
     offset = lax.axis_index(TENSOR) * head_VD.shape[0] if split else 0
-    logits_MV = kernels.head_logits(x_BTD.reshape(B * T, D), head_VD, config.V, offset)
+    logits_MV = head_logits(x_BTD.reshape(B * T, D), head_VD, config.V, offset)
     if split:
         logits_MV = lax.all_gather(logits_MV, TENSOR, axis=1, tiled=True)
     return logits_MV[:, : config.V].reshape(B, T, config.V)
@@ -520,47 +510,6 @@ KEPT = {
     "dots": ("product", "attention"),
     "none": ("product", "attention", "normed", "turned"),
 }
-
-
-def causal_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, packed, kernel):
-    """Attention of whole rows by one of the kernels; packed: the rows hold several segments."""
-    if (
-        kernel == "cudnn" and not packed
-    ):  # cuDNN's flash attention takes 16-bit types and no segments
-        return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
-        )
-    if kernel == "pallas":
-        return kernels.splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
-    if kernel == "reference":
-        return kernels.attention(q_BTNH, k_BTKH, v_BTKH, kernels.causal_mask(segment_BT))
-    return kernels.blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
-
-
-def pick_attention(asked, platform, dtype, T, H, packed=False):
-    """The kernel that `auto` stands for on this platform, or the one asked for. ValueError where it cannot run there.
-
-    T, H: what pallas must fit. packed: rows hold several documents, whose mask cudnn does not take.
-    """
-    fits = T % 128 == 0 and H % 128 == 0
-    cudnn = platform == "gpu" and dtype == "bfloat16"
-    if asked == "auto":
-        if platform == "tpu" and fits:
-            return "pallas"
-        return "cudnn" if cudnn and not packed else "blockwise"
-    if asked == "cudnn" and not cudnn:
-        raise ValueError(
-            f"--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, here is {platform} and {dtype}: use --attention auto"
-        )
-    if asked == "cudnn" and packed:
-        raise ValueError(
-            "--attention cudnn knows no mask between the documents of a row: use --attention auto, or --pack stream"
-        )
-    if asked == "pallas" and (platform != "tpu" or not fits):
-        raise ValueError(
-            f"--attention pallas needs a TPU, a block and a head size that divide by 128, here is {platform}, {T} and {H}: use --attention auto"
-        )
-    return asked
 
 
 def layer_forward(layer, x_BTD, w, shared, remat):
@@ -634,7 +583,7 @@ def loss_and_gradients(
         head_VD = w["embed" if config.tied else "head"]
         axis = TENSOR if layout.vocab and layout.tensor > 1 else None
         flat = lambda a: a.reshape((-1,) + a.shape[2:])
-        return kernels.head_cross_entropy(
+        return head_cross_entropy(
             flat(x_BTD),
             head_VD,
             flat(target_BT),
@@ -735,24 +684,6 @@ def loss_and_gradients(
         )
     ends = scatter(dfirst) | dlast
     return loss, sums | (ends if into is None else {n: into[n] + g for n, g in ends.items()})
-
-
-def model_flops(config, tokens, T):
-    """Model FLOPs of one training step over `tokens` tokens in rows of T: 6 * matmul weights + 6 * L * T * NH a token.
-
-    Forward 2 FLOPs a multiply-add, backward twice that. Matmul weights: all but embeddings (the output matrix counts, tied or not), norms and biases. Attention's two
-    products are counted whole at 4 * T * NH a token and layer forward, then halved for causality, times 3. Rematerialisation is not counted.
-    """
-    size = sizes(config, padded=False)
-    table = weight_table(config)
-    matmul = sum(
-        math.prod(size[d] for d in row.dims) * (config.L if row.layered else 1)
-        for row in table.values()
-        if row.init in ("matrix", "residual")
-    )
-    if config.tied:
-        matmul += config.V * config.D
-    return tokens * (6 * matmul + 6 * config.L * T * config.N * config.H)
 
 
 def main(argv=None):

@@ -32,6 +32,7 @@ from checkpoint import runs as store
 from checkpoint import weights as checkpoint
 from decoding import generate
 from host.version import __version__
+from kernels.attention import pick_attention
 from sharding import DATA
 from text import tokenizer
 from training import flags, plan
@@ -487,9 +488,7 @@ def planned(args):
 
 def compute_of(args, config, platform, data_size, packed=False):
     """What of model.Compute the flags and the platform decide."""
-    kernel = model.pick_attention(
-        args.attention, platform, args.dtype, args.block, config.H, packed
-    )
+    kernel = pick_attention(args.attention, platform, args.dtype, args.block, config.H, packed)
     # TPUs: without it the compiled schedule has products beside 83 % of the gathered bytes, forward and backward; with it beside 69 and 8 % (--plan v5p:2x2x2)
     prefetch = args.prefetch if args.prefetch is not None else platform == "gpu" and data_size > 1
     mlp_rows = (
@@ -655,7 +654,7 @@ def run(args):
         held_out_loss(eval_step, state["weights"], held_out, eval_batch, mesh) if held_out else None
     )
 
-    flops = model.model_flops(config, args.batch * args.block, args.block)
+    flops = plan.model_flops(config, args.batch * args.block, args.block)
     peak = plan.peak_flops(mesh.devices.flat[0].device_kind)
     if peak:
         say(

@@ -17,14 +17,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 
-import kernels
+from kernels.attention import blockwise_attention, causal_mask, reference_attention
 
 KERNELS = {
-    "plain": lambda q, k, v, block: kernels.attention(
-        q, k, v, kernels.causal_mask(jnp.ones(q.shape[:2], jnp.int32))
+    "plain": lambda q, k, v, block: reference_attention(
+        q, k, v, causal_mask(jnp.ones(q.shape[:2], jnp.int32))
     ),
     "jax.nn": lambda q, k, v, block: jax.nn.dot_product_attention(q, k, v, is_causal=True),
-    "blockwise": lambda q, k, v, block: kernels.blockwise_attention(q, k, v, None, block),
+    "blockwise": lambda q, k, v, block: blockwise_attention(q, k, v, None, block),
 }
 
 

@@ -423,11 +423,9 @@ def main(argv=None):
         if figures is None:
             print(f"| {case['config']} | {program} | {shape} | {why} | | | | |", flush=True)
             continue
-        import model
-
         tokens = case["batch"] * case["block"]
         mfu = (
-            f"{model.model_flops(config, tokens, case['block']) / figures['seconds'] / peak:.1%}"
+            f"{plan.model_flops(config, tokens, case['block']) / figures['seconds'] / peak:.1%}"
             if peak
             else "-"
         )

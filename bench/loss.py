@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 
-import kernels
+from kernels.loss import cross_entropy, head_cross_entropy, head_logits
 
 
 def main(argv=None):
@@ -45,11 +45,11 @@ def main(argv=None):
         head = (jax.random.normal(keys[1], (V, args.width)) * args.width**-0.5).astype(x.dtype)
         target = jax.random.randint(keys[2], (args.tokens,), 0, V)
         weight = jnp.full((args.tokens,), 1 / args.tokens)
-        plain = lambda x, head, V=V: kernels.cross_entropy(
-            kernels.head_logits(x, head, V, 0)[None], target[None], weight[None]
+        plain = lambda x, head, V=V: cross_entropy(
+            head_logits(x, head, V, 0)[None], target[None], weight[None]
         )
         cases = {"plain": plain} | {
-            f"chunks of {c}": lambda x, head, c=c, V=V: kernels.head_cross_entropy(
+            f"chunks of {c}": lambda x, head, c=c, V=V: head_cross_entropy(
                 x, head, target, weight, V, None, c
             )
             for c in args.chunks

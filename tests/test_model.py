@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import kernels
 import model
 import sharding
 from checkpoint.names import file_names
+from kernels.attention import positions_of
+from kernels.loss import cross_entropy
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 CASES = list(make_references.CASES)
@@ -235,7 +236,7 @@ def test_loss_and_every_gradient_equal_autodiff_of_the_plain_cross_entropy_of_th
     """
     config, weights, _, _ = reference(case)
     token, segment, weight = batch(config)
-    plain = lambda weights: kernels.cross_entropy(
+    plain = lambda weights: cross_entropy(
         logits_function(config)(weights, token[:, :-1]), jnp.asarray(token[:, 1:]), weight
     )
     expected, gradients = jax.jit(jax.value_and_grad(plain), compiler_options=QUICK)(weights)
@@ -317,7 +318,7 @@ def test_a_document_has_a_gradient_of_exactly_zero_by_the_others_of_its_row():
 def test_positions_restart_at_each_document():
     segment = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [4, 3, 3, 3, 3, 3, 9]])
     np.testing.assert_array_equal(
-        model.positions_of(segment), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]]
+        positions_of(segment), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 0]]
     )
 
 
@@ -408,19 +409,6 @@ def test_every_matrix_and_embedding_decays_and_no_norm_or_bias_does():
     for preset in ("tiny", "tiny-gpt2"):
         for name, row in model.weight_table(model.PRESETS[preset]).items():
             assert row.decay == (len(row.dims) == 2), name
-
-
-def test_model_flops_equal_a_count_by_hand():
-    """gpt2, a token of a 1,024-token row: 12 layers of 12 D^2 = 7,077,888 and the output matrix 50257 * 768 =
-    38,597,376 are 123,532,032 multiply-adds; attention 2 products of T * D, half of them behind the mask: 12 * 1024 *
-    768 = 9,437,184. Two FLOPs each, times 3 with the backward pass. A grouped LLaMA, term by term, below."""
-    assert model.model_flops(model.PRESETS["gpt2"], 1, 1024) == 6 * (123_532_032 + 9_437_184)
-    D, NH, KH, F, V, L, T = 4096, 4096, 1024, 14336, 128256, 32, 2048
-    forward = (
-        L * (2 * D * NH + 2 * 2 * D * KH + 2 * NH * D + 3 * 2 * D * F + 2 * 2 * NH * T / 2)
-        + 2 * V * D
-    )
-    assert model.model_flops(model.PRESETS["llama-3-8b"], 10, T) == 10 * 3 * forward
 
 
 def test_the_vocabulary_is_padded_to_a_multiple_of_128():

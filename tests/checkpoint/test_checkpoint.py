@@ -29,12 +29,12 @@ import safetensors.numpy
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import kernels
 import model
 import sharding
 from checkpoint import formats
 from checkpoint import runs as store
 from checkpoint import weights as checkpoint
+from kernels.layers import rope_half, rope_interleaved, rope_table
 from text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -407,18 +407,16 @@ def test_interleaved_columns_rotated_in_pairs_score_as_ours_rotated_in_halves():
     x, wq, wk = (
         rng.normal(size=s).astype(np.float32) for s in ((1, 7, 24), (24, 3 * H), (24, 3 * H))
     )
-    cos, sin = kernels.rope_table(jnp.arange(7)[None], H, 10000.0)
+    cos, sin = rope_table(jnp.arange(7)[None], H, 10000.0)
     heads = lambda w: (x @ w).reshape(1, 7, 3, H)
     columns = checkpoint.half_split(model.Config("llama", 8, 24, 1, 3, 3, H, 4, 8, 1e-5), 3 * H)
     score = lambda rotate, a, b: jnp.einsum(
         "btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin)
     )
-    want = score(kernels.rope_interleaved, wq, wk)
-    np.testing.assert_allclose(
-        score(kernels.rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4
-    )
+    want = score(rope_interleaved, wq, wk)
+    np.testing.assert_allclose(score(rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4)
     assert (
-        np.abs(score(kernels.rope_half, wq, wk) - want).max() > 1
+        np.abs(score(rope_half, wq, wk) - want).max() > 1
     )  # and without the permutation they do not
 
 

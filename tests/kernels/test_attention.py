@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import kernels
 import model
 import sharding
+from kernels.attention import blockwise_attention, causal_mask, positions_of, reference_attention
 
 
 def inputs(B, T, N, K, H, dtype=jnp.float32):
@@ -28,9 +28,9 @@ def test_blockwise_equals_the_reference_in_value_and_every_gradient(heads, T, bl
         if packed
         else None
     )
-    mask = kernels.causal_mask(jnp.ones((2, T), jnp.int32) if segment is None else segment)
-    plain = lambda q, k, v: jnp.sum(kernels.attention(q, k, v, mask) * g)
-    ours = lambda q, k, v: jnp.sum(kernels.blockwise_attention(q, k, v, segment, block) * g)
+    mask = causal_mask(jnp.ones((2, T), jnp.int32) if segment is None else segment)
+    plain = lambda q, k, v: jnp.sum(reference_attention(q, k, v, mask) * g)
+    ours = lambda q, k, v: jnp.sum(blockwise_attention(q, k, v, segment, block) * g)
     (want, dwant), (got, dgot) = (
         jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (plain, ours)
     )
@@ -43,22 +43,22 @@ def test_blockwise_equals_the_reference_in_value_and_every_gradient(heads, T, bl
 
 def test_blockwise_in_bfloat16_is_as_near_to_float32_as_the_reference():
     q, k, v, _ = inputs(1, 64, 4, 2, 16)
-    mask = kernels.causal_mask(jnp.ones((1, 64), jnp.int32))
-    exact = kernels.attention(q, k, v, mask)
+    mask = causal_mask(jnp.ones((1, 64), jnp.int32))
+    exact = reference_attention(q, k, v, mask)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     distance = lambda x: float(
         jnp.linalg.norm(x.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
     )
-    ours = kernels.blockwise_attention(*half, None, 16)
+    ours = blockwise_attention(*half, None, 16)
     assert ours.dtype == jnp.bfloat16
-    assert distance(ours) < 1.2 * distance(kernels.attention(*half, mask)) < 0.02
+    assert distance(ours) < 1.2 * distance(reference_attention(*half, mask)) < 0.02
 
 
 def test_a_later_key_gets_no_gradient_from_an_earlier_query():
     q, k, v, _ = inputs(1, 24, 2, 2, 4)
-    dk, dv = jax.grad(
-        lambda k, v: jnp.sum(kernels.blockwise_attention(q, k, v, None, 8)[:, :11]), (0, 1)
-    )(k, v)
+    dk, dv = jax.grad(lambda k, v: jnp.sum(blockwise_attention(q, k, v, None, 8)[:, :11]), (0, 1))(
+        k, v
+    )
     assert (
         not np.any(dk[:, 11:])
         and not np.any(dv[:, 11:])
@@ -70,7 +70,7 @@ def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
     q, k, v, _ = inputs(2, 20, 2, 2, 6)
     segment = jnp.asarray(np.repeat([[1, 2], [1, 2]], [11, 9], axis=1), jnp.int32)
     dk, dv = jax.grad(
-        lambda k, v: jnp.sum(kernels.blockwise_attention(q, k, v, segment, 8)[:, 12]), (0, 1)
+        lambda k, v: jnp.sum(blockwise_attention(q, k, v, segment, 8)[:, 12]), (0, 1)
     )(k, v)
     for d in (dk, dv):
         seen = np.abs(np.asarray(d)).max(axis=(0, 2, 3)) > 0
@@ -79,7 +79,7 @@ def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
 
 def test_large_scores_do_not_overflow():
     q, k, v, g = inputs(2, 37, 3, 3, 6)
-    out, vjp = jax.vjp(lambda q, k, v: kernels.blockwise_attention(q, k, v, None, 8), 1e4 * q, k, v)
+    out, vjp = jax.vjp(lambda q, k, v: blockwise_attention(q, k, v, None, 8), 1e4 * q, k, v)
     assert all(np.isfinite(x).all() for x in (out, *vjp(g)))
 
 
@@ -106,8 +106,7 @@ def test_blocks_above_the_diagonal_are_not_computed():
     walk(
         jax.make_jaxpr(
             jax.grad(
-                lambda q, k, v: jnp.sum(kernels.blockwise_attention(q, k, v, None, block) * g),
-                (0, 1, 2),
+                lambda q, k, v: jnp.sum(blockwise_attention(q, k, v, None, block) * g), (0, 1, 2)
             )
         )(q, k, v).jaxpr,
         1,
@@ -117,7 +116,7 @@ def test_blocks_above_the_diagonal_are_not_computed():
 
 def test_no_matrix_of_queries_by_keys_is_ever_in_memory():
     q, k, v, g = inputs(1, 1024, 4, 4, 8)
-    mask = kernels.causal_mask(jnp.ones((1, 1024), jnp.int32))
+    mask = causal_mask(jnp.ones((1, 1024), jnp.int32))
     memory = lambda f: (
         jax.jit(jax.grad(lambda q, k, v: jnp.sum(f(q, k, v) * g), (0, 1, 2)))
         .lower(q, k, v)
@@ -126,8 +125,8 @@ def test_no_matrix_of_queries_by_keys_is_ever_in_memory():
         .temp_size_in_bytes
     )
     plain, ours = (
-        memory(lambda q, k, v: kernels.attention(q, k, v, mask)),
-        memory(lambda q, k, v: kernels.blockwise_attention(q, k, v, None)),
+        memory(lambda q, k, v: reference_attention(q, k, v, mask)),
+        memory(lambda q, k, v: blockwise_attention(q, k, v, None)),
     )
     assert plain > 4 * 1024 * 1024 * 4 * 2  # the four heads' scores, twice at least
     assert ours < plain / 8, (ours, plain)
@@ -247,14 +246,14 @@ def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(rema
         if model.weight_table(config)[n].layered
     }
     segment = jnp.ones((2, 16), jnp.int32)
-    shared = (model.rope_of(model.positions_of(segment), config), segment)
+    shared = (model.rope_of(positions_of(segment), config), segment)
 
     def layer(x, w, rope, segment):
         return model.block(
             x,
             w,
             rope,
-            lambda q, k, v: (kernels.blockwise_attention(q, k, v, segment, 8), None),
+            lambda q, k, v: (blockwise_attention(q, k, v, segment, 8), None),
             config,
             layout,
             False,

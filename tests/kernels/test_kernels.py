@@ -18,8 +18,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-import kernels
 import sharding
+from kernels.attention import causal_mask, reference_attention
+from kernels.layers import (
+    gelu_tanh,
+    layer_norm,
+    lookup,
+    rms_norm,
+    rope_half,
+    rope_interleaved,
+    rope_table,
+    swiglu,
+)
+from kernels.loss import cross_entropy, head_cross_entropy
 
 B, T, D, V = 2, 5, 12, 13
 TOLERANCE = 5e-6
@@ -159,7 +170,7 @@ def cross_entropy_loop(logits, target, weight):
 
 def test_rms_norm_equals_the_loop_in_value_and_gradients():
     check(
-        lambda x, s: kernels.rms_norm(x, s, 0.1),
+        lambda x, s: rms_norm(x, s, 0.1),
         lambda x, s: rms_norm_loop(x, s, 0.1),
         normal(B, T, D),
         1 + normal(D, seed=1),
@@ -169,7 +180,7 @@ def test_rms_norm_equals_the_loop_in_value_and_gradients():
 def test_layer_norm_equals_the_loop_in_value_and_gradients():
     arrays = 0.5 + normal(B, T, D), 1 + normal(D, seed=1), normal(D, seed=2)
     check(
-        lambda x, s, b: kernels.layer_norm(x, s, b, 0.1),
+        lambda x, s, b: layer_norm(x, s, b, 0.1),
         lambda x, s, b: layer_norm_loop(x, s, b, 0.1),
         *arrays,
     )
@@ -187,8 +198,8 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
     )
     x64, scale64, bias64 = (np.asarray(a, np.float64) for a in (x, scale, bias))
     for ours, reference in [
-        (kernels.rms_norm(x, scale, 1e-5), rms_norm_loop(x64, scale64, 1e-5)),
-        (kernels.layer_norm(x, scale, bias, 1e-5), layer_norm_loop(x64, scale64, bias64, 1e-5)),
+        (rms_norm(x, scale, 1e-5), rms_norm_loop(x64, scale64, 1e-5)),
+        (layer_norm(x, scale, bias, 1e-5), layer_norm_loop(x64, scale64, bias64, 1e-5)),
     ]:
         assert ours.dtype == jnp.bfloat16
         assert np.all(
@@ -201,29 +212,24 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
 POSITIONS = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 7, 30]])
 
 
-@pytest.mark.parametrize(
-    "kernel, pair", [(kernels.rope_half, half), (kernels.rope_interleaved, interleaved)]
-)
+@pytest.mark.parametrize("kernel, pair", [(rope_half, half), (rope_interleaved, interleaved)])
 def test_rope_turns_each_pair_as_a_complex_number_does(kernel, pair):
     def ours(x):
-        return kernel(x, *kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0))
+        return kernel(x, *rope_table(jnp.asarray(POSITIONS), 8, 100.0))
 
     check(ours, lambda x: rope_loop(x, POSITIONS, 100.0, pair), normal(B, T, 3, 8))
 
 
 def test_permuting_the_channels_turns_one_rope_into_the_other():
     x = jnp.asarray(normal(B, T, 3, 8), jnp.float32)
-    table = kernels.rope_table(jnp.asarray(POSITIONS), 8, 100.0)
+    table = rope_table(jnp.asarray(POSITIONS), 8, 100.0)
     to_half = [2 * i for i in range(4)] + [
         2 * i + 1 for i in range(4)
     ]  # interleaved (0 1)(2 3)... -> the firsts of all pairs, then the seconds
     np.testing.assert_array_equal(
-        kernels.rope_interleaved(x, *table)[..., to_half],
-        kernels.rope_half(x[..., to_half], *table),
+        rope_interleaved(x, *table)[..., to_half], rope_half(x[..., to_half], *table)
     )
-    assert not np.allclose(
-        kernels.rope_interleaved(x, *table), kernels.rope_half(x, *table), atol=0.1
-    )
+    assert not np.allclose(rope_interleaved(x, *table), rope_half(x, *table), atol=0.1)
 
 
 @pytest.mark.parametrize("scaling", [None, (8.0, 1.0, 4.0, 256), (4.0, 2.0, 32.0, 8192)])
@@ -231,7 +237,7 @@ def test_permuting_the_channels_turns_one_rope_into_the_other():
 def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, scaling):
     """To 1e-5 in the angle a position: float32 keeps 6e-8 of an angle up to 30 turns long."""
     positions = np.array([[0, 1, 2, 30]])
-    cos, sin = kernels.rope_table(jnp.asarray(positions), 16, theta, scaling)
+    cos, sin = rope_table(jnp.asarray(positions), 16, theta, scaling)
     for t, (i, frequency) in itertools.product(
         range(4), enumerate(frequency_loop(16, theta, scaling))
     ):
@@ -249,7 +255,7 @@ def test_llama_3_1_scaling_keeps_blends_and_stretches():
         *reversed(
             [
                 np.asarray(a, np.float64)[0, 0]
-                for a in kernels.rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)
+                for a in rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)
             ]
         )
     )
@@ -274,9 +280,9 @@ def test_attention_equals_the_loop_in_value_and_gradients(kv_heads):
         normal(B, T, kv_heads, 4, seed=1),
         normal(B, T, kv_heads, 4, seed=2),
     )
-    mask = kernels.causal_mask(jnp.asarray(segment))
+    mask = causal_mask(jnp.asarray(segment))
     check(
-        lambda q, k, v: kernels.attention(q, k, v, mask),
+        lambda q, k, v: reference_attention(q, k, v, mask),
         lambda q, k, v: attention_loop(q, k, v, segment),
         *arrays,
     )
@@ -286,10 +292,10 @@ def attention_gradients(segment):
     """Gradients by k and v of the first row's output at each query position: two of [query, key, ...]."""
     q, k, v = (jnp.asarray(normal(B, T, heads, 4, seed=heads), jnp.float32) for heads in (6, 3, 3))
     mask, weighting = (
-        kernels.causal_mask(jnp.asarray(segment)),
+        causal_mask(jnp.asarray(segment)),
         jnp.asarray(normal(6, 4, seed=5), jnp.float32),
     )
-    f = lambda query, k, v: jnp.sum(kernels.attention(q, k, v, mask)[0, query] * weighting)
+    f = lambda query, k, v: jnp.sum(reference_attention(q, k, v, mask)[0, query] * weighting)
     gradients = jax.jit(jax.vmap(jax.grad(f, argnums=(1, 2)), in_axes=(0, None, None)))(
         jnp.arange(T), k, v
     )
@@ -320,7 +326,7 @@ def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
     q = 8 * normal(B, T, 6, 64)
     k = 8 * normal(1, 1, 3, 64, seed=1) + 0.1 * normal(B, T, 3, 64, seed=2)
     q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (q, k, normal(B, T, 3, 64, seed=3)))
-    ours = kernels.attention(q, k, v, kernels.causal_mask(jnp.asarray(ONE_SEGMENT)))
+    ours = reference_attention(q, k, v, causal_mask(jnp.asarray(ONE_SEGMENT)))
     reference = attention_loop(*(np.asarray(a, np.float64) for a in (q, k, v)), ONE_SEGMENT)
     assert ours.dtype == jnp.bfloat16
     assert (
@@ -334,7 +340,7 @@ def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
 
 def test_swiglu_equals_the_loop_in_value_and_gradients():
     check(
-        kernels.swiglu,
+        swiglu,
         np.vectorize(lambda g, u: g / (1 + math.exp(-g)) * u),
         2 * normal(B, T, D),
         normal(B, T, D, seed=1),
@@ -343,7 +349,7 @@ def test_swiglu_equals_the_loop_in_value_and_gradients():
 
 def test_gelu_is_the_tanh_one_in_value_and_gradient():
     check(
-        kernels.gelu_tanh,
+        gelu_tanh,
         np.vectorize(
             lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         ),
@@ -358,8 +364,8 @@ def test_activations_of_bfloat16_are_rounded_once():
         lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     )
     for ours, reference in [
-        (kernels.swiglu(x, y), x64 / (1 + np.exp(-x64)) * y64),
-        (kernels.gelu_tanh(x), gelu(x64)),
+        (swiglu(x, y), x64 / (1 + np.exp(-x64)) * y64),
+        (gelu_tanh(x), gelu(x64)),
     ]:
         assert ours.dtype == jnp.bfloat16
         assert np.all(
@@ -382,13 +388,13 @@ def test_lookup_equals_the_loop_and_an_index_outside_the_table_gives_zero_and_no
                 out[b, t] = table[index[b, t]]
         return out
 
-    check(lambda table: kernels.lookup(table, jnp.asarray(index)), loop, normal(V, D))
+    check(lambda table: lookup(table, jnp.asarray(index)), loop, normal(V, D))
 
 
 def test_lookup_of_bfloat16_sums_its_gradient_in_float32():
     """A thousand ones for one row: summed in bfloat16 they stall at 256."""
     table, index = jnp.zeros((3, 2), jnp.bfloat16), jnp.ones((1, 1000), int)
-    gradient = jax.grad(lambda t: jnp.sum(kernels.lookup(t, index).astype(jnp.float32)))(table)
+    gradient = jax.grad(lambda t: jnp.sum(lookup(t, index).astype(jnp.float32)))(table)
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[0, 0], [1000, 1000], [0, 0]])
 
@@ -401,7 +407,7 @@ WEIGHT = np.array([[0.2, 0, 1, 0.5, 0], [0, 0.3, 0.3, 0, 2]])
 
 def test_cross_entropy_equals_the_loop_in_value_and_gradient():
     check(
-        lambda x: kernels.cross_entropy(x, jnp.asarray(TARGET), jnp.asarray(WEIGHT)),
+        lambda x: cross_entropy(x, jnp.asarray(TARGET), jnp.asarray(WEIGHT)),
         lambda x: cross_entropy_loop(x, TARGET, WEIGHT),
         3 * normal(B, T, V),
     )
@@ -409,14 +415,14 @@ def test_cross_entropy_equals_the_loop_in_value_and_gradient():
 
 def test_cross_entropy_of_bfloat16_logits_is_taken_in_float32():
     logits = jnp.asarray(20 * normal(B, T, V), jnp.bfloat16)
-    ours = kernels.cross_entropy(logits, jnp.asarray(TARGET), jnp.asarray(WEIGHT))
+    ours = cross_entropy(logits, jnp.asarray(TARGET), jnp.asarray(WEIGHT))
     assert ours.dtype == jnp.float32
     assert_near(ours, cross_entropy_loop(np.asarray(logits, np.float64), TARGET, WEIGHT))
 
 
 def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
     logits = jnp.asarray([[[0.0, -jnp.inf, 0.0], [1.0, 2.0, 3.0]]])
-    loss = kernels.cross_entropy(logits, jnp.asarray([[1, 2]]), jnp.asarray([[0.0, 1.0]]))
+    loss = cross_entropy(logits, jnp.asarray([[1, 2]]), jnp.asarray([[0.0, 1.0]]))
     assert_near(loss, cross_entropy_loop(np.array([[1.0, 2, 3]]), np.array([2]), np.array([1.0])))
 
 
@@ -445,9 +451,7 @@ def head_reference(vocab):
 
 
 def head_kernel(x, head, vocab, axis, chunk, weight=FLAT_WEIGHT):
-    return kernels.head_cross_entropy(
-        x, head, jnp.asarray(head_target(vocab)), weight, vocab, axis, chunk
-    )
+    return head_cross_entropy(x, head, jnp.asarray(head_target(vocab)), weight, vocab, axis, chunk)
 
 
 def assert_head(loss, gradients, vocab, factor):

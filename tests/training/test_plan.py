@@ -198,12 +198,12 @@ def test_flops_of_7b_by_hand():
     """6.607e9 matmul weights (all but embeddings and norms), 4096 channels of attention in 32 layers."""
     config = model.preset("llama-7b")
     matmul = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
-    assert model.model_flops(config, 65536, 2048) == 65536 * (6 * matmul + 6 * 32 * 2048 * 4096)
-    again = plan.hardware_flops(config, BF16, 65536, 2048) / model.model_flops(config, 65536, 2048)
+    assert plan.model_flops(config, 65536, 2048) == 65536 * (6 * matmul + 6 * 32 * 2048 * 4096)
+    again = plan.hardware_flops(config, BF16, 65536, 2048) / plan.model_flops(config, 65536, 2048)
     assert 1.31 < again < 4 / 3
     assert plan.hardware_flops(
         config, BF16._replace(remat="none"), 65536, 2048
-    ) == model.model_flops(config, 65536, 2048)
+    ) == plan.model_flops(config, 65536, 2048)
 
 
 def test_seconds_of_7b_by_hand():
@@ -303,3 +303,16 @@ def test_peaks_are_found_by_what_jax_calls_a_device():
         and plan.peak_flops("TPU v5") == 459e12
     )
     assert plan.peak_flops("cpu") is None and np.isfinite(plan.peak_flops("TPU v4"))
+
+
+def test_model_flops_equal_a_count_by_hand():
+    """gpt2, a token of a 1,024-token row: 12 layers of 12 D^2 = 7,077,888 and the output matrix 50257 * 768 =
+    38,597,376 are 123,532,032 multiply-adds; attention 2 products of T * D, half of them behind the mask: 12 * 1024 *
+    768 = 9,437,184. Two FLOPs each, times 3 with the backward pass. A grouped LLaMA, term by term, below."""
+    assert plan.model_flops(model.PRESETS["gpt2"], 1, 1024) == 6 * (123_532_032 + 9_437_184)
+    D, NH, KH, F, V, L, T = 4096, 4096, 1024, 14336, 128256, 32, 2048
+    forward = (
+        L * (2 * D * NH + 2 * 2 * D * KH + 2 * NH * D + 3 * 2 * D * F + 2 * 2 * NH * T / 2)
+        + 2 * V * D
+    )
+    assert plan.model_flops(model.PRESETS["llama-3-8b"], 10, T) == 10 * 3 * forward
