@@ -14,123 +14,19 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 
 import data
 import model
-import sharding
 from checkpoint import runs as store
 from checkpoint import weights as checkpoint
-from decoding import cache as cached
-from decoding import generate, likelihood
+from decoding.opened import open_model
 from tasks.benchmarks import TASKS, Finished, results, sampling, sandbox, say, scores
-from text import tokenizer
-
-# ----------------------------------------------------------------------------------------------------------------- model
 
 
-class Model:
-    """A model path opened for evaluation; weights and programs are made when they are first asked for."""
-
-    def __init__(self, args):
-        self.path = args.model
-        self.config = checkpoint.model_config(args.model, args.model_preset)
-        place = pathlib.Path(checkpoint.file_of(args.model))
-        place = args.tokenizer or str(place if place.is_dir() else place.parent)
-        self.tok = tokenizer.load(place)
-        tokenizer.check_size(self.tok, self.config.V, args.model)
-        self.roles = self.config.V == self.tok.size
-        if not self.roles:
-            self.tok = tokenizer.load(place, roles=False)
-        if self.tok.normalises:
-            say(f"note: {self.tok.warning}")
-        self.batch, self.mesh_text, self.dtype_name = args.batch, args.mesh, args.dtype
-        self.step, self.mesh, self._weights = None, None, {}
-
-    @property
-    def start(self):
-        """Ids that a plain text begins with: bos, but nothing for GPT-2 (as with Hugging Face, whose ids these are)."""
-        return [] if self.tok.kind == "gpt2" else [self.tok.bos]
-
-    def ready(self):
-        """Start the devices (once) -> mesh, layout, dtype."""
-        if self.mesh is None:
-            self.mesh, note = sharding.start_devices(self.mesh_text)
-            d, t = (self.mesh.shape[a] for a in self.mesh.axis_names)
-            self.dtype_name = self.dtype_name or (
-                "float32" if self.mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-            )
-            self.dtype = jnp.dtype(self.dtype_name)
-            sharding.use_precision_of(self.dtype)
-            self.layout = model.make_layout(self.config, d, t, fsdp=False)
-            generate.check_fit(
-                self.config,
-                d,
-                t,
-                self.dtype,
-                self.batch,
-                self.config.P,
-                generate.device_room(self.mesh),
-            )
-            for line in [note] * bool(note) + model.replication_notes(
-                self.config, self.layout._replace(data=1)
-            ):  # over data they are replicas on purpose
-                say(f"note: {line}")
-        return self.mesh, self.layout, self.dtype
-
-    def load(self):
-        mesh, layout, dtype = self.ready()
-        return checkpoint.load(self.path, self.config, mesh, layout, dtype, self.step)
-
-    def at(self, step):
-        """Go to a checkpoint of a run; programs stay compiled."""
-        self.step = step
-        self._weights = {}
-
-    def score(self, requests, share=True):
-        """likelihood.Scorer.score on this model's weights."""
-        mesh, layout, dtype = self.ready()
-        if not hasattr(self, "scorer"):
-            self.scorer = likelihood.Scorer(self.config, mesh, layout, dtype)
-        if "stacked" not in self._weights:
-            self._weights = {"stacked": self.load()}
-        return self.scorer.score(self._weights["stacked"], requests, self.batch, share)
-
-    def generate(self, ids, **how):
-        """generate.Decoder.generate on this model's weights."""
-        mesh, layout, dtype = self.ready()
-        if "apart" not in self._weights:
-            self._weights = {}
-            weights, specs = cached.for_decoding(self.load(), self.config, mesh, layout)
-            if not hasattr(self, "decoder"):
-                self.decoder = generate.Decoder(self.config, mesh, layout, specs, dtype)
-            self._weights = {"apart": weights}
-        stop = {self.tok.eos} | ({self.tok.user} if self.roles else set())
-        return self.decoder.generate(
-            self._weights["apart"], ids, tok=self.tok, stop=stop, batch=self.batch, **how
-        )
-
-    def chat_ids(self, conversation):
-        """Ids of [{"from", "value"}, …] up to where the assistant begins to speak, in the template the model was trained with."""
-        template = "roles" if self.roles else "koala"
-        turns = [*conversation, {"from": "gpt", "value": ""}]
-        return data.tokenize_dialogue({"conversations": turns}, self.tok, template)[0][
-            :-1
-        ].tolist()  # without the end of the answer
-
-    def fit(self, build, shots, room):
-        """(ids, prompt, shots used, ids cut off): the prompt build(k) with the most shots whose ids are at most `room`; without any and still longer, its end."""
-        for k in range(shots, -1, -1):
-            prompt = build(k)
-            ids = prompt if isinstance(prompt, list) else self.start + self.tok.encode(prompt)
-            if len(ids) <= room:
-                return ids, prompt, k, 0
-        return (
-            ids[: len(self.start)] + ids[len(ids) - room + len(self.start) :],
-            prompt,
-            0,
-            len(ids) - room,
-        )
+def Model(args):
+    return open_model(
+        args.model, args.tokenizer, args.model_preset, args.mesh, args.dtype, args.batch
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ chat
@@ -185,7 +81,7 @@ def reply(args, m, conversation, turn):
         print(printable(piece), end="", flush=True)
 
     try:
-        for _ in m.generate([ids], names=[turn], watch=watch, **sampling(args)):
+        for _ in m.generate([ids], names=[turn], watch=watch, sampling=sampling(args)):
             pass
     except KeyboardInterrupt:
         pass
@@ -251,11 +147,10 @@ def one(args, m, job, folder, step):
     settings = {k: v for k, v in vars(args).items() if k not in left_out} | job.settings
     if m:
         m.at(step)
-        m.ready()  # a mesh that does not fit is said before anything is written
         settings |= {
             "model_fingerprint": checkpoint.fingerprint(m.path, step),
             "tokenizer_fingerprint": m.tok.fingerprint,
-            "dtype": m.dtype_name,
+            "dtype": str(m.dtype),
         }
         if step is not None:
             settings["step"] = step

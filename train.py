@@ -30,7 +30,7 @@ import model
 import sharding
 from checkpoint import runs as store
 from checkpoint import weights as checkpoint
-from decoding import generate
+from decoding import reference
 from host.version import __version__
 from kernels.attention import pick_attention
 from sharding import DATA
@@ -353,7 +353,7 @@ def sample_replies(weights, config, mesh, layout, tok, dataset, count, dtype, le
     rows = -(-len(prompts) // layout.data) * layout.data
     forward = model.make_logits(config, mesh, layout, dtype)
     spec = NamedSharding(mesh, P(DATA))
-    replies = generate.plain(
+    replies = reference.plain(
         lambda token: forward(weights, jax.device_put(token, spec)),
         prompts,
         length=length,

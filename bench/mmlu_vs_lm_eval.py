@@ -61,7 +61,8 @@ def main():
     import model
     import sharding
     from checkpoint import weights as checkpoint
-    from decoding import likelihood
+    from decoding.likelihood import Scorer
+    from decoding.records import Request
     from tasks import prompts
     from text import tokenizer
 
@@ -86,8 +87,8 @@ def main():
             raise SystemExit(
                 f"a prompt has {len(ids)} tokens, more than {config.P}: choose other --subjects"
             )
-        requests.append(likelihood.Request(ids, [len(ids) - 1], [letters]))
-    scorer = likelihood.Scorer(config, mesh, layout)
+        requests.append(Request(ids, [len(ids) - 1], [letters]))
+    scorer = Scorer(config, mesh, layout)
 
     def ours(share):
         scorer.computed, logp, start = 0, np.zeros((len(requests), 4)), time.perf_counter()

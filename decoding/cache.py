@@ -1,83 +1,83 @@
-"""The forward with cached keys and values, for evaluation: rows behind a common prefix, one token more a row, weights laid out for decoding.
+"""The forward with cached keys and values: prefill behind a prefix, decode steps, their weights.
 
-Everything here runs inside shard_map on local shards, as model.py does, with weights whole over data (model.make_layout with fsdp False). A cache holds kv heads before
-positions, [B, K, S, H], so that a head's keys lie together: on CPUs the products of one query are twenty times as fast as with heads behind positions. No gradients.
+Everything here runs inside shard_map on local shards, as model.py does, with weights whole over
+data (model.make_layout with fsdp False). No gradients.
+A cache holds kv heads before positions, [B, K, S, H], so that the keys of a head are contiguous. On
+CPUs the products of one query are twenty times as fast as with heads behind positions.
 
 LETTERS as in model.py; S is the room of a cache.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
+from decoding.records import shared_length
 from sharding import DATA, TENSOR
 
 
 def cache_heads(config, layout):
-    """Kv heads of a cache, all ranks together: where there are fewer than ranks, each rank keeps the one that its queries read."""
+    """Kv heads of a cache, all ranks together.
+
+    Where there are fewer than ranks, each rank keeps the one that its queries read.
+    """
     return layout.tensor if layout.attention and not layout.kv else config.K
 
 
 def cache_spec(layout, rows=True):
-    """Spec of one layer's cached keys or values [B, K, S, H] (rows False: [K, S, H], the same on every data rank)."""
+    """Spec of one layer's cached keys or values [B, K, S, H].
+
+    rows False: of a prefix [K, S, H], the same on every data rank.
+    """
     heads = TENSOR if layout.attention and layout.tensor > 1 else None
-    return P(DATA, heads) if rows else P(heads)
+    return Spec(DATA, heads) if rows else Spec(heads)
 
 
-TOGETHER = {
-    "wqkv": ("wq", "wk", "wv"),
-    "bqkv": ("bq", "bk", "bv"),
-    "w13": ("w1", "w3"),
-}  # what `block` multiplies at once
+# what `block` multiplies at once
+JOINED = {"wqkv": ("wq", "wk", "wv"), "bqkv": ("bq", "bk", "bv"), "w13": ("w1", "w3")}
 
 
 def for_decoding(weights, config, mesh, layout):
-    """The weights as decoding wants them, where reading them is all the time: {"layers": a dict a layer, and the others}; `weights` is emptied on the way.
+    """The weights as decoding reads them fastest -> ({"layers": a dict a layer, others}, specs).
 
-    A scan copies each layer out of the stack, and `block` lays q, k, v (gate, up) side by side: both would cost as much as the multiplication for one token. So the layers
-    are apart and these matrices joined, once; each rank joins what it holds. Returns (weights, their specs).
+    A scan copies each layer out of the stack, and `block` lays q, k, v (gate, up) side by side.
+    Either costs as much as the multiplication for one token. So the layers are separate arrays and
+    these matrices are joined, once; each rank joins its own shards. `weights` is emptied.
     """
     stacked, table = layout.stacked(config), model.weight_table(config)
-    groups = {n: tuple(m for m in parts if m in table) for n, parts in TOGETHER.items()}
+    groups = {n: tuple(m for m in parts if m in table) for n, parts in JOINED.items()}
     groups = {n: parts for n, parts in groups.items() if len(parts) > 1}
-    groups |= {
-        n: (n,)
-        for n in table
-        if table[n].layered and not any(n in parts for parts in groups.values())
-    }
+    joined = {part for parts in groups.values() for part in parts}
+    groups |= {n: (n,) for n in table if table[n].layered and n not in joined}
     layers, specs = [{} for _ in range(config.L)], {}
     for name, parts in groups.items():
-        spec = max(
-            (stacked[n] for n in parts), key=lambda s: len(sharding.axes_of(s))
-        )  # split where one of them is: the ranks' arrays differ then
-        spec = P(*spec[1:])
+        # split where one of them is: the ranks' arrays differ then
+        spec = Spec(*max((stacked[n] for n in parts), key=lambda s: len(sharding.axes_of(s)))[1:])
 
-        def apart(*w, spec=spec):
-            cut = lambda *w: [jnp.concatenate([m[i] for m in w], axis=-1) for i in range(config.L)]
-            return jax.shard_map(
-                cut,
-                mesh=mesh,
-                in_specs=tuple(stacked[n] for n in parts),
-                out_specs=spec,
-                check_vma=False,
-            )(*w)
+        def cut(*w):
+            return [jnp.concatenate([m[i] for m in w], axis=-1) for i in range(config.L)]
 
-        for layer, w in zip(layers, jax.jit(apart)(*(weights.pop(n) for n in parts)), strict=True):
+        in_specs = tuple(stacked[n] for n in parts)
+        unstack = jax.jit(
+            jax.shard_map(cut, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
+        )
+        for layer, w in zip(layers, unstack(*(weights.pop(n) for n in parts)), strict=True):
             layer[name] = w
         specs[name] = spec
     outer = {n: weights.pop(n) for n in list(weights)}
-    return outer | {"layers": layers}, {n: stacked[n] for n in outer} | {
-        "layers": [specs] * config.L
-    }
+    outer_specs = {n: stacked[n] for n in outer}
+    return outer | {"layers": layers}, outer_specs | {"layers": [specs] * config.L}
 
 
 def over_layers(body, x_BTD, weights, each, config, layout, dtype):
-    """x, kept = body(x, one layer's weights, one layer's item of `each`) through the layers; -> (x, what was kept).
+    """x, y = body(x, a layer's weights, a layer's item of `each`) through the layers -> (x, ys).
 
-    Stacked weights are scanned, `each` and what is kept have a leading layer axis; weights of `for_decoding` are unrolled, and these two are lists.
+    Stacked weights are scanned, and `each` and ys have a leading layer axis. Weights of
+    `for_decoding` are unrolled, and these two are lists.
     """
     if "layers" not in weights:
         layers, _ = model.split_layers(weights, config)
@@ -86,23 +86,25 @@ def over_layers(body, x_BTD, weights, each, config, layout, dtype):
             x_BTD,
             (layers, each),
         )
-    t, H, kept = layout.tensor, config.H, []
+    t, H, ys = layout.tensor, config.H, []
     NH, KH = config.N * H // (t if layout.attention else 1), config.K * H // (t if layout.kv else 1)
     for w, item in zip(weights["layers"], each, strict=True):
         w = dict(w)
-        for name in [n for n in TOGETHER if n in w]:
+        for name in [n for n in JOINED if n in w]:
             joined = w.pop(name)
             ends = [joined.shape[-1] // 2] if name == "w13" else [NH, NH + KH]
-            w |= dict(
-                zip(TOGETHER[name], jnp.split(joined, ends, axis=-1), strict=True)
-            )  # `block` joins them again: XLA sees that it is the same array
+            # `block` joins them again: XLA sees that it is the same array
+            w |= dict(zip(JOINED[name], jnp.split(joined, ends, axis=-1), strict=True))
         x_BTD, y = body(x_BTD, w, item)
-        kept.append(y)
-    return x_BTD, kept
+        ys.append(y)
+    return x_BTD, ys
 
 
 def visible(tree_BT, branch_BT):
-    """[B, T, T] bool: a token sees those before it in its tree, of the trunk (branch 0) and of its own branch. Trees are texts that share their beginning; rows hold several."""
+    """[B, T, T] bool: a token sees those before it in its tree's trunk (branch 0) and own branch.
+
+    Trees are texts that share their beginning; rows hold several.
+    """
     at = jnp.arange(tree_BT.shape[1])
     same = lambda a: a[:, :, None] == a[:, None, :]
     return (
@@ -113,17 +115,17 @@ def visible(tree_BT, branch_BT):
 
 
 def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256):
-    """kernels.attention over a row's own visible keys and the first `length` of a prefix (k_KSH, v_KSH) that all rows see: [B, T, N, H].
+    """Attention over a row's own visible keys and the first `length` of a prefix -> [B, T, N, H].
 
-    The prefix goes by blocks with a running softmax in float32, as many blocks as `length` fills: one program for every length.
+    prefix: (k_KSH, v_KSH), which all rows see. It is read by blocks with a running softmax in
+    float32, as many blocks as `length` fills: one program serves every length.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     kp_KSH, vp_KSH = prefix
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(
-        K, B * T * (N // K), -1
-    )  # [B, K, T, G, X] -> K, all queries of that head, X
+    # [B, K, T, G, X] -> K, all queries of that head, X
+    flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)
     scores_BKTGS = jnp.einsum(
         "btkgh,bskh->bktgs", q_BTKGH, k_BTKH, preferred_element_type=jnp.float32
     )
@@ -158,10 +160,12 @@ def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256)
     return jnp.moveaxis(out_KBTGH, 0, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
-def read(weights, token_BT, position_BT, visible_BTT, prefix, length, config, layout, dtype):
-    """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], each layer's keys and values of the new tokens [B, K, T, H]).
+def prefill(weights, token_BT, position_BT, visible_BTT, prefix, length, config, layout, dtype):
+    """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], their keys and values).
 
-    position_BT: place in the text, prefix included. prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` hold (0: no prefix).
+    Keys and values: each layer's [B, K, T, H]. position_BT: place in the text, prefix included.
+    prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` are
+    valid (0: no prefix).
     """
     _, outer = model.split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
     outer = model.gather(outer, layout, dtype)
@@ -177,12 +181,16 @@ def read(weights, token_BT, position_BT, visible_BTT, prefix, length, config, la
 
         return model.block(x_BTD, w, rope, attend, config, layout, False)
 
-    x_BTD, kept = over_layers(body, x_BTD, weights, prefix, config, layout, dtype)
-    return model.final_hidden(x_BTD, outer, config, layout, False), kept
+    x_BTD, new = over_layers(body, x_BTD, weights, prefix, config, layout, dtype)
+    return model.final_hidden(x_BTD, outer, config, layout, False), new
 
 
-def read_next(weights, token_B, position_B, cache, config, layout, dtype):
-    """One token more in every row -> (final hidden [B, 1, D], cache). weights: of for_decoding. cache: a (k, v) [B, K, S, H] a layer; a row sees its positions up to this one."""
+def decode_step(weights, token_B, position_B, cache, config, layout, dtype):
+    """One token more in every row -> (final hidden [B, 1, D], cache).
+
+    weights: of for_decoding. cache: a (k, v) [B, K, S, H] a layer; a row sees its positions up to
+    this one.
+    """
     outer = model.gather({n: w for n, w in weights.items() if n != "layers"}, layout, dtype)
     position_B1 = position_B[:, None]
     rope = model.rope_of(position_B1, config)
@@ -220,49 +228,75 @@ def read_next(weights, token_B, position_B, cache, config, layout, dtype):
     return model.final_hidden(x_B1D, outer, config, layout, False), cache
 
 
-def make_prefix(config, mesh, layout, specs, dtype=jnp.float32):
-    """(empty(S) -> each layer's keys and values of a prefix of up to S tokens; jitted extend(weights, token_T, prefix, length) -> prefix with T more tokens, in place).
+class PrefixCache:
+    """Keys and values of what many texts begin with; the last prefix is kept for the next call.
 
-    specs: of the weights, stacked or for_decoding's. The last tokens may be padding: whoever reads the prefix says how long it is.
+    specs: of the weights, stacked or for_decoding's. pieces: how many tokens one program reads, in
+    ascending order; all but the last piece of a prefix are of the largest size.
     """
-    unrolled = "layers" in specs
-    spec = (
-        [(cache_spec(layout, False),) * 2] * config.L
-        if unrolled
-        else (P(None, *cache_spec(layout, False)),) * 2
-    )
 
-    def empty(S):
-        shape = (cache_heads(config, layout), S, config.H)
-        make = lambda: jax.tree.map(
-            lambda _: jnp.zeros(shape if unrolled else (config.L, *shape), dtype),
-            spec,
-            is_leaf=lambda s: isinstance(s, P),
+    def __init__(self, config, mesh, layout, specs, dtype=jnp.float32, pieces=(256,)):
+        self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
+        self.pieces, self.unrolled = pieces, "layers" in specs
+        self.positions = -(-config.P // 256) * 256  # of a cache, at most
+        self.room = self.positions + pieces[-1]  # a prefix's last piece may reach past them
+        one = cache_spec(layout, False)
+        if self.unrolled:
+            self.spec = [(one,) * 2] * config.L
+        else:
+            self.spec = (Spec(None, *one),) * 2
+        in_specs = (specs, Spec(), self.spec, Spec())
+        self.extend = jax.jit(
+            jax.shard_map(
+                self._extend, mesh=mesh, in_specs=in_specs, out_specs=self.spec, check_vma=False
+            ),
+            donate_argnums=2,
         )
-        return jax.jit(make, out_shardings=sharding.shardings(spec, mesh))()
+        self.kept = None  # (weights, ids, arrays) of the last prefix
 
-    def local(weights, token_T, prefix, length):
+    def _extend(self, weights, token_T, prefix, length):
+        """The prefix with T more tokens, of which the last may be padding."""
         one_1T = jnp.ones_like(token_T)[None]
         position_1T = length + jnp.arange(token_T.shape[0], dtype=jnp.int32)[None]
-        _, new = read(
-            weights,
-            token_T[None],
-            position_1T,
-            visible(one_1T, one_1T),
-            prefix,
-            length,
-            config,
-            layout,
-            dtype,
-        )
-        put = lambda old, new: lax.dynamic_update_slice_in_dim(
-            old, new.squeeze(-4).astype(old.dtype), length, axis=old.ndim - 2
-        )
+        seen = visible(one_1T, one_1T)
+        dims = self.config, self.layout, self.dtype
+        _, new = prefill(weights, token_T[None], position_1T, seen, prefix, length, *dims)
+
+        def put(old, new):
+            new = new.squeeze(-4).astype(old.dtype)
+            return lax.dynamic_update_slice_in_dim(old, new, length, axis=old.ndim - 2)
+
         return jax.tree.map(put, prefix, new)
 
-    return empty, jax.jit(
-        jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, P(), spec, P()), out_specs=spec, check_vma=False
-        ),
-        donate_argnums=2,
-    )
+    def empty(self, room=None):
+        """Each layer's keys and values of a prefix of up to `room` tokens, none read yet."""
+        shape = cache_heads(self.config, self.layout), room or self.room, self.config.H
+        shape = shape if self.unrolled else (self.config.L, *shape)
+        is_spec = lambda s: isinstance(s, Spec)
+        zeros = lambda: jax.tree.map(
+            lambda _: jnp.zeros(shape, self.dtype), self.spec, is_leaf=is_spec
+        )
+        return jax.jit(zeros, out_shardings=sharding.shardings(self.spec, self.mesh))()
+
+    def read(self, weights, ids):
+        """Each layer's keys and values of `ids`; valid until the next call.
+
+        Whole pieces that the last call has read already (with these very weights) are not read
+        again, so the arrays are the same to the last bit whether they were there or not.
+        """
+        least, most = self.pieces[0], self.pieces[-1]
+        arrays, at = None, 0
+        if self.kept and self.kept[0] is weights:
+            arrays, at = self.kept[2], shared_length(self.kept[1], ids) // most * most
+        if arrays is None:
+            arrays = self.empty()
+        self.kept = None  # the arrays are given away piece by piece
+        while at < len(ids):
+            left = len(ids) - at
+            piece = np.zeros(most if left > least else least, np.int32)
+            part = ids[at : at + len(piece)]
+            piece[: len(part)] = part
+            arrays = self.extend(weights, piece, arrays, np.int32(at))
+            at += len(part)
+        self.kept = weights, list(ids), arrays
+        return arrays

@@ -2,8 +2,10 @@
 
     python eval.py loglik --model M --input FILE --out DIR
 
-A request is a text, the places in it whose next token is asked for, and the candidates at each. Requests that begin alike form a group. A large group's beginning, such as the five shots of a subject, is read once into a cache that all its rows see; a small one is laid into a row as a
-tree: the trunk once, the branches behind it, each branch blind to the others. Rows hold as many trees as fit, so padding is little and the shapes, hence compilations, few.
+Requests that begin alike form a group. A large group's beginning, such as the five shots of a
+subject, is read once into a cache that all its rows see. A small group is laid into a row as a tree:
+the trunk once, the branches behind it, each branch blind to the others. Rows hold as many trees as
+fit, so padding is little and the shapes, hence compilations, few.
 Left out: sharing on several levels (a group has one beginning).
 """
 
@@ -14,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
-from decoding import cache as cached
-from decoding.generate import bucket, common
+from decoding import cache
+from decoding.decoder import bucket
+from decoding.records import Request, shared_length
+from decoding.sampling import margin
 from sharding import DATA
 from text.rows import best_fit
 
@@ -26,13 +30,9 @@ ROW = 256  # tokens a row, at least
 ASKED = 128  # places whose logits exist at once
 
 
-class Request(NamedTuple):
-    ids: list  # the text from its start
-    at: list  # places in it, ascending: the token behind each is asked for
-    want: list  # at each place, the candidates' ids: the same number in all requests
-
-
 class Tree(NamedTuple):
+    """Requests of one row that share their beginning."""
+
     trunk: list  # ids
     branches: list  # (request's index, ids behind the trunk)
 
@@ -41,17 +41,18 @@ class Tree(NamedTuple):
 
 
 def groups(keys):
-    """[(depth, [indices of keys])]: a partition of the keys into groups that share `depth` ids: of those whose groups hold every key that begins so, the one that saves the
-    most ids, (members - 1) * depth summed.
+    """[(depth, [indices of keys])]: a partition of the keys into groups that share `depth` ids.
 
-    In sorted order such groups are the intervals of the array of neighbours' common prefixes, which nest. Bottom up, each is either one group or what its children are.
+    Of the partitions whose groups hold every key that begins so, it is the one that saves the most
+    ids, (members - 1) * depth summed. In sorted order such groups are the intervals of the array of
+    neighbours' common prefixes, which nest. Bottom up, each is either one group or what its
+    children are.
     """
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    stack = [
-        [0, 0, 0, []]
-    ]  # open intervals: [depth, first, saved by the children, the children's groups (depth, first, end)]
+    # open intervals: [depth, first, saved by the children, their groups (depth, first, end)]
+    stack = [[0, 0, 0, []]]
     for i in range(1, len(order) + 1):
-        depth = common(keys[order[i - 1]], keys[order[i]]) if i < len(order) else 0
+        depth = shared_length(keys[order[i - 1]], keys[order[i]]) if i < len(order) else 0
         first, saved, parts = i - 1, 0, []
         while stack[-1][0] > depth:
             d, first, below, parts = stack.pop()
@@ -66,18 +67,20 @@ def groups(keys):
                 saved, parts = 0, []
         if stack[-1][0] < depth:
             stack.append([depth, first, saved, parts])
-    found, at = [], 0
+    partition, at = [], 0
     for d, first, end in stack[0][3]:
-        found += [(0, [i]) for i in order[at:first]] + [(d, order[first:end])]
+        partition += [(0, [i]) for i in order[at:first]] + [(d, order[first:end])]
         at = end
-    return found + [(0, [i]) for i in order[at:]]
+    return partition + [(0, [i]) for i in order[at:]]
 
 
-def plan(requests, tokens, share=True):
-    """[(prefix ids, [Tree])] of the requests: each pair is computed by itself, the one with an empty prefix last. tokens: how many are computed at once."""
-    keys = [
-        r.ids[: r.at[0]] for r in requests
-    ]  # a place that is asked for, and what follows, is the request's own
+def batch_requests(requests, tokens, share=True):
+    """[(prefix ids, [Tree])] of the requests, the pair with an empty prefix last.
+
+    Each pair is computed by itself. tokens: how many are computed at once.
+    """
+    # a place that is asked for, and what follows, is the request's own
+    keys = [r.ids[: r.at[0]] for r in requests]
     jobs, loose = [], []
     for depth, members in groups(keys) if share else [(0, [i]) for i in range(len(requests))]:
         trunk = requests[members[0]].ids[:depth]
@@ -100,37 +103,29 @@ def plan(requests, tokens, share=True):
 
 
 class Scorer:
-    """The compiled programs that score one model on one mesh; weights as checkpoint.load gives them (stacked layers)."""
+    """The compiled programs that score one model on one mesh; weights are checkpoint.load's."""
 
     def __init__(self, config, mesh, layout, dtype=jnp.float32):
         self.config, self.layout, self.dtype, self.data = config, layout, dtype, layout.data
-        specs = layout.stacked(config)
-        self.room = -(-config.P // 256) * 256
-        self.empty, self.extend = cached.make_prefix(config, mesh, layout, specs, dtype)
-        spec = (P(None, *cached.cache_spec(layout, False)),) * 2
-        row, out = P(DATA), P(DATA)
-        smap = jax.shard_map(
-            self._score,
-            mesh=mesh,
-            in_specs=(specs, row, row, spec, P()),
-            out_specs=out,
-            check_vma=False,
+        specs, rows = layout.stacked(config), Spec(DATA)
+        self.prefixes = cache.PrefixCache(config, mesh, layout, specs, dtype)
+        in_specs = specs, rows, rows, self.prefixes.spec, Spec()
+        local = jax.shard_map(
+            self._score, mesh=mesh, in_specs=in_specs, out_specs=rows, check_vma=False
         )
-        self.compiled = jax.jit(smap)
+        self.compiled = jax.jit(local)
         self.computed = 0  # tokens of requests that went through the model, padding not counted
 
     def _score(self, weights, rows, asked, prefix, length):
-        """rows: ids, position, tree, branch [R, T]; asked: at [R * T] (flat places), want [R * T, C], count [1] -> (logp [R * T, C] f32, best id, gap), the first `count` of them."""
-        x_BTD, _ = cached.read(
-            weights,
-            rows["ids"],
-            rows["position"],
-            cached.visible(rows["tree"], rows["branch"]),
-            prefix,
-            length,
-            self.config,
-            self.layout,
-            self.dtype,
+        """The first `count` of (logp [R * T, C] f32, best id, margin) of what is asked for.
+
+        rows: ids, position, tree, branch [R, T]. asked: at [R * T] (flat places), want [R * T, C],
+        count [1].
+        """
+        dims = self.config, self.layout, self.dtype
+        seen = cache.visible(rows["tree"], rows["branch"])
+        x_BTD, _ = cache.prefill(
+            weights, rows["ids"], rows["position"], seen, prefix, length, *dims
         )
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
         _, outer = model.split_layers(weights, self.config)
@@ -138,32 +133,28 @@ class Scorer:
 
         def some(i, out):
             take = lambda a: lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
-            logits = model.whole_logits(
-                x_MD[take(asked["at"])][None], outer, self.config, self.layout, self.dtype
-            )[0]
-            logp = jnp.take_along_axis(logits, take(asked["want"]), axis=1) - jax.nn.logsumexp(
-                logits, axis=1, keepdims=True
-            )
-            best = jnp.argmax(logits, axis=1).astype(jnp.int32)
-            others = jnp.where(jnp.arange(logits.shape[1])[None] == best[:, None], -jnp.inf, logits)
-            parts = logp, best, jnp.max(logits, axis=1) - jnp.max(others, axis=1)
-            return tuple(
-                lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
-                for o, p in zip(out, parts, strict=True)
-            )
+            logits = model.whole_logits(x_MD[take(asked["at"])][None], outer, *dims)[0]
+            wanted = jnp.take_along_axis(logits, take(asked["want"]), axis=1)
+            logp = wanted - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+            parts = logp, *margin(logits)
+            put = lambda o, p: lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
+            return tuple(map(put, out, parts))
 
         start = jnp.zeros((M, C), jnp.float32), jnp.zeros(M, jnp.int32), jnp.zeros(M, jnp.float32)
         return lax.fori_loop(0, (asked["count"][0] + ASKED - 1) // ASKED, some, start)
 
-    def score(self, weights, requests, batch=16, share=True):
-        """Yields (index, logp [places, C] float32 in nats, best ids [places], gap [places] between the best two) of each request, in any order.
+    def score(self, weights, requests: list[Request], batch=16, share=True):
+        """Yields (index, logp [places, C], best ids [places], margin [places]) in any order.
 
-        batch: times 128 tokens are computed at once (a longer request alone). share False: every request by itself, to compare with. At most P ids a request.
+        logp: float32, nats. margin: between the best two. batch: times 128 tokens are computed at
+        once (a longer request alone). share False: every request by itself, to compare with. At
+        most P ids a request.
         """
         assert all(r.at and r.at[-1] < len(r.ids) <= self.config.P for r in requests)
         tokens = max(batch * 128, ROW)
-        for shared, trees in plan(requests, tokens, share):
-            prefix = self.prefix(weights, shared)
+        for shared, trees in batch_requests(requests, tokens, share):
+            prefix = self.prefixes.read(weights, shared)
+            self.computed += len(shared)
             for T, members in classes([t.size() for t in trees], one=bool(shared)):
                 rows = [
                     [trees[members[i]] for i in group]
@@ -174,31 +165,28 @@ class Scorer:
                     R = self.data
                     while R < min(len(rows), most):
                         R = min(2 * R, most)
-                    yield from self._batch(weights, requests, rows[:R], R, T, prefix, len(shared))
+                    row, asked, where = self._arrays(requests, rows[:R], (R, T), len(shared))
+                    length = np.int32(len(shared))
+                    logp, best, margins = map(
+                        np.asarray, self.compiled(weights, row, asked, prefix, length)
+                    )
+                    for index, to in where:
+                        yield index, logp[to], best[to], margins[to]
                     rows = rows[R:]
 
-    def prefix(self, weights, ids):
-        arrays, at = self.empty(self.room), 0
-        self.computed += len(ids)
-        while at < len(ids):
-            piece = np.zeros(min(256, self.room - at), np.int32)
-            part = ids[at : at + len(piece)]
-            piece[: len(part)] = part
-            arrays = self.extend(weights, piece, arrays, np.int32(at))
-            at += len(piece)
-        return arrays
+    def _arrays(self, requests, rows, shape, length):
+        """The arrays of _score for the trees of `rows`: R rows of T tokens, padded.
 
-    def _batch(self, weights, requests, rows, R, T, prefix, length):
-        """Score the trees of `rows`, R rows of T tokens with what fills them up."""
+        -> (rows, asked, [(request's index, slice of its answers)]).
+        """
+        R, T = shape
         per_rank = R // self.data
         row = {key: np.zeros((R, T), np.int32) for key in ("ids", "position", "tree", "branch")}
         C = len(requests[rows[0][0].branches[0][0]].want[0])
-        asked = {
-            "at": np.zeros((self.data, per_rank * T), np.int32),
-            "want": np.zeros((self.data, per_rank * T, C), np.int32),
-            "count": np.zeros(self.data, np.int32),
-        }
-        where = []  # (request, rank, its first asked place there)
+        at_of = np.zeros((self.data, per_rank * T), np.int32)
+        want = np.zeros((self.data, per_rank * T, C), np.int32)
+        count = np.zeros(self.data, np.int32)
+        where = []
         for r, trees in enumerate(rows):
             rank, at = r // per_rank, 0
             for tree, (trunk, branches) in enumerate(trees, 1):
@@ -208,37 +196,31 @@ class Scorer:
                     row["ids"][r, to], row["tree"][r, to], row["branch"][r, to] = ids, tree, branch
                     row["position"][r, to] = begin + np.arange(len(ids))
                     if branch:
-                        k, request = asked["count"][rank], requests[index]
+                        k, request = count[rank], requests[index]
                         n = len(request.at)
-                        asked["at"][rank, k : k + n] = (
-                            (r % per_rank) * T + at + np.array(request.at) - begin
-                        )
-                        asked["want"][rank, k : k + n] = request.want
-                        asked["count"][rank] += n
-                        where.append((index, rank, k, n))
+                        own = np.array(request.at) - begin
+                        at_of[rank, k : k + n] = (r % per_rank) * T + at + own
+                        want[rank, k : k + n] = request.want
+                        count[rank] += n
+                        first = rank * per_rank * T + k
+                        where.append((index, slice(first, first + n)))
                     at += len(ids)
             self.computed += at
-        flat = {
-            "at": asked["at"].reshape(-1),
-            "want": asked["want"].reshape(-1, C),
-            "count": asked["count"],
-        }
-        logp, best, gap = (
-            np.asarray(a) for a in self.compiled(weights, row, flat, prefix, np.int32(length))
-        )
-        for index, rank, k, n in where:
-            to = slice(rank * per_rank * T + k, rank * per_rank * T + k + n)
-            yield index, logp[to], best[to], gap[to]
+        asked = {"at": at_of.reshape(-1), "want": want.reshape(-1, C), "count": count}
+        return row, asked, where
 
 
 def classes(sizes, one):
-    """[(row length, indices)]: trees that go into rows of one length, the longest first. one: all in one class (rows behind one prefix: few, and each length is a program)."""
+    """[(row length, indices)]: trees that go into rows of one length, the longest first.
+
+    one: all in one class (rows behind one prefix: few, and each length is a program).
+    """
     if one:
         return [(row_length(max(sizes)), list(range(len(sizes))))]
-    found = {}
+    by_length = {}
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        found.setdefault(row_length(sizes[i]), []).append(i)
-    return list(found.items())
+        by_length.setdefault(row_length(sizes[i]), []).append(i)
+    return list(by_length.items())
 
 
 @functools.cache

@@ -6,6 +6,7 @@ A task is a function (args, model) -> Job; the model is eval.Model, or None wher
 generate.py's and likelihood.py's, the scores scores.py's. Nothing is written here but a benchmark's prompts and HumanEval's completions.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 import data
-from decoding import generate, likelihood
+from decoding import records
 from tasks import prompts, results, sandbox, scores
 from text.dialogues import parse_row
 
@@ -47,7 +48,7 @@ def proportion(verdicts):
     return {"score": hits / n, "n": n, "interval": scores.wilson(hits, n)}
 
 
-def close_calls(items, threshold=generate.TIE):
+def close_calls(items, threshold=records.TIE_NATS):
     """How many items' choices hang on less than `threshold` nats: another batch size, mesh or machine may round them otherwise."""
     return {
         "ties": sum(item["gap"] is not None and item["gap"] < threshold for item in items),
@@ -124,7 +125,7 @@ def generate_task(args, m):
 
     def compute(todo, folder):
         whole = sorted({names[t][0] for t in todo})
-        for out in m.generate([inputs[i][1] for i in whole], names=whole, **sampling(args)):
+        for out in m.generate([inputs[i][1] for i in whole], sampling(args), names=whole):
             name = f"{out.prompt}/{out.sample}" if args.n > 1 else f"{out.prompt}"
             if name in todo:
                 prompt, ids, row = inputs[out.prompt]
@@ -135,7 +136,7 @@ def generate_task(args, m):
                     "tokens": len(out.ids),
                     "prompt_tokens": len(ids),
                     "reason": out.reason,
-                    "gap": finite(out.gap),
+                    "gap": finite(out.margin),
                 } | ({"row": row} if row else {})
 
     def summarise(items):
@@ -153,7 +154,7 @@ def generate_task(args, m):
 
 def sampling(args):
     """generate's arguments from the command line."""
-    return dict(
+    return records.Sampling(
         max_new=args.max_new_tokens,
         n=args.n,
         temperature=args.temperature,
@@ -170,7 +171,7 @@ def tail(m, prefix, text):
     before, whole = (
         (before, whole) if before else ([m.tok.bos], [m.tok.bos, *whole])
     )  # something must come before the first token
-    return whole, max(generate.common(before, whole), 1)
+    return whole, max(records.shared_length(before, whole), 1)
 
 
 def loglik_task(args, m):
@@ -186,9 +187,7 @@ def loglik_task(args, m):
             )
         rows.append(row)
         requests.append(
-            likelihood.Request(
-                ids, list(range(begin - 1, len(ids) - 1)), [[i] for i in ids[begin:]]
-            )
+            records.Request(ids, list(range(begin - 1, len(ids) - 1)), [[i] for i in ids[begin:]])
         )
     settings = {}
     rows = limited(rows, args, settings)
@@ -250,7 +249,7 @@ def perplexity_task(args, m):
                         f"{args.input} row {i}: {len(ids)} tokens, the model has {m.config.P} positions: pack with a smaller --block"
                     )
                 if at:
-                    requests.append(likelihood.Request(ids, at, [[ids[k + 1]] for k in at]))
+                    requests.append(records.Request(ids, at, [[ids[k + 1]] for k in at]))
                     names.append(f"{i}/{s}")
         size = None
     else:
@@ -274,9 +273,7 @@ def perplexity_task(args, m):
                 end = min(window if done == 1 else done + stride, len(ids))
                 begin = max(end - window, 0)
                 at = list(range(done - 1 - begin, end - 1 - begin))
-                requests.append(
-                    likelihood.Request(ids[begin:end], at, [[i] for i in ids[done:end]])
-                )
+                requests.append(records.Request(ids[begin:end], at, [[i] for i in ids[done:end]]))
                 names.append(f"{d}/{done}")
                 done = end
         settings |= {
@@ -406,12 +403,12 @@ def mmlu_task(args, m):
         fitted, requests = {}, []
         for t in todo:
             q, tails = by_id[t], letters[subject_of(by_id[t])]
-            fitted[t] = ids, prompt, k, cut = m.fit(
+            fitted[t] = ids, prompt, k, cut = m.truncate_shots(
                 build(q), args.shots, m.config.P - max(map(len, tails)) + 1
             )
             if whole:
                 requests += [
-                    likelihood.Request(
+                    records.Request(
                         ids + tail[:-1],
                         list(range(len(ids) - 1, len(ids) + len(tail) - 1)),
                         [[i] for i in tail],
@@ -419,7 +416,7 @@ def mmlu_task(args, m):
                     for tail in tails
                 ]
             else:
-                requests.append(likelihood.Request(ids, [len(ids) - 1], [[i for (i,) in tails]]))
+                requests.append(records.Request(ids, [len(ids) - 1], [[i for (i,) in tails]]))
         fewer, cut = (
             sum(f[2] < args.shots for f in fitted.values()),
             sum(f[3] > 0 for f in fitted.values()),
@@ -581,7 +578,10 @@ def nq_task(args, m):
             (lambda k: m.chat_ids([{"from": "human", "value": build(k)}])) if args.chat else build
         )
         room = m.config.P - min(args.max_new_tokens, m.config.P // 4)
-        fitted = {t: m.fit(as_ids(build(rows[int(t)]["question"])), len(shots), room) for t in todo}
+        fitted = {
+            t: m.truncate_shots(as_ids(build(rows[int(t)]["question"])), len(shots), room)
+            for t in todo
+        }
         fewer, cut = (
             sum(f[2] < len(shots) for f in fitted.values()),
             sum(f[3] > 0 for f in fitted.values()),
@@ -592,17 +592,15 @@ def nq_task(args, m):
             )
         for out in m.generate(
             [f[0] for f in fitted.values()],
+            records.Sampling(args.max_new_tokens, stop_strings=stops, seed=args.seed),
             names=[int(t) for t in todo],
-            max_new=args.max_new_tokens,
-            stop_strings=stops,
-            seed=args.seed,
         ):
             ids, prompt, k, cut = fitted[str(out.prompt)]
             yield item(
                 out.prompt,
                 m.tok.decode(ids) if args.chat else prompt,
                 out.text,
-                gap=finite(out.gap),
+                gap=finite(out.margin),
                 shots=k,
                 cut=cut,
             )
@@ -699,13 +697,11 @@ def humaneval_task(args, m):
                 f"note: {len(long)} of {total} prompts do not fit the model's {m.config.P} positions: their completions are empty, and fail"
             )
         fits = [i for i in wanted if i not in set(long)]
-        how = sampling(args) | {"stop_strings": scores.HUMANEVAL_STOPS}
+        how = dataclasses.replace(sampling(args), stop_strings=scores.HUMANEVAL_STOPS)
         bar = data.Progress("completions", len(wanted) * args.n, "samples")
-        empty = [generate.Output(i, s, [], "", "context", 0.0) for i in long for s in range(args.n)]
+        empty = [records.Output(i, s, [], "", "context", 0.0) for i in long for s in range(args.n)]
         with open(path, "a", encoding="utf-8") as file:
-            for out in itertools.chain(
-                empty, m.generate([ids[i] for i in fits], names=fits, **how)
-            ):
+            for out in itertools.chain(empty, m.generate([ids[i] for i in fits], how, names=fits)):
                 key = problems[out.prompt]["task_id"], out.sample
                 if key not in there:
                     there[key] = out.text

@@ -23,7 +23,8 @@ import model
 import sharding
 from checkpoint import runs as store
 from checkpoint import weights as checkpoint
-from decoding import generate
+from decoding import decoder, memory, opened
+from decoding.records import completion, shared_length
 from tasks import benchmarks as tasks
 from tasks import scores
 from text import tokenizer
@@ -172,8 +173,7 @@ def test_generate_continues_every_form_of_prompt_in_order(tmp_path, place, full)
         ids = [tok.bos] + tok.encode(text)
         assert (
             item["prompt"] == text
-            and item["output"]
-            == generate.completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 9))[0]
+            and item["output"] == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 9))[0]
         )
     assert [i["id"] for i in items] == ["0", "1", "2"] and items[1]["row"] == {"id": "rtp"}
     found = result(tmp_path / "o")
@@ -226,15 +226,11 @@ def test_generate_answers_conversations_in_the_models_template(tmp_path, place, 
         strict=True,
     ):
         assert item["prompt_tokens"] == len(ids) and item["prompt"] == tok.decode(ids)
-        assert (
-            item["output"]
-            == generate.completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 5))[0]
-        )
+        assert item["output"] == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 5))[0]
 
 
 def test_a_base_model_is_asked_in_koalas_text(place):
-    args = program.parser().parse_args(["chat", "--model", str(place / "base")])
-    m = program.Model(args)
+    m = opened.open_model(str(place / "base"))
     assert (
         m.tok.decode(m.chat_ids([{"from": "human", "value": "Hi"}]))
         == "<s>BEGINNING OF CONVERSATION: USER: Hi GPT:"
@@ -278,12 +274,12 @@ def test_samples_are_the_same_in_any_batch_and_a_stopped_run_goes_on_where_it_wa
     assert not result(tmp_path / "o")["finished"] and len(samples(tmp_path / "o")) == 5
     with open(tmp_path / "o" / "samples.jsonl", "ab") as file:
         file.write(b'{"id": "5/1", "outp')  # killed within a write
-    asked, make = [], generate.Decoder.generate
+    asked, make = [], decoder.Decoder.generate
     monkeypatch.setattr(
-        generate.Decoder,
+        decoder.Decoder,
         "generate",
-        lambda self, weights, ids, **more: (
-            asked.extend(more["names"]) or make(self, weights, ids, **more)
+        lambda self, weights, ids, settings, tok, batch, names, watch: (
+            asked.extend(names) or make(self, weights, ids, settings, tok, batch, names, watch)
         ),
     )
     before = {i["id"] for i in samples_of_torn(tmp_path / "o")}
@@ -315,7 +311,7 @@ def test_loglik_is_the_sum_over_the_texts_tokens(tmp_path, place, full):
     ):  # a text that is the likeliest one, and that is cut into the ids it was made of
         ids = [tok.bos] + tok.encode(word)
         best = greedy(logp, ids, set(), 1)
-        text = generate.completion(tok, ids, best)[0]
+        text = completion(tok, ids, best)[0]
         rows += [{"prefix": word, "text": text}] * (
             tok.encode(word + text) == ids[1:] + best and bool(text)
         )
@@ -334,7 +330,7 @@ def test_loglik_is_the_sum_over_the_texts_tokens(tmp_path, place, full):
             [tok.bos] + tok.encode(row["prefix"] + row["text"]),
             [tok.bos] + tok.encode(row["prefix"]),
         )
-        begin = generate.common(whole, before)
+        begin = shared_length(whole, before)
         each = logp(whole)[begin - 1 : -1]
         assert item["loglik"] == pytest.approx(
             each[np.arange(len(each)), whole[begin:]].sum(), abs=1e-4
@@ -612,7 +608,7 @@ def test_nq_asks_with_shots_and_scores_exact_match(tmp_path, place, nq, full):
     items, found = samples(tmp_path / "o"), result(tmp_path / "o")
     for item in items:
         ids = [tok.bos] + tok.encode(item["prompt"])
-        text = generate.completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 6), ("\n",))[0]
+        text = completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 6), ("\n",))[0]
         assert (
             item["output"] == text
             and item["extracted"] == text.strip()
@@ -786,9 +782,9 @@ def test_humaneval_generates_once_and_executes_apart(tmp_path, place, full, caps
     ids = [tok.bos] + tok.encode("def one():\n")
     assert (
         by_id["T/0"]
-        == generate.completion(
-            tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 8), scores.HUMANEVAL_STOPS
-        )[0]
+        == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 8), scores.HUMANEVAL_STOPS)[
+            0
+        ]
         and by_id["T/2"] == ""
     )
     (tmp_path / "o" / "completions.jsonl").write_text(
@@ -884,7 +880,7 @@ def test_compare_pairs_two_results_and_refuses_different_items(tmp_path, place, 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
     tmp_path, place, monkeypatch, capsys
 ):
-    monkeypatch.setattr(generate, "device_room", lambda mesh: 60_000)
+    monkeypatch.setattr(memory, "device_room", lambda mesh: 60_000)
     path = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}])
     line = call(
         "generate",
@@ -1073,11 +1069,11 @@ def test_chat_streams_the_answers_to_piped_lines_and_resets(place, full, monkeyp
     tok, logp = full
     out, err = talk(monkeypatch, capsys, place, ["Hi", "", "/reset", "Hi", "And then?"])
     ids = [tok.bos, tok.user] + tok.encode("Hi") + [tok.assistant]
-    answer = generate.completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 12))[0]
+    answer = completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 12))[0]
     follow = (
         ids + tok.encode(answer) + [tok.eos, tok.user] + tok.encode("And then?") + [tok.assistant]
     )
-    second = generate.completion(tok, follow, greedy(logp, follow, {tok.eos, tok.user}, 12))[0]
+    second = completion(tok, follow, greedy(logp, follow, {tok.eos, tok.user}, 12))[0]
     assert out == "".join(program.printable(a) + "\n" for a in (answer, answer, second)) + "\n"
     assert "a new conversation" in err
 
@@ -1085,13 +1081,13 @@ def test_chat_streams_the_answers_to_piped_lines_and_resets(place, full, monkeyp
 def test_chat_prints_no_control_characters_and_no_half_characters(place, monkeypatch, capsys):
     raw = [b"\x1b[31mred\x07 ", b"\xe2\x82", b"\xac \xe2\x80\xae", b"done\r\n\t"]
 
-    def fake(self, ids, watch, **how):
+    def fake(self, ids, sampling, names, watch):
         self.tok.decode_bytes = lambda ids: b"".join(raw[: sum(i < 0 for i in ids)])
         for k in range(1, 5):
             watch(0, 0, [-1] * k)
         return iter(())
 
-    monkeypatch.setattr(program.Model, "generate", fake)
+    monkeypatch.setattr(opened.Opened, "generate", fake)
     out, _ = talk(monkeypatch, capsys, place, ["Hi"])
     assert out == "[31mred \u20ac done\n\t\n\n"
 
@@ -1099,14 +1095,14 @@ def test_chat_prints_no_control_characters_and_no_half_characters(place, monkeyp
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(place, monkeypatch, capsys):
     seen = []
 
-    def fake(self, ids, watch, **how):
+    def fake(self, ids, sampling, names, watch):
         seen.append(ids[0])
         watch(0, 0, self.tok.encode("Half an"))
         if len(seen) == 1:
             raise KeyboardInterrupt
         return iter(())
 
-    monkeypatch.setattr(program.Model, "generate", fake)
+    monkeypatch.setattr(opened.Opened, "generate", fake)
     out, _ = talk(monkeypatch, capsys, place, ["Hi", "Go on"])
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model")
     assert (

@@ -14,8 +14,7 @@ import pytest
 import model
 import sharding
 from decoding import likelihood
-from decoding.generate import common
-from decoding.likelihood import Request
+from decoding.records import Request, shared_length
 
 LLAMA = model.llama(300, 24, 2, 6, 36, 400, 1e-5)
 CONFIGS = {
@@ -114,7 +113,7 @@ def test_every_request_gets_what_the_full_forward_gives_it_alone(name, data, ten
 def best_saving(keys):
     """The most ids that any partition saves whose groups hold every key that begins as they do: all partitions tried."""
     depth = lambda group: len(
-        functools.reduce(lambda a, b: a[: common(a, b)], [keys[i] for i in group])
+        functools.reduce(lambda a, b: a[: shared_length(a, b)], [keys[i] for i in group])
     )
     closed = lambda group: (
         len(group) == 1
@@ -161,7 +160,7 @@ def test_ten_thousand_nested_beginnings_are_grouped_without_recursion():
 
 
 def test_a_large_group_becomes_a_prefix_and_a_small_one_trees_that_fit_a_row():
-    jobs = likelihood.plan(requests(), tokens=1024)
+    jobs = likelihood.batch_requests(requests(), tokens=1024)
     assert [len(prefix) for prefix, _ in jobs] == [200, 0]
     assert sorted(t.size() for t in jobs[0][1]) == sorted(len(r.ids) - 200 for r in requests()[:20])
     loose = jobs[1][1]

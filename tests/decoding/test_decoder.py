@@ -1,6 +1,8 @@
-"""generate.py and the cached forward: held to `plain` and the full forward, on every mesh, with ragged prompts, refilled slots, shared beginnings and samples by key.
+"""Decoding held to `plain` and the full forward: every mesh, ragged prompts, refilled slots, shared
+beginnings, samples by key.
 
-python -m pytest tests/test_generate.py                       (--live also against transformers' generate; --data DIR also stories260K's known text)
+python -m pytest tests/decoding/test_decoder.py
+--live also against transformers' generate; --data DIR also stories260K's known text
 """
 
 import dataclasses
@@ -16,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 import model
 import sharding
 from checkpoint import weights as checkpoint
-from decoding import cache as cached
-from decoding import generate
+from decoding import cache, decoder, memory, reference, sampling
+from decoding.records import Sampling, completion
 from text import tokenizer
 
 LLAMA = model.llama(300, 24, 1, 6, 36, 96, 1e-5)
@@ -47,8 +49,8 @@ def make(name, data, tensor):
         n: w * (3 if w.ndim == 3 else 1)
         for n, w in model.initialise(config, mesh, layout, 0).items()
     }
-    apart, specs = cached.for_decoding(dict(weights), config, mesh, layout)
-    return config, mesh, layout, weights, apart, generate.Decoder(config, mesh, layout, specs)
+    apart, specs = cache.for_decoding(dict(weights), config, mesh, layout)
+    return config, mesh, layout, weights, apart, decoder.Decoder(config, mesh, layout, specs)
 
 
 @functools.cache
@@ -56,7 +58,7 @@ def plain(name, prompts, max_new, stop=(STOP,)):
     """The slow reference's greedy continuations."""
     config, mesh, layout, weights, *_ = made(name)
     logits = model.make_logits(config, mesh, layout)
-    return generate.plain(
+    return reference.plain(
         lambda token: logits(weights, token),
         [list(p) for p in prompts],
         length=config.P,
@@ -72,8 +74,10 @@ def frozen(prompts):
 
 def run(name, prompts, data=1, tensor=1, **how):
     """Outputs in the order of the prompts and samples."""
-    *_, weights, decoder = made(name, data, tensor)
-    return sorted(decoder.generate(weights, prompts, **{"max_new": 40, "stop": {STOP}} | how))
+    *_, weights, programs = made(name, data, tensor)
+    other = {k: how.pop(k) for k in ("tok", "batch", "names", "watch") if k in how}
+    settings = Sampling(**{"max_new": 40, "stop_ids": frozenset({STOP})} | how)
+    return sorted(programs.generate(weights, prompts, settings, **other))
 
 
 # ---------------------------------------------------------------------------------------------------------- cached forward
@@ -84,36 +88,34 @@ def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward
     name, data, tensor
 ):
     """To 1e-4 of logits up to 4: float32, summed in another order. gqa on 1x4 has fewer kv heads than ranks; the rows are at different positions, as slots are."""
-    config, mesh, layout, weights, apart, decoder = made(name, data, tensor)
+    config, mesh, layout, weights, apart, programs = made(name, data, tensor)
     token = np.random.RandomState(1).randint(0, 300, (2, 30)).astype(np.int32)
     full = np.asarray(model.make_logits(config, mesh, layout)(weights, token))
 
-    def local(weights, token_B, position_B, cache):
-        x, cache = cached.read_next(
-            weights, token_B, position_B, cache, config, layout, jnp.float32
-        )
+    def local(weights, token_B, position_B, kv):
+        x, kv = cache.decode_step(weights, token_B, position_B, kv, config, layout, jnp.float32)
         return model.whole_logits(
             x, {n: w for n, w in weights.items() if n != "layers"}, config, layout, jnp.float32
-        ), cache
+        ), kv
 
     rows = P("data")
     step = jax.jit(
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(decoder.specs, rows, rows, decoder.cache_spec),
-            out_specs=(rows, decoder.cache_spec),
+            in_specs=(programs.specs, rows, rows, programs.cache_spec),
+            out_specs=(rows, programs.cache_spec),
             check_vma=False,
         )
     )
-    cache = [
-        (np.zeros((2, cached.cache_heads(config, layout), 32, config.H), np.float32),) * 2
+    kv = [
+        (np.zeros((2, cache.cache_heads(config, layout), 32, config.H), np.float32),) * 2
     ] * config.L
     for t in range(25):
         at = np.array(
             [t, max(t - 5, 0)], np.int32
         )  # the second row stays at its first token for five steps: it is written again, and nothing else
-        logits, cache = step(apart, token[[0, 1], at], at, cache)
+        logits, kv = step(apart, token[[0, 1], at], at, kv)
         np.testing.assert_allclose(logits[:, 0], full[[0, 1], at], atol=1e-4, rtol=0)
 
 
@@ -127,16 +129,17 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
     ids = trunk + branches[0] + branches[1] + other
     tree, branch = [1] * 12 + [2] * 6, [0] * 4 + [1] * 5 + [2] * 3 + [1] * 6
     position = [70 + p for p in [0, 1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 0, 1, 2, 3, 4, 5]]
-    empty, extend = cached.make_prefix(config, mesh, layout, layout.stacked(config))
-    arrays = extend(weights, np.array(prefix[:40] + [0] * 10, np.int32), empty(512), np.int32(0))
+    prefixes = cache.PrefixCache(config, mesh, layout, layout.stacked(config))
+    arrays, extend = prefixes.empty(512), prefixes.extend
+    arrays = extend(weights, np.array(prefix[:40] + [0] * 10, np.int32), arrays, np.int32(0))
     arrays = extend(weights, np.array(prefix[40:] + [0] * 20, np.int32), arrays, np.int32(40))
 
     def local(weights, row, arrays):
-        x, _ = cached.read(
+        x, _ = cache.prefill(
             weights,
             row[:, 0],
             row[:, 1],
-            cached.visible(row[:, 2], row[:, 3]),
+            cache.visible(row[:, 2], row[:, 3]),
             arrays,
             jnp.int32(70),
             config,
@@ -147,7 +150,7 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
             x, model.split_layers(weights, config)[1], config, layout, jnp.float32
         )
 
-    spec = (P(None, *cached.cache_spec(layout, False)),) * 2
+    spec = (P(None, *cache.cache_spec(layout, False)),) * 2
     row = np.tile(np.array([ids, position, tree, branch], np.int32), (data, 1, 1))
     got = jax.jit(
         jax.shard_map(
@@ -185,7 +188,7 @@ def test_greedy_ids_equal_the_full_forwards_at_every_batch_size(name, batch):
     """Nine ragged prompts, so that slots are refilled; token for token, since the best two logits are nowhere closer than rounding (asserted)."""
     outputs = run(name, PROMPTS, batch=batch)
     assert [o.ids for o in outputs] == plain(name, frozen(PROMPTS), 40)
-    assert min(o.gap for o in outputs) > 1e-5
+    assert min(o.margin for o in outputs) > 1e-5
     assert {o.reason for o in outputs} >= {"length", "context"} and [
         o.prompt for o in outputs
     ] == list(range(9))
@@ -200,16 +203,16 @@ def test_greedy_ids_are_the_same_on_every_mesh(name, data, tensor):
 
 def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing():
     prompts = [PROMPTS[4][:60] + p for p in PROMPTS[:4]]
-    decoder = made("gqa")[-1]
+    programs = made("gqa")[-1]
     lengths = []
-    fill = decoder.fill
-    decoder.fill = lambda weights, cache, token, *rest: (
+    fill = programs.prefill_slots
+    programs.prefill_slots = lambda weights, cache, token, *rest: (
         lengths.append(token["ids"].astype(bool).sum()) or fill(weights, cache, token, *rest)
     )
     try:
         assert [o.ids for o in run("gqa", prompts, max_new=9)] == plain("gqa", frozen(prompts), 9)
     finally:
-        decoder.fill = fill
+        programs.prefill_slots = fill
     assert sum(lengths) <= sum(map(len, PROMPTS[:4]))
     assert [o.ids for o in run("gqa", prompts[:1], max_new=9)] == plain(
         "gqa", frozen(prompts[:1]), 9
@@ -217,13 +220,13 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing():
 
 
 def test_a_kept_prefix_is_of_these_weights_only():
-    *_, apart, decoder = made("mha")
+    *_, apart, programs = made("mha")
     first = run("mha", [PROMPTS[4]], max_new=9)
     other = apart | {"embed": apart["embed"][::-1] * 1.0}
-    changed = list(decoder.generate(other, [PROMPTS[4]], max_new=9))
-    decoder.kept = None
+    changed = list(programs.generate(other, [PROMPTS[4]], Sampling(9)))
+    programs.prefixes.kept = None
     assert (
-        [o.ids for o in decoder.generate(other, [PROMPTS[4]], max_new=9)]
+        [o.ids for o in programs.generate(other, [PROMPTS[4]], Sampling(9))]
         == [o.ids for o in changed]
         != [o.ids for o in first]
     )
@@ -231,16 +234,16 @@ def test_a_kept_prefix_is_of_these_weights_only():
 
 def test_slots_that_are_done_take_waiting_prompts():
     """Two slots, a long answer and nine short ones: the steps made are about the long answer's, not the sum over batches."""
-    *_, decoder = made("mha")
+    *_, programs = made("mha")
     room = {0: 60} | {i: 6 for i in range(1, 10)}
-    made_steps, steps = [], decoder.steps
+    made_steps, steps = [], programs.steps
 
     def counted(*args, **how):
         cache, out, gap = steps(*args, **how)
         made_steps.append(int((np.asarray(out) >= 0).sum(axis=1).max()))
         return cache, out, gap
 
-    decoder.steps = counted
+    programs.steps = counted
     try:
         # long prompts have little room: P 96
         outputs = run(
@@ -248,10 +251,10 @@ def test_slots_that_are_done_take_waiting_prompts():
             [PROMPTS[0]] + [(PROMPTS[4] * 2)[: 96 - room[i] - i % 2] for i in range(1, 10)],
             batch=2,
             max_new=60,
-            stop=set(),
+            stop_ids=frozenset(),
         )
     finally:
-        decoder.steps = steps
+        programs.steps = steps
     assert [len(o.ids) for o in outputs] == [60, 7, 6, 7, 6, 7, 6, 7, 6, 7]
     assert 60 <= sum(made_steps) <= 75, made_steps
 
@@ -260,13 +263,13 @@ def test_slots_that_are_done_take_waiting_prompts():
 
 
 def test_stop_ids_lengths_and_the_end_of_the_context_end_a_row():
-    whole = run("mha", PROMPTS, stop=set(), max_new=30)
+    whole = run("mha", PROMPTS, stop_ids=frozenset(), max_new=30)
     assert [o.reason for o in whole] == [
         "context" if len(p) + 30 > 96 else "length" for p in PROMPTS
     ]
     assert [len(o.ids) for o in whole] == [min(30, 96 - len(p)) for p in PROMPTS]
     stop = whole[0].ids[9]
-    cut = run("mha", PROMPTS, stop={stop, 299}, max_new=30)
+    cut = run("mha", PROMPTS, stop_ids=frozenset({stop, 299}), max_new=30)
     for a, b in zip(whole, cut):
         end = a.ids.index(stop) if stop in a.ids else 299
         assert b.ids == a.ids[: min(end, a.ids.index(299) if 299 in a.ids else 299)]
@@ -285,19 +288,19 @@ class Letters:
 
 def test_text_is_cut_before_the_first_stop_string_wherever_tokens_end():
     tok = Letters()
-    assert generate.completion(tok, [3], [5, 6, 10]) == (" fg k", False)
-    assert generate.completion(tok, [3], [5, 6, 10, 11], (" k", "g k", "zz")) == (" f", True)
-    assert generate.completion(tok, [3], [1, 0]) == ("b\ufffd", False)  # a character cut in half
-    whole = run("gpt2", PROMPTS, tok=tok, stop=set())
+    assert completion(tok, [3], [5, 6, 10]) == (" fg k", False)
+    assert completion(tok, [3], [5, 6, 10, 11], (" k", "g k", "zz")) == (" f", True)
+    assert completion(tok, [3], [1, 0]) == ("b\ufffd", False)  # a character cut in half
+    whole = run("gpt2", PROMPTS, tok=tok, stop_ids=frozenset())
     for stops in (("x",), (whole[0].text[5:8], "qq")):
         for a, b in zip(
-            whole, run("gpt2", PROMPTS, tok=tok, stop=set(), stop_strings=stops, batch=4)
+            whole, run("gpt2", PROMPTS, tok=tok, stop_ids=frozenset(), stop_strings=stops, batch=4)
         ):
             ends = [at for s in stops if (at := a.text.find(s)) >= 0]
             assert b.text == (a.text[: min(ends)] if ends else a.text)
             assert b.reason == ("stop" if ends else a.reason)
             seen = [
-                generate.completion(tok, PROMPTS[a.prompt], a.ids[:k], stops)[1]
+                completion(tok, PROMPTS[a.prompt], a.ids[:k], stops)[1]
                 for k in range(len(a.ids) + 1)
             ]
             assert (
@@ -336,6 +339,33 @@ def test_samples_depend_on_prompt_sample_and_seed_not_on_neighbours_or_batch():
     ]  # the same prompt twice: other samples
 
 
+def test_requests_of_several_users_share_a_batch_and_change_nothing():
+    """Greedy and drawn samples with settings and seeds of their own, admitted while others run."""
+    *_, apart, programs = made("gpt2")
+    each = [
+        Sampling(12, stop_ids=frozenset({STOP})),
+        Sampling(12, temperature=0.8, top_k=40, seed=3, stop_ids=frozenset({STOP})),
+        Sampling(12, temperature=1.3, top_p=0.9, seed=2**32 - 1),
+        Sampling(5, stop_ids=frozenset({4})),
+    ]
+    alone = [
+        list(programs.generate(apart, [p], s, names=[i]))[0]
+        for i, (p, s) in enumerate(zip(PROMPTS, each, strict=False))
+    ]
+    empty = decoder.Prefix(programs.prefixes.read(apart, []), 0)
+    slots = decoder.Batch(programs, apart, 2, 96, empty)
+    waiting = [
+        decoder.Sample(p, i, 0, s, s.max_new)
+        for i, (p, s) in enumerate(zip(PROMPTS, each, strict=False))
+    ]
+    outputs = []
+    while waiting or slots.busy:
+        while waiting and slots.free:
+            slots.admit_prompts(waiting)
+        outputs += slots.advance(watch=lambda *_: None, patient=False)
+    assert [(o.ids, o.reason) for o in sorted(outputs)] == [(o.ids, o.reason) for o in alone]
+
+
 def slow_filter(scores, top_k, top_p):
     """Which tokens remain, one row, in float64."""
     order = np.argsort(-scores, kind="stable")
@@ -351,7 +381,8 @@ def slow_filter(scores, top_k, top_p):
 )
 def test_top_k_and_top_p_keep_what_a_slow_loop_keeps(top_k, top_p):
     scores = np.random.RandomState(3).randn(20, 60).astype(np.float32) * 2
-    kept = np.isfinite(np.asarray(generate.filtered(scores, np.int32(top_k), np.float32(top_p))))
+    each = np.full(20, top_k, np.int32), np.full(20, top_p, np.float32)
+    kept = np.isfinite(np.asarray(sampling.filtered(scores, *each)))
     for row in range(20):
         assert set(np.flatnonzero(kept[row]).tolist()) == (
             slow_filter(scores[row].astype(np.float64), top_k, top_p) or {int(scores[row].argmax())}
@@ -366,13 +397,13 @@ def test_frequencies_of_samples_are_the_softmax_of_the_filtered_scores(temperatu
     state = {name: np.zeros(n, np.int32) for name in ("prompt", "position")} | {
         "sample": np.arange(n, dtype=np.int32)
     }
-    knobs = {
-        "temperature": np.float32(temperature),
-        "top_k": np.int32(top_k),
-        "top_p": np.float32(1),
-        "seed": np.uint32(0),
+    state |= {
+        "temperature": np.full(n, temperature, np.float32),
+        "top_k": np.full(n, top_k, np.int32),
+        "top_p": np.ones(n, np.float32),
+        "seed": np.zeros(n, np.uint32),
     }
-    drawn, gap = generate.pick(np.repeat(logits, n, axis=0), state, knobs, False, top_k > 0)
+    drawn, margin = sampling.pick(np.repeat(logits, n, axis=0), state, False, top_k > 0)
     scores = logits[0].astype(np.float64) / temperature
     if top_k:
         scores[scores < np.sort(scores)[-top_k]] = -np.inf
@@ -380,7 +411,7 @@ def test_frequencies_of_samples_are_the_softmax_of_the_filtered_scores(temperatu
     counts = np.bincount(np.asarray(drawn), minlength=12)
     assert counts[expected == 0].sum() == 0
     assert np.sum((counts - expected)[expected > 0] ** 2 / expected[expected > 0]) < 38
-    assert np.isinf(gap).all()
+    assert np.isinf(margin).all()
 
 
 # ------------------------------------------------------------------------------------------------------------------ memory
@@ -401,16 +432,16 @@ def test_frequencies_of_samples_are_the_softmax_of_the_filtered_scores(temperatu
 def test_a_mesh_that_does_not_fit_says_what_would(data, tensor, dtype, batch, room, says):
     config = model.preset("llama-7b")
     if says is None:
-        return generate.check_fit(config, data, tensor, jnp.dtype(dtype), batch, 2048, room)
+        return memory.check_fit(config, data, tensor, jnp.dtype(dtype), batch, 2048, room)
     with pytest.raises(ValueError, match=says) as error:
-        generate.check_fit(config, data, tensor, jnp.dtype(dtype), batch, 2048, room)
+        memory.check_fit(config, data, tensor, jnp.dtype(dtype), batch, 2048, room)
     assert "\n" not in str(error.value) and f"--mesh {data}x{tensor} puts" in str(error.value)
 
 
 def test_bytes_needed_are_those_of_the_arrays():
-    config, mesh, layout, weights, apart, decoder = made("gqa", 1, 4)
+    config, mesh, layout, weights, apart, programs = made("gqa", 1, 4)
     here = sum(w.addressable_shards[0].data.nbytes for w in weights.values())
-    assert generate.bytes_needed(config, 1, 4, np.float32, 3, 32) == (
+    assert memory.bytes_needed(config, 1, 4, np.float32, 3, 32) == (
         here,
         2 * config.L * 3 * 1 * 32 * config.H * 4,
     )
@@ -432,7 +463,7 @@ def test_greedy_ids_equal_transformers_generate(case, batch, live):
     theirs.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()}, strict=False)
     config = test_model.config_of(fields)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
-    weights, specs = cached.for_decoding(
+    weights, specs = cache.for_decoding(
         {n: jnp.asarray(w) for n, w in test_model.from_hugging_face(arrays, config).items()},
         config,
         mesh,
@@ -443,8 +474,8 @@ def test_greedy_ids_equal_transformers_generate(case, batch, live):
         for i, size in enumerate((3, 12, 1, 7, 20, 5, 2, 9))
     ]
     outputs = sorted(
-        generate.Decoder(config, mesh, layout, specs).generate(
-            weights, prompts, max_new=24, batch=batch
+        decoder.Decoder(config, mesh, layout, specs).generate(
+            weights, prompts, Sampling(24), batch=batch
         )
     )
     longest = max(map(len, prompts))
@@ -474,11 +505,11 @@ def test_stories260k_writes_its_known_text(data_dir):
         tokenizer.load(str(data_dir / "models/stories260K"), roles=False),
     )
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
-    weights, specs = cached.for_decoding(
+    weights, specs = cache.for_decoding(
         checkpoint.load(path, config, mesh, layout), config, mesh, layout
     )
-    (out,) = generate.Decoder(config, mesh, layout, specs).generate(
-        weights, [[tok.bos]], max_new=256, stop={tok.bos, tok.eos}, tok=tok
+    (out,) = decoder.Decoder(config, mesh, layout, specs).generate(
+        weights, [[tok.bos]], Sampling(256, stop_ids=frozenset({tok.bos, tok.eos})), tok=tok
     )
     expected = (
         (data_dir / "models/stories260K/greedy_expected.txt").read_text(encoding="utf-8").strip()

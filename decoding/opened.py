@@ -1,0 +1,168 @@
+"""A model path opened for use: its tokenizer, devices and compiled programs.
+
+    opened = open_model("out/run")
+    for output in opened.generate([opened.chat_ids([{"from": "human", "value": "Hi"}])], Sampling(64)):
+        print(output.text)
+
+For evaluation, the chat in the terminal and serving. Weights are read when they are first needed,
+in the form that scoring or decoding wants; one form is held at a time.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+import data
+import model
+import sharding
+from checkpoint import weights as checkpoint
+from decoding import cache, memory
+from decoding.decoder import Decoder
+from decoding.likelihood import Scorer
+from decoding.records import Output, Request, Sampling
+from host.terminal import say
+from text import tokenizer
+
+
+def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, batch=16) -> "Opened":
+    """Open a model path; ValueError where it, its tokenizer or the mesh do not fit one another.
+
+    tokenizer_path: by default the one beside the model. preset: what an EasyLM stream is. mesh:
+    "8x1", by default every device x 1. dtype: by default float32 on CPUs, else bfloat16. batch:
+    texts generated at once; times 128 tokens when scoring.
+    """
+    config = checkpoint.model_config(path, preset)
+    tok = load_tokenizer(path, tokenizer_path, config)
+    mesh, note = sharding.start_devices(mesh)
+    if note:
+        say(f"note: {note}")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    dtype = jnp.dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+    sharding.use_precision_of(dtype)
+    d, t = (mesh.shape[axis] for axis in mesh.axis_names)
+    layout = model.make_layout(config, d, t, fsdp=False)
+    room = memory.device_room(mesh)
+    memory.check_fit(config, d, t, dtype, batch, config.P, room)
+    # over data the weights are replicas on purpose
+    for line in model.replication_notes(config, layout._replace(data=1)):
+        say(f"note: {line}")
+    return Opened(path, config, tok, mesh, layout, dtype, batch)
+
+
+def load_tokenizer(path, tokenizer_path, config):
+    """The tokenizer of a model, with role tokens where the vocabulary holds them."""
+    place = pathlib.Path(checkpoint.file_of(path))
+    place = tokenizer_path or str(place if place.is_dir() else place.parent)
+    tok = tokenizer.load(place)
+    tokenizer.check_size(tok, config.V, path)
+    if config.V != tok.size:
+        tok = tokenizer.load(place, roles=False)
+    if tok.normalises:
+        say(f"note: {tok.warning}")
+    return tok
+
+
+@dataclasses.dataclass
+class Opened:
+    """A model on its devices. What is generated and scored is of the weights of `step`."""
+
+    path: str
+    config: model.Config
+    tok: tokenizer.Tokenizer
+    mesh: jax.sharding.Mesh
+    layout: model.Layout
+    dtype: jnp.dtype
+    batch: int
+    step: int | None = None  # a checkpoint of a run; None: the last, or the only weights there are
+    _weights: dict = dataclasses.field(default_factory=dict)  # {"stacked" or "decoding": weights}
+    _decoder: Decoder | None = None  # made when there are weights whose specs it is compiled for
+
+    @property
+    def roles(self) -> bool:
+        """Whether the vocabulary has tokens that open a turn."""
+        return self.tok.user is not None
+
+    @property
+    def start(self) -> list[int]:
+        """Ids that a plain text begins with: bos, but nothing for GPT-2, as in Hugging Face."""
+        return [] if self.tok.kind == "gpt2" else [self.tok.bos]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end what the model says."""
+        return frozenset({self.tok.eos} | ({self.tok.user} if self.roles else set()))
+
+    @property
+    def device(self) -> str:
+        return f"{self.mesh.devices.size} x {self.mesh.devices.flat[0].device_kind}"
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a result is of: the weights of this step and the tokenizer, by their content."""
+        return {
+            "model_fingerprint": checkpoint.fingerprint(self.path, self.step),
+            "tokenizer_fingerprint": self.tok.fingerprint,
+        }
+
+    def at(self, step: int | None):
+        """Go to a checkpoint of a run; programs stay compiled."""
+        self.step, self._weights = step, {}
+
+    def _load(self):
+        self._weights = {}  # before the next are read: two forms would take twice the memory
+        return checkpoint.load(
+            self.path, self.config, self.mesh, self.layout, self.dtype, self.step
+        )
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.config, self.mesh, self.layout, self.dtype)
+
+    def score(self, requests: list[Request], share: bool = True) -> Iterator:
+        """Scorer.score on this model's weights."""
+        if "stacked" not in self._weights:
+            self._weights = {"stacked": self._load()}
+        return self.scorer.score(self._weights["stacked"], requests, self.batch, share)
+
+    def decoder(self) -> tuple[Decoder, dict]:
+        """The Decoder and its weights."""
+        if "decoding" not in self._weights:
+            stacked = self._load()
+            weights, specs = cache.for_decoding(stacked, self.config, self.mesh, self.layout)
+            self._weights = {"decoding": weights}
+            if self._decoder is None:
+                self._decoder = Decoder(self.config, self.mesh, self.layout, specs, self.dtype)
+        assert self._decoder
+        return self._decoder, self._weights["decoding"]
+
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, names=None, watch=None
+    ) -> Iterator[Output]:
+        """Decoder.generate on this model's weights; a sample also ends at the model's own ends."""
+        decoder, weights = self.decoder()
+        stops = sampling.stop_ids | self.stop_ids
+        sampling = dataclasses.replace(sampling, stop_ids=stops)
+        return decoder.generate(weights, prompts, sampling, self.tok, self.batch, names, watch)
+
+    def chat_ids(self, conversation: list[dict]) -> list[int]:
+        """Ids of turns {"from", "value"} up to where the assistant begins to speak."""
+        template = "roles" if self.roles else "koala"
+        turns = [*conversation, {"from": "gpt", "value": ""}]
+        ids = data.tokenize_dialogue({"conversations": turns}, self.tok, template)[0]
+        return ids[:-1].tolist()  # without the end of the answer
+
+    def truncate_shots(self, build, shots: int, room: int) -> tuple[list, str | list, int, int]:
+        """The prompt build(k) with the most shots whose ids are at most `room`.
+
+        -> (ids, prompt, shots used, ids cut off). Without any shot and still too long, its end.
+        """
+        for k in range(shots, -1, -1):
+            prompt = build(k)
+            ids = prompt if isinstance(prompt, list) else self.start + self.tok.encode(prompt)
+            if len(ids) <= room:
+                return ids, prompt, k, 0
+        cut = len(ids) - room
+        return ids[: len(self.start)] + ids[len(self.start) + cut :], prompt, 0, cut
