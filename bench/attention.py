@@ -1,9 +1,11 @@
-"""Attention forward and backward: compiled temporaries and time of the plain kernel, of jax.nn.dot_product_attention and of the blockwise one.
+"""Attention forward and backward: compiled temporaries and time of the plain kernel, of
+jax.nn.dot_product_attention and of the blockwise one.
 
-    python bench/attention.py                        B 2, 8 heads of 64, 2048 tokens, float32: the README's table
+    python bench/attention.py     # B 2, 8 heads of 64, 2048 tokens, float32
     python bench/attention.py --lengths 512 2048 --kv-heads 2
 
-Rounds are interleaved and medians are shown, since a shared machine drifts. Left out: accelerators' own kernels (bench/gpu.sh has them).
+Rounds are interleaved and medians are shown, since a shared machine drifts. Left out: accelerators'
+own kernels (bench/gpu.sh has them).
 """
 
 import argparse
@@ -42,7 +44,8 @@ def main(argv=None):
     p.add_argument("--rounds", type=int, default=5)
     args = p.parse_args(argv)
     print(
-        f"{jax.devices()[0].device_kind}, {args.dtype}, B {args.batch}, heads {args.heads}, H {args.head_size}: forward and backward, median of {args.rounds} rounds"
+        f"{jax.devices()[0].device_kind}, {args.dtype}, B {args.batch}, heads {args.heads}, H"
+        f" {args.head_size}: forward and backward, median of {args.rounds} rounds"
     )
     for T in args.lengths:
         keys = jax.random.split(jax.random.key(0), 4)
@@ -69,7 +72,8 @@ def main(argv=None):
         for name, f in compiled.items():
             mib = f.memory_analysis().temp_size_in_bytes / 2**20
             print(
-                f"T {T:<6} {name:<14} {mib:8.0f} MiB temporaries {statistics.median(times[name][1:]) * 1000:8.0f} ms"
+                f"T {T:<6} {name:<14} {mib:8.0f} MiB temporaries"
+                f" {statistics.median(times[name][1:]) * 1000:8.0f} ms"
             )
     return 0
 

@@ -1,11 +1,13 @@
-"""The nearest query of each of N queries by BLEU, and prompts against N, beside brute-force sacrebleu on a sample of pairs.
+"""The nearest query of each of N queries by BLEU, and prompts against N, beside brute-force
+sacrebleu on a sample of pairs.
 
     python bench/bleu.py --data DATA --n 50000 --prompts DATA/eval_prompts/koala_test_set.jsonl
 
-DATA holds the public files named in the README. The N queries are the first human turns of the real ShareGPT, HC3 and Alpaca files; beyond their number they are drawn again
-(seeded, lengths as they come) and perturbed so that no two are equal: a word in four is replaced by a word of another real query, one in sixteen
-is dropped, and what is there already is drawn again.
-Both cores for ours; one process of sacrebleu times two is what it is compared with. Needs requirements-dev.txt.
+DATA holds the public files named in the README. The N queries are the first human turns of the real
+ShareGPT, HC3 and Alpaca files; beyond their number they are drawn again (seeded, lengths as they
+come) and perturbed so that no two are equal: a word in four is replaced by a word of another real
+query, one in sixteen is dropped, and what is there already is drawn again. Both cores for ours; one
+process of sacrebleu times two is what it is compared with. Needs requirements-dev.txt.
 """
 
 import argparse
@@ -86,16 +88,23 @@ def measure(name, hypotheses, references, seconds):
         assert scores[i] == bleu.sentence_bleu(hypotheses[i], other[index[i]])
     lengths = np.array([len(bleu.tokenize(q)) for q in hypotheses])
     print(
-        f"{name}: {len(hypotheses):,} x {len(other):,}; tokens a hypothesis: mean {lengths.mean():.0f}, quartiles and 99 % {np.percentile(lengths, [25, 50, 75, 99]).round().astype(int).tolist()}, longest {lengths.max():,}"
+        f"{name}: {len(hypotheses):,} x {len(other):,}; tokens a hypothesis: mean"
+        f" {lengths.mean():.0f}, quartiles and 99 %"
+        f" {np.percentile(lengths, [25, 50, 75, 99]).round().astype(int).tolist()}, longest"
+        f" {lengths.max():,}"
     )
     print(
-        f"  ours {wall:.1f} s on two cores ({cpu:.1f} s of processor time), {cpu / pairs * 1e9:.1f} ns of processor time a pair; mean of the maximum {scores.mean():.2f} %"
+        f"  ours {wall:.1f} s on two cores ({cpu:.1f} s of processor time), {cpu / pairs * 1e9:.1f}"
+        f" ns of processor time a pair; mean of the maximum {scores.mean():.2f} %"
     )
     print(
-        f"  sacrebleu {each * 1e6:.0f} us of processor time a pair ({count:,} random pairs), extrapolated {each * pairs / 3600:,.1f} processor hours: {each * pairs / cpu:,.0f} times as long on equal cores"
+        f"  sacrebleu {each * 1e6:.0f} us of processor time a pair ({count:,} random pairs),"
+        f" extrapolated {each * pairs / 3600:,.1f} processor hours: {each * pairs / cpu:,.0f} times"
+        " as long on equal cores"
     )
     print(
-        f"  memory at its highest {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB",
+        "  memory at its highest"
+        f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB",
         flush=True,
     )
 
@@ -128,7 +137,8 @@ def main():
     args = p.parse_args()
     queries, real = queries_of(args.data, args.n)
     print(
-        f"{len(queries):,} queries, {min(real, args.n):,} of them real, the others perturbed draws; {len(set(queries)):,} different"
+        f"{len(queries):,} queries, {min(real, args.n):,} of them real, the others perturbed draws;"
+        f" {len(set(queries)):,} different"
     )
     if args.prompts:
         rows = [json.loads(line) for path in args.prompts for line in open(path, encoding="utf-8")]

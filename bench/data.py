@@ -1,11 +1,14 @@
 """Packing in tokens a second of one core, and how long a training step waits for its batch.
 
-    python bench/data.py packing DIALOGUES --tokenizer LLAMA GPT2        DIALOGUES: a ShareGPT file; LLAMA, GPT2: folders of tokenizers
-    python bench/data.py loader DIALOGUES --tokenizer LLAMA              batches of 32 x 2048 behind steps of 20 ms
+    python bench/data.py packing DIALOGUES --tokenizer LLAMA GPT2    # folders of tokenizers
+    python bench/data.py loader DIALOGUES --tokenizer LLAMA          # 32 x 2048, steps of 20 ms
 
-`packing` runs `data.pack` in this process (--workers 1) and takes processor time, which counts on a busy machine: reading and tokenizing apart from writing the rows. `loader` packs,
-then takes batches as train.py's loop does (train.ahead over train.device_batch, one CPU device) while a step sleeps, as a host does beside an accelerator; the wait is what the loop
-stands still for, first batch left out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page cache, several hosts.
+`packing` runs `data.pack` in this process (--workers 1) and takes processor time, which counts on a
+busy machine: reading and tokenizing apart from writing the rows. `loader` packs, then takes batches
+as train.py's loop does (train.ahead over train.device_batch, one CPU device) while a step sleeps,
+as a host does beside an accelerator; the wait is what the loop stands still for, first batch left
+out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page
+cache, several hosts.
 """
 
 import argparse
@@ -60,11 +63,13 @@ def packing(args):
         # what data.py does on several cores: tokenizing is shared, writing is one process
         minutes = GOAL_TOKENS / tokens * (tokenizing / CORES + spent["writing"]) / 60
         print(
-            f"{tok.kind}, {tokens:,} tokens, block {args.block}: {tokens / total:,.0f} tokens/s of a core (wall {wall:.1f} s, processor {total:.1f} s: reading and tokenizing "
-            f"{tokens / tokenizing:,.0f} tokens/s, writing {tokens / spent['writing']:,.0f})"
+            f"{tok.kind}, {tokens:,} tokens, block {args.block}: {tokens / total:,.0f} tokens/s of"
+            f" a core (wall {wall:.1f} s, processor {total:.1f} s: reading and tokenizing"
+            f" {tokens / tokenizing:,.0f} tokens/s, writing {tokens / spent['writing']:,.0f})"
         )
         print(
-            f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})"
+            f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated"
+            f" (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})"
         )
 
 
@@ -81,9 +86,12 @@ def loader(args):
         with tempfile.TemporaryDirectory() as folder:
             data.pack(args.dialogues, tok, f"{folder}/packed", block=args.block, pack=args.pack)
             rows, _ = data.open_dataset(f"{folder}/packed", tok)
-            make = lambda s, rows=rows: train.device_batch(
-                rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh
-            )
+
+            def make(s, rows=rows):
+                return train.device_batch(
+                    rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh
+                )
+
             make(0)
             for ms in args.steps_ms:
                 waits, start = [], time.perf_counter()
@@ -95,11 +103,14 @@ def loader(args):
                     del batch
                 took, waited = clock - start - waits[0], sum(waits[1:])
                 print(
-                    f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms: waits {waited / took:.2%} of the time (median {statistics.median(waits[1:]) * 1e3:.2f} ms, 99 % "
-                    f"{np.quantile(waits[1:], 0.99) * 1e3:.2f}, largest {max(waits[1:]) * 1e3:.2f}; {args.steps} steps; goal 1 % at 20 ms)"
+                    f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms:"
+                    f" waits {waited / took:.2%} of the time (median"
+                    f" {statistics.median(waits[1:]) * 1e3:.2f} ms, 99 %"
+                    f" {np.quantile(waits[1:], 0.99) * 1e3:.2f}, largest"
+                    f" {max(waits[1:]) * 1e3:.2f}; {args.steps} steps; goal 1 % at 20 ms)"
                 )
             parts = {
-                "rows from the files": lambda s: rows.rows(
+                "rows from the files": lambda s, rows=rows: rows.rows(
                     data.batch_indices(len(rows), args.batch, 0, s)
                 ),
                 "a whole batch": make,
@@ -109,7 +120,8 @@ def loader(args):
                 for s in range(20):
                     f(s)
                 print(
-                    f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor time, {(time.perf_counter() - wall) / 20 * 1e3:.1f} ms by the clock"
+                    f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor"
+                    f" time, {(time.perf_counter() - wall) / 20 * 1e3:.1f} ms by the clock"
                 )
 
 

@@ -1,9 +1,11 @@
-"""Host memory that loading takes beyond the weights: a synthetic sharded Hugging Face folder onto virtual CPU devices.
+"""Host memory that loading takes beyond the weights: a synthetic sharded Hugging Face folder onto
+virtual CPU devices.
 
-    python bench/load_memory.py --megabytes 300 --mesh 8x1        (add --dtype bfloat16 for half the file)
+    python bench/load_memory.py --megabytes 300 --mesh 8x1    # --dtype bfloat16: half the file
 
-Prints peak resident memory while loading, less that before and less the weights (on CPU the device shards are host
-memory too), sampled every millisecond from /proc; pages of the mapped files count as well. Left out: accelerators.
+Prints peak resident memory while loading, less that before and less the weights (on CPU the device
+shards are host memory too), sampled every millisecond from /proc; pages of the mapped files count
+as well. Left out: accelerators.
 """
 
 import argparse
@@ -17,16 +19,18 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import numpy as np
 
-import model  # noqa: E402
-import sharding  # noqa: E402
-from checkpoint import weights as checkpoint  # noqa: E402
+import model
+import sharding
+from checkpoint import weights as checkpoint
 
 
 def resident():
-    """Resident memory of this process in MB: its own, and the pages of the files that it has mapped."""
+    """Resident memory of this process in MB: its own, and the pages of the files that it has
+    mapped.
+    """
     fields = dict(line.split(":") for line in open("/proc/self/status") if line.startswith("Rss"))
     kb = {n: int(v.split()[0]) for n, v in fields.items()}
     return kb["RssAnon"] / 1000, kb["RssFile"] / 1000
@@ -39,7 +43,10 @@ def synthetic(folder, config, dtype):
         model.weight_table(config),
         np.random.default_rng(0),
     )
-    random = lambda name: rng.standard_normal([size[d] for d in table[name].dims], np.float32)
+
+    def random(name):
+        return rng.standard_normal([size[d] for d in table[name].dims], np.float32)
+
     stream = ((name, layer, random(name)) for name, layer in checkpoint.order(config))
     checkpoint.write_hf(folder, config, stream, None, dtype, shard_bytes=100_000_000)
 
@@ -88,8 +95,9 @@ def main():
     peak = max(anon + file for anon, file in seen) - sum(before)
     largest = V * D * 4 / 1e6
     print(
-        f"{held:.0f} MB of weights in {shards} {args.dtype} shards onto {args.mesh}: {seconds:.1f} s, "
-        f"peak {peak:.0f} MB = weights + {peak - held:.0f} MB; the largest tensor has {largest:.0f} MB"
+        f"{held:.0f} MB of weights in {shards} {args.dtype} shards onto {args.mesh}: {seconds:.1f}"
+        f" s, peak {peak:.0f} MB = weights + {peak - held:.0f} MB; the largest tensor has"
+        f" {largest:.0f} MB"
     )
     figures = {
         "weights_mb": held,

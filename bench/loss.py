@@ -1,9 +1,11 @@
-"""Loss of a vocabulary, with its gradients: compiled temporaries and time of the plain cross-entropy (whole logits) and of the chunked one.
+"""Loss of a vocabulary, with its gradients: compiled temporaries and time of the plain
+cross-entropy (whole logits) and of the chunked one.
 
-    python bench/loss.py                             2,048 tokens of width 256, V 32,000 and 128,256, float32: the README's table
+    python bench/loss.py     # 2,048 tokens of width 256, V 32,000 and 128,256, float32
 
-Rounds are interleaved and medians are shown, since a shared machine drifts. The gradients themselves (of the hidden states and of the output matrix) are results, not
-temporaries. Left out: the vocabulary split over devices (tests/test_sharding.py holds it to this one).
+Rounds are interleaved and medians are shown, since a shared machine drifts. The gradients
+themselves (of the hidden states and of the output matrix) are results, not temporaries. Left out:
+the vocabulary split over devices (tests/test_sharding.py holds it to this one).
 """
 
 import argparse
@@ -37,7 +39,8 @@ def main(argv=None):
     p.add_argument("--rounds", type=int, default=3)
     args = p.parse_args(argv)
     print(
-        f"{jax.devices()[0].device_kind}, {args.dtype}, {args.tokens} tokens, D {args.width}: loss and gradients, median of {args.rounds} rounds"
+        f"{jax.devices()[0].device_kind}, {args.dtype}, {args.tokens} tokens, D {args.width}: loss"
+        f" and gradients, median of {args.rounds} rounds"
     )
     for V in args.vocab:
         keys = jax.random.split(jax.random.key(0), 3)
@@ -45,12 +48,13 @@ def main(argv=None):
         head = (jax.random.normal(keys[1], (V, args.width)) * args.width**-0.5).astype(x.dtype)
         target = jax.random.randint(keys[2], (args.tokens,), 0, V)
         weight = jnp.full((args.tokens,), 1 / args.tokens)
-        plain = lambda x, head, V=V: cross_entropy(
-            head_logits(x, head, V, 0)[None], target[None], weight[None]
-        )
+
+        def plain(x, head, V=V, target=target, weight=weight):
+            return cross_entropy(head_logits(x, head, V, 0)[None], target[None], weight[None])
+
         cases = {"plain": plain} | {
-            f"chunks of {c}": lambda x, head, c=c, V=V: head_cross_entropy(
-                x, head, target, weight, V, None, c
+            f"chunks of {c}": lambda x, head, c=c, V=V, target=target, weight=weight: (
+                head_cross_entropy(x, head, target, weight, V, None, c)
             )
             for c in args.chunks
         }
@@ -73,7 +77,9 @@ def main(argv=None):
             )
             mib = program.memory_analysis().temp_size_in_bytes / 2**20
             print(
-                f"V {V:<8} {name:<16} {mib:8.0f} MiB temporaries {statistics.median(times[name][1:]) * 1000:8.0f} ms   differs from plain by {distance:.0e}"
+                f"V {V:<8} {name:<16} {mib:8.0f} MiB temporaries"
+                f" {statistics.median(times[name][1:]) * 1000:8.0f} ms   differs from plain by"
+                f" {distance:.0e}"
             )
     return 0
 

@@ -1,12 +1,15 @@
-"""What the language filter gets right, against other packages; and how long a mix of 90,000 dialogues takes.
+"""What the language filter gets right, against other packages; and how long a mix of 90,000
+dialogues takes.
 
-    python bench/mix.py languages DATA     # four detectors on the English, Chinese and Korean dialogues under DATA/dialogues
-    python bench/mix.py scale DATA         # 90,000 dialogues, resampled from DATA's, half of them as early HTML exports
+    python bench/mix.py languages DATA     # four detectors on English, Chinese, Korean dialogues
+    python bench/mix.py scale DATA         # 90,000 dialogues, resampled, half of them HTML
 
-`languages` needs lingua-language-detector, langdetect and py3langid besides; one that is missing is left out. It works
-without a network: run it under `unshare -rn` to see. All detectors decide by the same rule (study/language.py), only the
-naming of a turn's language differs. `scale` makes the file in a temporary folder, runs `curate mix` in a process of its
-own and reports seconds, CPU seconds (what counts on a busy machine) and the largest resident memory, workers included. Left out: other languages' data.
+`languages` needs lingua-language-detector, langdetect and py3langid besides; one that is missing is
+left out. It works without a network: run it under `unshare -rn` to see. All detectors decide by the
+same rule (study/language.py), only the naming of a turn's language differs. `scale` makes the file
+in a temporary folder, runs `curate mix` in a process of its own and reports seconds, CPU seconds
+(what counts on a busy machine) and the largest resident memory, workers included. Left out: other
+languages' data.
 """
 
 import argparse
@@ -24,10 +27,12 @@ import tempfile
 import threading
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 from study import language
 from text import dialogues
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SETS = {
     "English": "sharegpt_en.json.gz",
@@ -85,7 +90,10 @@ def languages(folder, limit):
     }
     print(
         f"{'detector':<24}"
-        + "".join(f"{f'{n} {what}':>18}" for n, what in zip(SETS, ("kept", "removed", "removed")))
+        + "".join(
+            f"{f'{n} {what}':>18}"
+            for n, what in zip(SETS, ("kept", "removed", "removed"), strict=True)
+        )
         + f"{'CPU ms each':>15}{'start s':>9}"
     )
     for name, make in DETECTORS.items():
@@ -102,14 +110,17 @@ def languages(folder, limit):
             english = [language.is_english(d, detector) for d in found]
             right = [e == (label == "English") for e in english]
             shares.append(sum(right) / len(right))
-            wrong[label] = [(k, d) for k, (r, d) in enumerate(zip(right, found)) if not r]
+            wrong[label] = [
+                (k, d) for k, (r, d) in enumerate(zip(right, found, strict=True)) if not r
+            ]
         ms = (time.process_time() - started) / sum(map(len, rows.values())) * 1e3
         print(f"{name:<24}" + "".join(f"{s:>18.2%}" for s in shares) + f"{ms:>15.2f}{start:>9.2f}")
         if detector is language.fast:
             misjudged = wrong
     for label, found in misjudged.items():
         print(
-            f"\n{label} dialogues that {language.fast.__name__} judged otherwise: {len(found)} of {len(rows[label])}"
+            f"\n{label} dialogues that {language.fast.__name__} judged otherwise: {len(found)} of"
+            f" {len(rows[label])}"
         )
         for k, d in found:
             shown = "/".join(f"{s:.2f}" for s in language.shares(d))
@@ -120,7 +131,9 @@ def languages(folder, limit):
 
 
 def as_html(text):
-    """An answer as the first ShareGPT extension stored it, roughly: paragraphs, and code under its bar."""
+    """An answer as the first ShareGPT extension stored it, roughly: paragraphs, and code under its
+    bar.
+    """
     parts = []
     for k, piece in enumerate(
         re.split(r"^```([\w+#.-]*)\n(.*?)^```[ \t]*$", text, flags=re.M | re.S)
@@ -133,9 +146,12 @@ def as_html(text):
             named = piece
         else:
             parts.append(
-                f'<pre><div class="bg-black mb-4 rounded-md"><div class="flex items-center"><span>{named}</span><button class="flex ml-auto gap-2">'
-                f'<svg stroke="currentColor"><path d="M16 4h2"></path></svg>Copy code</button></div><div class="p-4 overflow-y-auto">'
-                f'<code class="!whitespace-pre hljs language-{named}">{html.escape(piece, quote=False)}</code></div></div></pre>'
+                '<pre><div class="bg-black mb-4 rounded-md"><div class="flex'
+                f' items-center"><span>{named}</span><button class="flex ml-auto gap-2"><svg'
+                ' stroke="currentColor"><path d="M16 4h2"></path></svg>Copy'
+                ' code</button></div><div class="p-4 overflow-y-auto"><code class="!whitespace-pre'
+                " hljs"
+                f' language-{named}">{html.escape(piece, quote=False)}</code></div></div></pre>'
             )
     return (
         '<div class="markdown prose w-full break-words dark:prose-invert light">'
@@ -145,7 +161,9 @@ def as_html(text):
 
 
 def resampled(folder, path, n):
-    """n dialogues drawn from the real ones (660 English : 60 Chinese), each with its number in the first query, half as HTML."""
+    """n dialogues drawn from the real ones (660 English : 60 Chinese), each with its number in the
+    first query, half as HTML.
+    """
     real = (
         list(dialogues.read_dialogues(folder / "dialogues" / SETS["English"]))
         + list(dialogues.read_dialogues(folder / "dialogues" / SETS["Chinese"]))[:60]
@@ -188,7 +206,11 @@ def scale(folder, n, tokenizers):
         print(
             f"{n:,} dialogues, {size / 1e6:,.0f} million characters, half of them HTML", flush=True
         )
-        program = "import sys\nfrom study import mix\nimport argparse\np = argparse.ArgumentParser()\nmix.flags(p.add_subparsers())\na = p.parse_args()\na.run(a)"
+        program = (
+            "import sys\nfrom study import mix\nimport argparse\np ="
+            " argparse.ArgumentParser()\nmix.flags(p.add_subparsers())\na ="
+            " p.parse_args()\na.run(a)"
+        )
         command = [
             sys.executable,
             "-c",
@@ -216,7 +238,9 @@ def scale(folder, n, tokenizers):
         cpu = used.ru_utime + used.ru_stime
         written = os.path.getsize(temp / "out" / "mix.jsonl.gz")
         print(
-            f"exit {code}, {seconds:.0f} s ({cpu:.0f} s of CPU; load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores), {n / seconds:.0f} dialogues/s, at most {most[0] / 2**30:.2f} GiB, mix.jsonl.gz {written / 1e6:.0f} MB"
+            f"exit {code}, {seconds:.0f} s ({cpu:.0f} s of CPU; load {os.getloadavg()[1]:.1f} on"
+            f" {os.cpu_count()} cores), {n / seconds:.0f} dialogues/s, at most"
+            f" {most[0] / 2**30:.2f} GiB, mix.jsonl.gz {written / 1e6:.0f} MB"
         )
         with gzip.open(temp / "out" / "mix.jsonl.gz", "rt", encoding="utf-8") as f:
             print(f"{sum(1 for _ in f):,} dialogues in the mix")
@@ -232,8 +256,10 @@ def main(argv=None):
     p.add_argument("--limit", type=int, help="dialogues of each language, for a quick look")
     p.add_argument("--tokenizer", nargs="+", default=[], help="for `scale`: count tokens too")
     args = p.parse_args(argv)
-    languages(args.data, args.limit) if args.what == "languages" else scale(
-        args.data, args.n, args.tokenizer
+    (
+        languages(args.data, args.limit)
+        if args.what == "languages"
+        else scale(args.data, args.n, args.tokenizer)
     )
     return 0
 

@@ -1,10 +1,14 @@
-"""MMLU: our scoring with and without sharing, and lm-eval with Hugging Face, on the same weights, CPU and questions.
+"""MMLU: our scoring with and without sharing, and lm-eval with Hugging Face, on the same weights,
+CPU and questions.
 
-    python bench/mmlu_vs_lm_eval.py --data mmlu/ --tokenizer LLAMA --subjects high_school_psychology --lm-eval-python VENV/bin/python
+    python bench/mmlu_vs_lm_eval.py --data mmlu/ --tokenizer LLAMA \\
+        --subjects high_school_psychology --lm-eval-python VENV/bin/python
 
-The model is random: 12 layers, D 512, LLaMA's tokenizer, 2,048 positions, float32. lm-eval (pip install lm-eval, torch's CPU build; best in an environment of its own, named with
---lm-eval-python) scores the same prompts through its own HFLM.loglikelihood, one forward for the four letters, as it does on its own MMLU task. Rounds are interleaved and the
-best of each is taken; compilation and loading are told apart. Left out: reading the files and making prompts, which take milliseconds.
+The model is random: 12 layers, D 512, LLaMA's tokenizer, 2,048 positions, float32. lm-eval (pip
+install lm-eval, torch's CPU build; best in an environment of its own, named with --lm-eval-python)
+scores the same prompts through its own HFLM.loglikelihood, one forward for the four letters, as it
+does on its own MMLU task. Rounds are interleaved and the best of each is taken; compilation and
+loading are told apart. Left out: reading the files and making prompts, which take milliseconds.
 """
 
 import argparse
@@ -25,19 +29,30 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 import lm_eval, logging, torch, transformers
 logging.disable(logging.WARNING)
-model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=batch, add_bos_token=True, max_length=2048)
+model = HFLM(
+    pretrained=folder, device="cpu", dtype="float32", batch_size=batch, add_bos_token=True,
+    max_length=2048,
+)
 prompts = json.load(open(folder + "/prompts.json"))
-requests = [Instance(request_type="loglikelihood", doc={}, arguments=(p, f" {c}"), idx=i) for p in prompts for i, c in enumerate("ABCD")]
-print(json.dumps({"versions": f"lm-eval {lm_eval.__version__}, torch {torch.__version__} with {torch.get_num_threads()} threads, transformers {transformers.__version__}"}), flush=True)
+requests = [
+    Instance(request_type="loglikelihood", doc={}, arguments=(p, f" {c}"), idx=i)
+    for p in prompts for i, c in enumerate("ABCD")
+]
+versions = (
+    f"lm-eval {lm_eval.__version__}, torch {torch.__version__} with {torch.get_num_threads()}"
+    f" threads, transformers {transformers.__version__}"
+)
+print(json.dumps({"versions": versions}), flush=True)
 for line in sys.stdin:
     start = time.perf_counter()
     got = model.loglikelihood(requests, disable_tqdm=True)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "logp": [[got[4 * k + i][0] for i in range(4)] for k in range(len(prompts))]}), flush=True)
+    logp = [[got[4 * k + i][0] for i in range(4)] for k in range(len(prompts))]
+    print(json.dumps({"seconds": seconds, "logp": logp}), flush=True)
 """
 
 
-def main():
+def flags():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="the original CSV folders")
     parser.add_argument("--tokenizer", required=True, help="LLaMA's tokenizer.model, or its folder")
@@ -50,139 +65,164 @@ def main():
     )
     parser.add_argument(
         "--lm-eval-python",
-        help="an interpreter with lm-eval, torch and transformers; without it only our two are compared",
+        help="an interpreter with lm-eval, torch and transformers; without it ours alone",
     )
     parser.add_argument("--lm-eval-batch", type=int, default=8)
-    args = parser.parse_args()
+    return parser
+
+
+def read_prompts(args):
+    """The subjects' questions as 5-shot prompts."""
+    from tasks import prompts
+
+    texts = []
+    for subject in args.subjects:
+        shots = prompts.mmlu_file(args.data, "dev", subject)[:5]
+        questions = prompts.mmlu_file(args.data, args.split, subject)[: args.limit]
+        texts += [prompts.mmlu_prompt(subject, shots, question) for question in questions]
+    return texts
+
+
+def make_requests(texts, tok, positions):
+    """One request a prompt: the four letters after it."""
+    from decoding.records import Request
+
+    letters = [tok.encode(f"Answer: {c}")[-1] for c in "ABCD"]
+    requests = []
+    for text in texts:
+        ids = [tok.bos] + tok.encode(text)
+        if len(ids) > positions:
+            raise SystemExit(
+                f"a prompt has {len(ids)} tokens, more than {positions}: choose other --subjects"
+            )
+        requests.append(Request(ids, [len(ids) - 1], [letters]))
+    return requests
+
+
+def write_model(folder, config, weights, tok, texts):
+    """The same weights for Hugging Face, and the prompts beside them."""
+    import numpy as np
+
+    import model
+    from checkpoint import weights as checkpoint
+
+    table = model.weight_table(config)
+    rows = (
+        (
+            name,
+            layer,
+            np.asarray(weights[name] if layer is None else weights[name][layer])[
+                : config.V if table[name].dims[0] == "V" else None
+            ],
+        )
+        for name, layer in checkpoint.order(config)
+    )
+    checkpoint.write_hf(folder, config, rows, tok)
+    pathlib.Path(folder, "prompts.json").write_text(json.dumps(texts), encoding="utf-8")
+
+
+def start_lm_eval(folder, args):
+    """lm-eval in a process of its own, loaded and waiting for a line."""
+    command = [args.lm_eval_python, "-c", THEIRS, folder, str(args.lm_eval_batch), str(args.rounds)]
+    theirs = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = next(line for line in theirs.stdout if line.startswith("{"))
+    print(json.loads(first)["versions"], flush=True)
+    return theirs
+
+
+def ask_lm_eval(theirs):
+    theirs.stdin.write("go\n")
+    theirs.stdin.flush()
+    return json.loads(theirs.stdout.readline())
+
+
+def run_rounds(ways, count):
+    """name -> what each round gave; the ways take turns, the first round compiles."""
+    rounds = {name: [] for name in ways}
+    for _ in range(1 + count):
+        for name, way in ways.items():
+            rounds[name].append(way())
+            print(f"{name}: {rounds[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return rounds
+
+
+def print_results(rounds, prompt_tokens):
+    """Seconds, what sharing gains, and where the answers differ."""
+    import numpy as np
+
+    n = len(prompt_tokens)
+    best = {name: min(r["seconds"] for r in results[1:]) for name, results in rounds.items()}
+    print(f"{'':24}{'seconds':>9}{'first':>9}{'questions/s':>13}{'tokens':>9}")
+    for name, (first, *_) in rounds.items():
+        tokens = first.get("tokens", sum(prompt_tokens))
+        print(f"{name:24}{best[name]:9.2f}{first['seconds']:9.2f}{n / best[name]:13.1f}{tokens:9,}")
+    shared, alone = (rounds[name][0] for name in ("ours, shared", "ours, not shared"))
+    allowed = alone["tokens"] / shared["tokens"]
+    gained = best["ours, not shared"] / best["ours, shared"]
+    print(
+        f"sharing: {gained:.2f} times as fast, {gained / allowed:.0%} of the {allowed:.2f} that the"
+        " tokens saved allow"
+    )
+    answers = {name: np.argmax(results[0]["logp"], axis=1) for name, results in rounds.items()}
+    for name in list(rounds)[1:]:
+        margin = np.diff(np.sort(np.asarray(rounds[name][0]["logp"]), axis=1))[:, -1]
+        differ = answers[name] != answers["ours, shared"]
+        widest = margin[differ].max(initial=0.0)
+        print(
+            f'answers of "{name}" that differ from the shared: {differ.sum()}'
+            f", the letters at most {widest:.1e} nats apart there"
+        )
+    theirs = best.get("lm-eval, Hugging Face")
+    if theirs:
+        print(
+            f"faster than lm-eval: {theirs / best['ours, shared']:.2f} times shared,"
+            f" {theirs / best['ours, not shared']:.2f} times not shared"
+        )
+
+
+def main():
+    args = flags().parse_args()
 
     import jax
     import numpy as np
 
     import model
     import sharding
-    from checkpoint import weights as checkpoint
     from decoding.likelihood import Scorer
-    from decoding.records import Request
-    from tasks import prompts
     from text import tokenizer
 
     tok = tokenizer.load(args.tokenizer, roles=False)
     config = model.llama(tok.base_size, 512, 12, 8, 1376, 2048, 1e-5)
-    mesh, layout = (
-        sharding.make_mesh(1, 1, jax.devices()[:1]),
-        model.make_layout(config, 1, 1, fsdp=False),
-    )
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    layout = model.make_layout(config, 1, 1, fsdp=False)
     weights = model.initialise(config, mesh, layout, 0)
-    texts, requests = [], []
-    for subject in args.subjects:
-        shots = prompts.mmlu_file(args.data, "dev", subject)[:5]
-        texts += [
-            prompts.mmlu_prompt(subject, shots, q)
-            for q in prompts.mmlu_file(args.data, args.split, subject)[: args.limit]
-        ]
-    letters = [tok.encode(f"Answer: {c}")[-1] for c in "ABCD"]
-    for text in texts:
-        ids = [tok.bos] + tok.encode(text)
-        if len(ids) > config.P:
-            raise SystemExit(
-                f"a prompt has {len(ids)} tokens, more than {config.P}: choose other --subjects"
-            )
-        requests.append(Request(ids, [len(ids) - 1], [letters]))
+    texts = read_prompts(args)
+    requests = make_requests(texts, tok, config.P)
     scorer = Scorer(config, mesh, layout)
 
     def ours(share):
         scorer.computed, logp, start = 0, np.zeros((len(requests), 4)), time.perf_counter()
-        for k, found, _, _ in scorer.score(weights, requests, args.batch, share):
-            logp[k] = found[0]
+        for k, scores, _, _ in scorer.score(weights, requests, args.batch, share):
+            logp[k] = scores[0]
         return {"seconds": time.perf_counter() - start, "logp": logp, "tokens": scorer.computed}
 
+    ways = {"ours, shared": lambda: ours(True), "ours, not shared": lambda: ours(False)}
     with tempfile.TemporaryDirectory() as folder:
-        theirs, ways = (
-            None,
-            {"ours, shared": lambda: ours(True), "ours, not shared": lambda: ours(False)},
-        )
+        theirs = None
         if args.lm_eval_python:
-            rows = (
-                (
-                    n,
-                    i,
-                    np.asarray(weights[n] if i is None else weights[n][i])[
-                        : config.V if model.weight_table(config)[n].dims[0] == "V" else None
-                    ],
-                )
-                for n, i in checkpoint.order(config)
-            )
-            checkpoint.write_hf(f"{folder}/hf", config, rows, tok)
-            pathlib.Path(folder, "hf", "prompts.json").write_text(
-                json.dumps(texts), encoding="utf-8"
-            )
-            theirs = subprocess.Popen(
-                [
-                    args.lm_eval_python,
-                    "-c",
-                    THEIRS,
-                    f"{folder}/hf",
-                    str(args.lm_eval_batch),
-                    str(args.rounds),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            print(
-                json.loads(next(line for line in theirs.stdout if line.startswith("{")))[
-                    "versions"
-                ],
-                flush=True,
-            )
-
-            def lm_eval():
-                theirs.stdin.write("go\n")
-                theirs.stdin.flush()
-                return json.loads(theirs.stdout.readline())
-
-            ways["lm-eval, Hugging Face"] = lm_eval
-        rounds = {name: [] for name in ways}
-        for _ in range(1 + args.rounds):
-            for name, way in ways.items():
-                rounds[name].append(way())
-                print(f"{name}: {rounds[name][-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+            write_model(f"{folder}/hf", config, weights, tok, texts)
+            theirs = start_lm_eval(f"{folder}/hf", args)
+            ways["lm-eval, Hugging Face"] = lambda: ask_lm_eval(theirs)
+        rounds = run_rounds(ways, args.rounds)
         if theirs:
             theirs.stdin.close()
             theirs.wait()
-    best = {name: min(r["seconds"] for r in found[1:]) for name, found in rounds.items()}
+    tokens = [len(request.ids) for request in requests]
     print(
-        f"{len(texts)} questions of {', '.join(args.subjects)} ({args.split}), 5 shots, {np.mean([len(r.ids) for r in requests]):.0f} tokens a prompt; jax {jax.__version__}"
+        f"{len(texts)} questions of {', '.join(args.subjects)} ({args.split}), 5 shots,"
+        f" {np.mean(tokens):.0f} tokens a prompt; jax {jax.__version__}"
     )
-    print(f"{'':24}{'seconds':>9}{'first':>9}{'questions/s':>13}{'tokens':>9}")
-    for name, found in rounds.items():
-        print(
-            f"{name:24}{best[name]:9.2f}{found[0]['seconds']:9.2f}{len(texts) / best[name]:13.1f}{found[0].get('tokens', sum(len(r.ids) for r in requests)):9,}"
-        )
-    shared, alone = (rounds[n][0] for n in ("ours, shared", "ours, not shared"))
-    allowed, got = (
-        alone["tokens"] / shared["tokens"],
-        best["ours, not shared"] / best["ours, shared"],
-    )
-    print(
-        f"sharing: {got:.2f} times as fast, {got / allowed:.0%} of the {allowed:.2f} that the tokens saved allow"
-    )
-    answers = {n: np.argmax(r[0]["logp"], axis=1) for n, r in rounds.items()}
-    for name in list(ways)[1:]:
-        gap = np.diff(np.sort(np.asarray(rounds[name][0]["logp"]), axis=1))[:, -1]
-        differ = answers[name] != answers["ours, shared"]
-        print(
-            f'answers of "{name}" that differ from the shared: {differ.sum()}'
-            + (
-                f", the letters at most {gap[differ].max():.1e} nats apart there"
-                if differ.any()
-                else ""
-            )
-        )
-    if theirs:
-        print(
-            f"faster than lm-eval: {best['lm-eval, Hugging Face'] / best['ours, shared']:.2f} times shared, {best['lm-eval, Hugging Face'] / best['ours, not shared']:.2f} times not shared"
-        )
+    print_results(rounds, tokens)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Programs a second in the sandbox, and executed human-eval's way, in the same run on the same programs.
+"""Programs a second in the sandbox, and executed human-eval's way, in the same run on the same
+programs.
 
-    python bench/sandbox.py --data HumanEval.jsonl.gz      # 164 canonical solutions; without it 200 short programs
+    python bench/sandbox.py                              # 200 short programs
+    python bench/sandbox.py --data HumanEval.jsonl.gz    # 164 canonical solutions
 
-human-eval's way (its execution.py, in brief): for each program a multiprocessing.Manager and a forked process that
-disarms dangerous functions of its own interpreter, executes the program under an alarm and appends the outcome to the
-manager's list; threads hold `--workers` of them at once. It isolates nothing: the programs run here are known ones.
+human-eval's way (its execution.py, in brief): for each program a multiprocessing.Manager and a
+forked process that disarms dangerous functions of its own interpreter, executes the program under
+an alarm and appends the outcome to the manager's list; threads hold `--workers` of them at once. It
+isolates nothing: the programs run here are known ones.
 """
 
 import argparse
@@ -30,8 +33,10 @@ from tasks import sandbox
 
 UPSTREAM = "human-eval's way"
 GUARDED = {
-    os: "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate "
-    "replace unlink fchmod fchown chmod chown chroot lchown getcwd chdir",
+    os: (
+        "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename"
+        " renames truncate replace unlink fchmod fchown chmod chown chroot lchown getcwd chdir"
+    ),
     shutil: "rmtree move chown",
     subprocess: "Popen",
 }
@@ -107,7 +112,7 @@ def main(argv=None):
             return list(pool.map(upstream, programs))
 
     ways = {
-        **{f"sandbox, {level}": (lambda level=level: in_sandbox(level)) for level in levels},
+        **{f"sandbox, {level}": lambda level=level: in_sandbox(level) for level in levels},
         UPSTREAM: human_eval,
     }
     best = dict.fromkeys(ways, 0.0)
@@ -122,8 +127,8 @@ def main(argv=None):
                     file=sys.stderr,
                 )
     print(
-        f"{len(programs)} programs, {args.workers} workers, {os.cpu_count()} cores, Python {sys.version.split()[0]}, "
-        f"best of {args.rounds}"
+        f"{len(programs)} programs, {args.workers} workers, {os.cpu_count()} cores, Python"
+        f" {sys.version.split()[0]}, best of {args.rounds}"
     )
     for name, rate in best.items():
         print(f"{name:22} {rate:6.0f} programs/s  {rate / best[UPSTREAM]:5.1f}x")

@@ -1,11 +1,14 @@
-"""A training step on this CPU against PyTorch: the same LLaMA in transformers, with sdpa attention and torch's AdamW, in float32.
+"""A training step on this CPU against PyTorch: the same LLaMA in transformers, with sdpa attention
+and torch's AdamW, in float32.
 
-    python bench/train_vs_torch.py                   6 layers, D 384, 6 heads, F 1024, 8 rows of 512, V 512 and 32,000
+    python bench/train_vs_torch.py     # L 6, D 384, N 6, F 1024, 8 rows of 512, V 512 and 32,000
     python bench/train_vs_torch.py --vocab 512 --rounds 3 --steps 1
 
-Ours is train.py's own step on one device (optimizer adamw, so that both do the same arithmetic), theirs forward, backward, clip and AdamW (fused). Both start from the same
-weights and the same rows; the first two losses must agree to 1e-4 or nothing is timed. Rounds are interleaved and medians shown, since a shared machine drifts: the ratio
-is the figure, not the tokens a second. Needs requirements-compare.txt. Left out: data loading.
+Ours is train.py's own step on one device (optimizer adamw, so that both do the same arithmetic),
+theirs forward, backward, clip and AdamW (fused). Both start from the same weights and the same
+rows; the first two losses must agree to 1e-4 or nothing is timed. Rounds are interleaved and
+medians shown, since a shared machine drifts: the ratio is the figure, not the tokens a second.
+Needs requirements-compare.txt. Left out: data loading.
 """
 
 import argparse
@@ -143,12 +146,16 @@ def main(argv=None):
                 )
         wall = {name: statistics.median(w for w, _ in s) for name, s in seconds.items()}
         print(
-            f"V {V:,}: {args.layers} layers, D {args.width}, {args.batch} x {args.block} tokens, {args.rounds} rounds of {args.steps} steps, {torch.get_num_threads()} threads"
+            f"V {V:,}: {args.layers} layers, D {args.width}, {args.batch} x {args.block} tokens,"
+            f" {args.rounds} rounds of {args.steps} steps, {torch.get_num_threads()} threads"
         )
         for name, s in seconds.items():
-            ratio = statistics.median(t / o for (t, _), (o, _) in zip(seconds["torch"], s))
+            ratio = statistics.median(
+                t / o for (t, _), (o, _) in zip(seconds["torch"], s, strict=False)
+            )
             print(
-                f"  {name:<18} {args.batch * args.block / wall[name]:8,.0f} tokens/s   {ratio:5.2f} x torch   {statistics.median(c for _, c in s):6.2f} s of CPU a step"
+                f"  {name:<18} {args.batch * args.block / wall[name]:8,.0f} tokens/s   {ratio:5.2f}"
+                f" x torch   {statistics.median(c for _, c in s):6.2f} s of CPU a step"
             )
 
 

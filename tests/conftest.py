@@ -1,4 +1,6 @@
-"""Options and shared fixtures: 8 virtual CPU devices, --data DIR for real data, --live for torch and transformers."""
+"""Options and shared fixtures: 8 virtual CPU devices, --data DIR for real data, --live for torch
+and transformers.
+"""
 
 import os
 import pathlib
@@ -14,7 +16,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--data",
         metavar="DIR",
-        help="folder of the public files named in the README: adds the tests on real data; with it a skip is a failure",
+        help=(
+            "folder of the public files named in the README: adds the tests on real data; with it a"
+            " skip is a failure"
+        ),
     )
     parser.addoption(
         "--live",
@@ -43,7 +48,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With --data every test that skips is a failure: nothing is left out in silence (--live's tests need their own option)."""
+    """With --data every test that skips is a failure: nothing is left out in silence (--live's
+    tests need their own option).
+    """
     report = (yield).get_result()
     if report.skipped and item.config.getoption("--data") and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

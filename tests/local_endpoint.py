@@ -2,7 +2,8 @@
 
     with LocalEndpoint(lambda body, nth: answer("Hi")) as server: Endpoint(server.url, log)
 
-The function gets the request's JSON and how often this very body was asked before, and returns one of the forms below.
+The function gets the request's JSON and how often this very body was asked before, and returns one
+of the forms below.
 """
 
 import collections
@@ -54,7 +55,9 @@ def drip(seconds, text="drop by drop"):
 
 
 class LocalEndpoint:
-    """A thread with a server on a free port of this machine; `requests` holds (body, headers by lower-case name) of all that came."""
+    """A thread with a server on a free port of this machine; `requests` holds (body, headers by
+    lower-case name) of all that came.
+    """
 
     def __init__(self, behave):
         self.requests, seen, lock = [], collections.Counter(), threading.Lock()

@@ -1,11 +1,13 @@
-"""Small random models of Hugging Face's `transformers` and their logits, stored for tests/test_model.py without torch.
+"""Small random models of Hugging Face's `transformers` and their logits, stored for
+tests/test_model.py without torch.
 
-    python tests/make_references.py   (needs requirements-compare.txt; rewrites tests/references/model_*.npz)
+    python tests/make_references.py    # needs requirements-compare.txt; rewrites references/model_*.npz
 
-One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields), `versions`, `tokens`
-[2, T], `logits` [2, T, V], and every weight under its name in Hugging Face's files. The weights are drawn far larger
-than an initialisation's, biases and norms too: with small ones attention is flat and a wrong RoPE stays within the
-tolerance. What it leaves out: tokenizers, trained weights, gradients.
+One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields),
+`versions`, `tokens` [2, T], `logits` [2, T, V], and every weight under its name in Hugging Face's
+files. The weights are drawn far larger than an initialisation's, biases and norms too: with small
+ones attention is flat and a wrong RoPE stays within the tolerance. What it leaves out: tokenizers,
+trained weights, gradients.
 """
 
 import json
@@ -16,8 +18,10 @@ import numpy as np
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "references"
 
-# Sizes are odd and unequal on purpose; heads times head size is not D for LLaMA, so that no two axes can be exchanged
-# unseen. `original` of the Llama-3.1 case puts one of the four wavelengths (6, 167, 4443, 118,000 tokens) among the
+# Sizes are odd and unequal on purpose; heads times head size is not D for LLaMA, so that no two
+# axes can be exchanged
+# unseen. `original` of the Llama-3.1 case puts one of the four wavelengths (6, 167, 4443, 118,000
+# tokens) among the
 # kept, one among the blended and two among the stretched.
 LLAMA = dict(
     family="llama",
@@ -54,8 +58,9 @@ CASES = {
     "llama_gqa": LLAMA | dict(N=4, K=2),
     "llama_tied": LLAMA | dict(N=4, K=1, tied=True, eps=1e-6),
     "llama_theta": LLAMA | dict(N=4, K=2, theta=500000.0),
-    "llama_scaled": LLAMA
-    | dict(N=4, K=2, P=512, theta=500000.0, rope_scaling=[8.0, 1.0, 4.0, 256]),
+    "llama_scaled": (
+        LLAMA | dict(N=4, K=2, P=512, theta=500000.0, rope_scaling=[8.0, 1.0, 4.0, 256])
+    ),
     "gpt2_tied": GPT2,
     "gpt2_untied": GPT2 | dict(tied=False),
 }
@@ -110,7 +115,9 @@ def hugging_face(fields):
 
 
 def make(fields, seed):
-    """(weights by Hugging Face's names, tokens [2, T], logits [2, T, V]) of a randomly filled model."""
+    """(weights by Hugging Face's names, tokens [2, T], logits [2, T, V]) of a randomly filled
+    model.
+    """
     import torch
 
     model = hugging_face(fields)
@@ -136,7 +143,10 @@ def main():
     torch.set_num_threads(
         1
     )  # the order of sums, and with it the last bit, does not depend on the machine's cores
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}"
+    versions = (
+        f"torch {torch.__version__}, transformers {transformers.__version__}, numpy"
+        f" {np.__version__}"
+    )
     print(versions)
     FOLDER.mkdir(exist_ok=True)
     for seed, (case, fields) in enumerate(CASES.items()):

@@ -2,11 +2,12 @@
 
     python tests/make_tokenizer_references.py --data DIR      # needs requirements-compare.txt
 
-Nothing of ../tokenizer.py's export is used: GPT-2 is transformers' GPT2Tokenizer on the two files; Llama-3 is
-transformers' TikTokenConverter; LLaMA is the pipeline of its published tokenizer.json (Prepend and Replace of U+2581,
-byte fallback) over the merges that transformers makes of the pieces' scores. (LlamaTokenizer of transformers 5.23,
-given a bare tokenizer.model, orders the merges by id instead: it cuts indented code and a leading space otherwise than
-SentencePiece and than the published file.) Stored: ids of the toy tokenizers' texts, and for the real ones a hash of
+Nothing of ../tokenizer.py's export is used: GPT-2 is transformers' GPT2Tokenizer on the two files;
+Llama-3 is transformers' TikTokenConverter; LLaMA is the pipeline of its published tokenizer.json
+(Prepend and Replace of U+2581, byte fallback) over the merges that transformers makes of the
+pieces' scores. (LlamaTokenizer of transformers 5.23, given a bare tokenizer.model, orders the
+merges by id instead: it cuts indented code and a leading space otherwise than SentencePiece and
+than the published file.) Stored: ids of the toy tokenizers' texts, and for the real ones a hash of
 all ids of each file.
 """
 
