@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import sharding
 from kernels.attention import causal_attention, causal_mask, positions_of, reference_attention
@@ -197,7 +197,7 @@ class Layout(NamedTuple):
     def stacked(self, config):
         """name -> spec of the whole array, layer axis included."""
         return {
-            n: P(None, *self.specs[n]) if row.layered else self.specs[n]
+            n: Spec(None, *self.specs[n]) if row.layered else self.specs[n]
             for n, row in weight_table(config).items()
         }
 
@@ -216,7 +216,7 @@ def make_layout(config, data, tensor, fsdp=True, rings=()):
         shape = tuple(size[d] for d in row.dims)
         spec = sharding.partition(shape, row.tensor, row.data, (data, tensor), split)
         if not fsdp:
-            spec = P(
+            spec = Spec(
                 *(TENSOR if split and dim == row.tensor else None for dim in range(len(shape)))
             )
         specs[name] = spec
@@ -481,7 +481,7 @@ def make_logits(config, mesh, layout, dtype=jnp.float32):
     specs = layout.stacked(config)
     return jax.jit(
         jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, P(DATA)), out_specs=P(DATA), check_vma=False
+            local, mesh=mesh, in_specs=(specs, Spec(DATA)), out_specs=Spec(DATA), check_vma=False
         )
     )
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 DATA, TENSOR = "data", "tensor"
 VIRTUAL = 8  # CPU devices made where a mesh is asked for and there is no accelerator: enough to try every kind of mesh
@@ -176,7 +176,7 @@ def partition(shape, tensor_dim, data_dim, mesh_shape, splits):
     local = shape[data_dim] // (tensor if axes[data_dim] else 1)
     if local % data == 0:
         axes[data_dim] += (DATA,)
-    return P(*(a[0] if len(a) == 1 else a or None for a in axes))
+    return Spec(*(a[0] if len(a) == 1 else a or None for a in axes))
 
 
 def axes_of(spec):
@@ -199,7 +199,9 @@ def dim_over(spec, axis):
 
 def shardings(specs, mesh):
     """A tree of specs as a tree of NamedShardings."""
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+    return jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, Spec)
+    )
 
 
 # ------------------------------------------------------------------------------ collectives over "data": weights (FSDP)

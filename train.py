@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import data
 import model
@@ -159,7 +159,7 @@ def make_step(config, mesh, layout, compute, opt, schedule, loss_mean):
     metrics: loss, grad_norm, lr, loss_tokens, stop (any process wants to stop).
     """
     specs = layout.stacked(config)
-    state_specs = {"weights": specs, "m": specs, "v": specs, "step": P()}
+    state_specs = {"weights": specs, "m": specs, "v": specs, "step": Spec()}
 
     def local(state, batch):
         weights = state["weights"]
@@ -209,9 +209,9 @@ def make_step(config, mesh, layout, compute, opt, schedule, loss_mean):
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=sharding.compiler_options(mesh))
     def step(state, batch):
-        in_specs = (state_specs, {n: P(None, DATA) for n in batch})
+        in_specs = (state_specs, {n: Spec(None, DATA) for n in batch})
         return jax.shard_map(
-            local, mesh=mesh, in_specs=in_specs, out_specs=(state_specs, P()), check_vma=False
+            local, mesh=mesh, in_specs=in_specs, out_specs=(state_specs, Spec()), check_vma=False
         )(state, batch)
 
     return step
@@ -237,10 +237,10 @@ def make_eval_step(config, mesh, layout, compute):
 
     @functools.partial(jax.jit, compiler_options=sharding.compiler_options(mesh))
     def step(weights, batch):
-        in_specs = (layout.stacked(config), {n: P(None, DATA) for n in batch})
-        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(), check_vma=False)(
-            weights, batch
-        )
+        in_specs = (layout.stacked(config), {n: Spec(None, DATA) for n in batch})
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=in_specs, out_specs=Spec(), check_vma=False
+        )(weights, batch)
 
     return step
 
@@ -251,7 +251,7 @@ def state_like(config, mesh, layout, moment_dtype):
     like = lambda dtype: {
         n: jax.ShapeDtypeStruct(s, dtype, sharding=spec[n]) for n, s in shape.items()
     }
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P()))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, Spec()))
     return {
         "weights": like(jnp.float32),
         "m": like(moment_dtype),
@@ -279,7 +279,7 @@ def device_batch(read, indices, accumulate, mesh, stop=False):
     read: indices [n] -> dict of arrays [n, T + 1].
     """
     grid = indices.reshape(accumulate, -1)
-    spec = NamedSharding(mesh, P(None, DATA))
+    spec = NamedSharding(mesh, Spec(None, DATA))
     parts = {}  # the columns of one data rank -> its rows, read once though tensor ranks share them
     for index in spec.addressable_devices_indices_map(grid.shape).values():
         columns = range(*index[1].indices(grid.shape[1]))
@@ -352,7 +352,7 @@ def sample_replies(weights, config, mesh, layout, tok, dataset, count, dtype, le
         return []
     rows = -(-len(prompts) // layout.data) * layout.data
     forward = model.make_logits(config, mesh, layout, dtype)
-    spec = NamedSharding(mesh, P(DATA))
+    spec = NamedSharding(mesh, Spec(DATA))
     replies = reference.plain(
         lambda token: forward(weights, jax.device_put(token, spec)),
         prompts,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import make_references
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -93,9 +93,9 @@ def step(config, compute=model.Compute(loss_chunk=7), gradients=True):
         )
 
     specs = layout.stacked(config)
-    out = (P(), specs if gradients else P())
+    out = (Spec(), specs if gradients else Spec())
     sharded = jax.shard_map(
-        local, mesh=mesh, in_specs=(specs, P(), P(), P()), out_specs=out, check_vma=False
+        local, mesh=mesh, in_specs=(specs, Spec(), Spec(), Spec()), out_specs=out, check_vma=False
     )
     return jax.jit(sharded, compiler_options=QUICK)
 

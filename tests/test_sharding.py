@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -138,7 +138,12 @@ def notes_of(config, data, tensor):
 
 def test_llama_is_split_over_both_axes():
     specs = specs_of(model.PRESETS["llama-7b"], 4, 2)
-    column, row, norm, vocab = P(DATA, TENSOR), P((TENSOR, DATA), None), P(DATA), P(TENSOR, DATA)
+    column, row, norm, vocab = (
+        Spec(DATA, TENSOR),
+        Spec((TENSOR, DATA), None),
+        Spec(DATA),
+        Spec(TENSOR, DATA),
+    )
     assert {specs[n] for n in ("wq", "wk", "wv", "w1", "w3")} == {column}
     assert {specs[n] for n in ("wo", "w2")} == {row}
     assert {specs[n] for n in ("attn_norm", "mlp_norm", "final_norm")} == {norm}
@@ -149,16 +154,16 @@ def test_llama_is_split_over_both_axes():
 def test_gpt2_xl_has_25_heads_so_its_attention_is_replicated_over_tensor_and_its_mlp_split():
     config = model.PRESETS["gpt2-xl"]
     specs = specs_of(config, 4, 2)
-    assert {specs[n] for n in ("wq", "wk", "wv", "wo")} == {P(DATA, None)}
+    assert {specs[n] for n in ("wq", "wk", "wv", "wo")} == {Spec(DATA, None)}
     assert {specs[n] for n in ("bq", "bk", "bv", "bo", "b2", "attn_norm", "attn_norm_b")} == {
-        P(DATA)
+        Spec(DATA)
     }
     assert (specs["w1"], specs["b1"], specs["w2"]) == (
-        P(DATA, TENSOR),
-        P((TENSOR, DATA)),
-        P((TENSOR, DATA), None),
+        Spec(DATA, TENSOR),
+        Spec((TENSOR, DATA)),
+        Spec((TENSOR, DATA), None),
     )
-    assert (specs["embed"], specs["pos"]) == (P(TENSOR, DATA), P(None, DATA))
+    assert (specs["embed"], specs["pos"]) == (Spec(TENSOR, DATA), Spec(None, DATA))
     assert notes_of(config, 4, 2) == [
         "attention replicated over tensor: 25 heads (25 key/value) do not divide over 2 ranks"
     ]
@@ -168,20 +173,20 @@ def test_gpt2_xl_has_25_heads_so_its_attention_is_replicated_over_tensor_and_its
 def test_fewer_key_value_heads_than_ranks_are_replicated_and_the_query_heads_still_split():
     config = model.PRESETS["llama-3-8b"]  # 8 kv heads
     specs = specs_of(config, 1, 16)
-    assert specs["wk"] == specs["wv"] == P(DATA, None) and specs["wq"] == P(DATA, TENSOR)
+    assert specs["wk"] == specs["wv"] == Spec(DATA, None) and specs["wq"] == Spec(DATA, TENSOR)
     assert notes_of(config, 1, 16) == [
         "key/value heads replicated over tensor: 8 heads for 16 ranks"
     ]
-    assert specs_of(config, 1, 8)["wk"] == P(DATA, TENSOR) and notes_of(config, 1, 8) == []
+    assert specs_of(config, 1, 8)["wk"] == Spec(DATA, TENSOR) and notes_of(config, 1, 8) == []
 
 
 def test_what_does_not_divide_is_left_whole_and_a_note_says_so():
     config = dataclasses.replace(model.PRESETS["tiny"], D=20, F=42, V=100)
     specs = specs_of(config, 8, 4)
     assert (
-        specs["w1"] == P(None, None)
-        and specs["attn_norm"] == P(None)
-        and specs["embed"] == P(TENSOR, None)
+        specs["w1"] == Spec(None, None)
+        and specs["attn_norm"] == Spec(None)
+        and specs["embed"] == Spec(TENSOR, None)
     )
     notes = notes_of(config, 8, 4)
     assert notes[0] == "MLP replicated over tensor: F 42 does not divide by 4"
@@ -197,9 +202,9 @@ def test_what_does_not_divide_is_left_whole_and_a_note_says_so():
 def test_replicas_along_data_are_split_over_tensor_alone():
     specs = model.make_layout(model.PRESETS["llama-7b"], 4, 2, fsdp=False).specs
     assert (specs["wq"], specs["wo"], specs["attn_norm"]) == (
-        P(None, TENSOR),
-        P(TENSOR, None),
-        P(None),
+        Spec(None, TENSOR),
+        Spec(TENSOR, None),
+        Spec(None),
     )
 
 
@@ -246,7 +251,7 @@ def check_pair(local, whole, arrays, specs):
 
     mesh = sharding.make_mesh(1, 4)
     sharded = jax.shard_map(
-        both, mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=False
+        both, mesh=mesh, in_specs=specs, out_specs=(Spec(), specs), check_vma=False
     )
     value, gradients = jax.jit(sharded)(*(jnp.asarray(a, jnp.float32) for a in arrays))
     np.testing.assert_allclose(value, whole(*arrays), rtol=1e-5)
@@ -268,7 +273,7 @@ def test_copy_in_and_sum_out_have_the_gradients_of_the_whole_program():
         return np.sum(np.sin(y + np.tanh(y @ w) @ u))
 
     arrays = [normal(3, 5), normal(5, 8, seed=1), normal(8, 5, seed=2)]
-    check_pair(local, whole, arrays, (P(), P(None, TENSOR), P(TENSOR, None)))
+    check_pair(local, whole, arrays, (Spec(), Spec(None, TENSOR), Spec(TENSOR, None)))
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -293,23 +298,32 @@ def test_gather_in_and_scatter_out_have_the_gradients_of_the_whole_program(dim):
 
     shapes = (4, 8, 3), (1, 1, 3), (3, 8), (8, 3), (12, 2)
     arrays = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-    slices = P(TENSOR) if dim == 0 else P(None, TENSOR)
+    slices = Spec(TENSOR) if dim == 0 else Spec(None, TENSOR)
     check_pair(
-        local, whole, arrays, (slices, P(), P(None, TENSOR), P(TENSOR, None), P(TENSOR, None))
+        local,
+        whole,
+        arrays,
+        (slices, Spec(), Spec(None, TENSOR), Spec(TENSOR, None), Spec(TENSOR, None)),
     )
 
 
 @pytest.mark.parametrize("rings", [(), (2, 2)])
 @pytest.mark.parametrize(
     "spec",
-    [P(DATA, TENSOR), P(TENSOR, DATA), P((TENSOR, DATA), None), P(None, TENSOR), P(None, None)],
+    [
+        Spec(DATA, TENSOR),
+        Spec(TENSOR, DATA),
+        Spec((TENSOR, DATA), None),
+        Spec(None, TENSOR),
+        Spec(None, None),
+    ],
 )
 def test_weights_are_gathered_over_data_their_gradients_summed_into_shards_and_norms_counted_once(
     spec, rings
 ):
     weight = normal(8, 12).astype(np.float32)
     mesh = sharding.make_mesh(4, 2)
-    over_tensor = P(
+    over_tensor = Spec(
         *(TENSOR if sharding.dim_over(spec, TENSOR) == dim else None for dim in range(2))
     )
 
@@ -322,7 +336,7 @@ def test_weights_are_gathered_over_data_their_gradients_summed_into_shards_and_n
         half = sharding.gather_weight(shard, spec, jnp.bfloat16, rings)
         return whole, half, sharding.scatter_gradient(gradient, spec, jnp.float32, rings), square
 
-    out = (over_tensor, over_tensor, spec, P())
+    out = (over_tensor, over_tensor, spec, Spec())
     sharded = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=out, check_vma=False)
     whole, half, gradient, square = jax.jit(sharded)(weight)
     np.testing.assert_array_equal(whole, weight)
@@ -392,8 +406,8 @@ def loss_and_gradients(case, T, data, tensor, compute=PLAIN, rings=()):
         return jax.lax.psum(loss, DATA), gradients
 
     specs = layout.stacked(config)
-    rows = P(DATA)
-    in_specs, out_specs = (specs, rows, rows, rows), (P(), specs)
+    rows = Spec(DATA)
+    in_specs, out_specs = (specs, rows, rows, rows), (Spec(), specs)
     with jax.default_matmul_precision("highest"):
         sharded = jax.shard_map(
             local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -154,8 +154,8 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, specs, specs, specs, P()),
-            out_specs=(specs, specs, specs, P()),
+            in_specs=(specs, specs, specs, specs, Spec()),
+            out_specs=(specs, specs, specs, Spec()),
             check_vma=False,
         )
     )
@@ -752,8 +752,8 @@ def test_no_gathered_weight_is_kept_for_the_backward_pass(remat, monkeypatch):
     f = jax.shard_map(
         local,
         mesh=sharding.make_mesh(1, 1),
-        in_specs=(specs, P(), P()),
-        out_specs=(P(), specs),
+        in_specs=(specs, Spec(), Spec()),
+        out_specs=(Spec(), specs),
         check_vma=False,
     )
     f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -625,7 +625,7 @@ def show(args, config, compute_of, lower, say=print):
     ):
         say(line)
     if where:
-        rows = NamedSharding(mesh, P(None, DATA))
+        rows = NamedSharding(mesh, Spec(None, DATA))
         like = lambda width, dtype: jax.ShapeDtypeStruct(
             (args.accumulate, args.batch // args.accumulate, width), dtype, sharding=rows
         )

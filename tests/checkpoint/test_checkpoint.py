@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -868,7 +868,7 @@ def run_folder(path, config, weights, step=7):
         {
             "weights": stacked,
             "m": jax.tree.map(lambda x: x * 2, stacked),
-            "step": jax.device_put(jnp.int32(step), NamedSharding(mesh, P())),
+            "step": jax.device_put(jnp.int32(step), NamedSharding(mesh, Spec())),
         },
         {"step": step},
     )
@@ -1193,7 +1193,7 @@ for name, x in got.items():
     want = np.pad(want, [(0, n - m) for n, m in zip(x.shape, want.shape)])
     for shard in x.addressable_shards:
         np.testing.assert_array_equal(shard.data, want[shard.index], err_msg=name)
-whole = sum(x.nbytes for n, x in got.items() if layout.specs[n] != P() and sharding.axes_of(layout.specs[n]))
+whole = sum(x.nbytes for n, x in got.items() if layout.specs[n] != Spec() and sharding.axes_of(layout.specs[n]))
 assert sum(read) <= whole / 2 + sum(4 * x.nbytes for n, x in got.items() if not sharding.axes_of(layout.specs[n]))
 saver = store.Saver({run!r}, 2)
 saver.save(1, {{"weights": got}}, {{"step": 1}})

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 from test_checkpoint import LLAMA, ROOT, collect, mesh_of
 
 import model
@@ -38,7 +38,7 @@ def state_on(data, tensor, config, seed=0):
         "weights": weights,
         "m": other(ml_dtypes.bfloat16, 0.3),
         "v": other(np.float32, 0.7),
-        "step": jax.device_put(jnp.int32(5), NamedSharding(mesh, P())),
+        "step": jax.device_put(jnp.int32(5), NamedSharding(mesh, Spec())),
     }
 
 
@@ -137,7 +137,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_whole_one(when, tmp_path
         {
             "weights": {
                 f"w{i}": jax.ShapeDtypeStruct(
-                    (4, 500, 1000), jnp.float32, sharding=NamedSharding(mesh_of(1, 1), P())
+                    (4, 500, 1000), jnp.float32, sharding=NamedSharding(mesh_of(1, 1), Spec())
                 )
                 for i in range(3)
             }

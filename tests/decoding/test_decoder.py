@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import make_references
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -98,7 +98,7 @@ def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward
             x, {n: w for n, w in weights.items() if n != "layers"}, config, layout, jnp.float32
         ), kv
 
-    rows = P("data")
+    rows = Spec("data")
     step = jax.jit(
         jax.shard_map(
             local,
@@ -150,14 +150,14 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
             x, model.split_layers(weights, config)[1], config, layout, jnp.float32
         )
 
-    spec = (P(None, *cache.cache_spec(layout, False)),) * 2
+    spec = (Spec(None, *cache.cache_spec(layout, False)),) * 2
     row = np.tile(np.array([ids, position, tree, branch], np.int32), (data, 1, 1))
     got = jax.jit(
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(layout.stacked(config), P("data"), spec),
-            out_specs=P("data"),
+            in_specs=(layout.stacked(config), Spec("data"), spec),
+            out_specs=Spec("data"),
             check_vma=False,
         )
     )(weights, row, arrays)

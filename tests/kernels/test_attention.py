@@ -150,13 +150,13 @@ def test_the_step_is_the_same_with_every_kernel_and_rematerialisation(attention,
             )
             return jax.lax.psum(loss, "data"), gradients
 
-        P = jax.sharding.PartitionSpec
+        Spec = jax.sharding.PartitionSpec
         return jax.jit(
             jax.shard_map(
                 local,
                 mesh=mesh,
-                in_specs=(specs, P("data"), P("data")),
-                out_specs=(P(), specs),
+                in_specs=(specs, Spec("data"), Spec("data")),
+                out_specs=(Spec(), specs),
                 check_vma=False,
             )
         )(weights, token, weight)
@@ -178,7 +178,7 @@ def every_way(config, T=17):
     token = rng.integers(0, 300, (4, T)).astype(np.int32)
     segment = np.sort(rng.integers(0, 3, (4, T)), axis=1).astype(np.int32)
     weight = rng.random((4, T - 1)).astype(np.float32)
-    specs, P = layout.stacked(config), jax.sharding.PartitionSpec
+    specs, Spec = layout.stacked(config), jax.sharding.PartitionSpec
 
     def run(compute, accumulate=1):
         def local(weights, token, segment, weight):
@@ -198,10 +198,10 @@ def every_way(config, T=17):
                 loss += one
             return jax.lax.psum(loss, "data"), gradients
 
-        in_specs = (specs, P("data"), P("data"), P("data"))
+        in_specs = (specs, Spec("data"), Spec("data"), Spec("data"))
         return jax.jit(
             jax.shard_map(
-                local, mesh=mesh, in_specs=in_specs, out_specs=(P(), specs), check_vma=False
+                local, mesh=mesh, in_specs=in_specs, out_specs=(Spec(), specs), check_vma=False
             )
         )(weights, token, segment, weight)
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import sharding
 from kernels.attention import causal_mask, reference_attention
@@ -492,12 +492,12 @@ def test_head_cross_entropy_over_four_ranks_equals_the_plain_one_in_value_and_gr
             argnums=(0, 1),
         )(x, head)
 
-    rows = P(sharding.TENSOR)
+    rows = Spec(sharding.TENSOR)
     sharded = jax.shard_map(
         local,
         mesh=sharding.make_mesh(1, 4),
-        in_specs=(P(), rows),
-        out_specs=(P(), (P(), rows)),
+        in_specs=(Spec(), rows),
+        out_specs=(Spec(), (Spec(), rows)),
         check_vma=False,
     )
     loss, gradients = jax.jit(sharded)(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
@@ -102,7 +102,7 @@ def compiled_step(
     """(plan.report's arguments, the step compiled for virtual devices)."""
     layout = model.make_layout(config, *mesh, rings=rings)
     mesh = sharding.make_mesh(*mesh)
-    rows = jax.sharding.NamedSharding(mesh, P(None, "data"))
+    rows = jax.sharding.NamedSharding(mesh, Spec(None, "data"))
     like = lambda width, dtype: jax.ShapeDtypeStruct(
         (accumulate, batch // accumulate, width), dtype, sharding=rows
     )
