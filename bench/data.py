@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import data  # the repository's own: its folder stands before this one in the path
-from text import tokenizer
+from text import packed, tokenizer
 
 GOAL_TOKENS, GOAL_MINUTES, CORES = 150e6, 30, 2
 
@@ -32,7 +32,7 @@ def packing(args):
     for path in args.tokenizer:
         tok = tokenizer.load(path)
         spent = {"writing": 0.0}
-        write = data._write_split
+        write = packed.write_split
 
         def timed(*a, write=write, spent=spent):
             start = time.process_time()
@@ -49,7 +49,7 @@ def packing(args):
                 block=args.block,
                 workers=1,
             )  # imports, the tokenizer's first use
-            data._write_split = timed
+            packed.write_split = timed
             try:
                 start, wall = time.process_time(), time.perf_counter()
                 made = data.pack(
@@ -57,7 +57,7 @@ def packing(args):
                 )
                 total, wall = time.process_time() - start, time.perf_counter() - wall
             finally:
-                data._write_split = write
+                packed.write_split = write
         tokens = sum(s["tokens"] for s in made["splits"].values())
         tokenizing = total - spent["writing"]
         # what data.py does on several cores: tokenizing is shared, writing is one process

@@ -64,7 +64,7 @@ def _start(parent, start, start_args):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
-    sentinel = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (sentinel.join(), os._exit(1)), daemon=True).start()
+    if alive := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (alive.join(), os._exit(1)), daemon=True).start()
     if start:
         start(*start_args)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+from host import terminal
 from text import tokenizer
 from text.dialogues import has_answer, read_dialogues, turns
 
@@ -263,7 +264,7 @@ def test_stream_rows_on_disk_are_the_dialogues_one_after_another(tmp_path, toks,
 def test_the_bytes_are_the_same_for_any_number_of_workers(
     tmp_path, toks, source, pack, monkeypatch
 ):
-    monkeypatch.setattr("text.dialogues.CHUNK", 3000)  # many jobs
+    monkeypatch.setattr("text.sources.CHUNK", 3000)  # many jobs
     for name, workers in (("a", 1), ("b", 2)):
         data.pack(
             [source, source],
@@ -308,9 +309,9 @@ def test_smaller_amounts_are_subsets_of_larger_ones_and_validation_stays(tmp_pat
         assert not set(train) & set(validation)
         if tokens:
             assert (
-                data.parse_count(tokens) - 300
+                terminal.count(tokens) - 300
                 < made["splits"]["train"]["tokens"]
-                <= data.parse_count(tokens)
+                <= terminal.count(tokens)
             )
         before, held = train, validation
     assert len(held) == 20 and sorted(before + held) == list(range(200))
@@ -824,10 +825,10 @@ def test_amounts_are_read_with_their_suffixes():
         (None, None),
         (".5k", 500),
     ):
-        assert data.parse_count(text) == n
+        assert terminal.count(text) == n
     for text in ("", "M", "-1", "0", "1.5.2", "20 tokens", "1e99", "0.5"):
         with pytest.raises(ValueError, match="--tokens"):
-            data.parse_count(text)
+            terminal.count(text)
 
 
 def test_help_teaches_the_flags_their_units_and_the_papers_values(capsys):

@@ -1,21 +1,50 @@
-"""The ids of many dialogues -> rows of one length, and the order in which they come: arrays in, arrays out.
+"""The ids of many dialogues -> rows of one length, and the order in which they come.
 
-For data.py, which has the files and the flags; nothing to run. A token and its mask bit are one int32 here, id * 2 +
-mask, and `read(i)` gives those of dialogue i, at least two. A row is int32 [block + 1], padded with 0 (id 0, no loss):
-the model reads row[:-1] and predicts row[1:] where the mask bit is set.
+For data.py, which has the files and the flags; nothing to run. Arrays in, arrays out. A token and
+its mask bit are one int32 here, id * 2 + mask, and `read(i)` gives those of dialogue i, at least
+two. A row is int32 [block + 1], padded with 0 (id 0, no loss): the model reads row[:-1] and
+predicts row[1:] where the mask bit is set.
 """
 
 import bisect
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-# ---- rows ------------------------------------------------------------------------------------------------------------
+Read = Callable[[int], np.ndarray]  # number of a dialogue -> its int32, id * 2 + mask
+Row = tuple[np.ndarray, np.ndarray | None]  # int32 [block + 1] each: id * 2 + mask, segment
 
 
-def stream_rows(read, order, block):
-    """The dialogues one after another, cut into windows of block + 1 that overlap by one token; the last is padded.
+@dataclasses.dataclass
+class Spill:
+    """The dialogues of all sources as ids: `read(i)` of the i-th, `lengths` and `keys` of all."""
 
-    Yields (row int32 [block + 1], None). The first token of a row is no target: it was one in the row before.
+    path: pathlib.Path
+    lengths: np.ndarray  # int64 [n]
+    keys: np.ndarray  # int64 [n]: the leakage keys of text/dialogues.py
+    counts: collections.Counter  # rows, dialogues, malformed, and what is worth telling
+
+    def __post_init__(self):
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        empty = not len(self.lengths)  # a file that cannot be mapped
+        self._ids = np.zeros(0, np.int32) if empty else np.memmap(self.path, np.int32, "r")
+
+    def read(self, i: int) -> np.ndarray:
+        """int32 [lengths[i]], id * 2 + mask."""
+        return self._ids[self._starts[i] : self._starts[i] + self.lengths[i]]
+
+
+# --- rows ---
+
+
+def stream_rows(read: Read, order: Iterable[int], block: int) -> Iterator[Row]:
+    """The dialogues one after another, cut into windows of block + 1 that overlap by one token.
+
+    Yields (row, None); the last row is padded. The first token of a row is no target: it was one in
+    the row before.
     """
     rest = np.zeros(0, np.int32)
     for i in order:
@@ -27,10 +56,13 @@ def stream_rows(read, order, block):
         yield _row([rest], block), None
 
 
-def document_rows(read, order, lengths, block):
-    """Dialogues side by side where they fit best; yields (row, segment int32 [block + 1]: from 1; 0 is padding).
+def document_rows(
+    read: Read, order: Iterable[int], lengths: np.ndarray, block: int
+) -> Iterator[Row]:
+    """Dialogues side by side where they fit best; yields (row, segment: from 1; 0 is padding).
 
-    A dialogue longer than the row goes on in another as a segment of its own, which repeats one token as context.
+    A dialogue longer than the row goes on in another as a segment of its own, which repeats one
+    token as context.
     """
     pieces = [(i, at) for i in order for at in range(0, max(lengths[i] - 1, 1), block)]
     for group in best_fit(
@@ -41,8 +73,8 @@ def document_rows(read, order, lengths, block):
         yield _row(parts, block), np.pad(segment, (0, block + 1 - len(segment)))
 
 
-def single_rows(read, order, block):
-    """One dialogue a row, cut at the block; None instead of (row, segment) where no loss token comes before the cut."""
+def single_rows(read: Read, order: Iterable[int], block: int) -> Iterator[Row | None]:
+    """One dialogue a row, cut at the block; None where no loss token comes before the cut."""
     for i in order:
         part = read(i)[: block + 1]
         row = _row([part], block)
@@ -52,7 +84,7 @@ def single_rows(read, order, block):
 
 
 def _row(parts, block):
-    """The parts side by side, padded; nothing comes before a part that its first token could be predicted from."""
+    """The parts side by side, padded; the first token of a part is no target."""
     row, at = np.zeros(block + 1, np.int32), 0
     for part in parts:
         row[at : at + len(part)] = part
@@ -61,8 +93,11 @@ def _row(parts, block):
     return row
 
 
-def best_fit(lengths, room):
-    """Groups of indices of `lengths`, each at most `room` together: longest first, into the fullest group with room."""
+def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Groups of indices of `lengths`, each at most `room` together.
+
+    Longest first, into the fullest group that has room.
+    """
     groups, by_room, rooms = [], {}, []  # by_room: room left -> groups; rooms: its keys, sorted
     for i in np.argsort(-lengths, kind="stable"):
         n = int(lengths[i])
@@ -84,13 +119,14 @@ def best_fit(lengths, room):
     return groups
 
 
-# ---- order -----------------------------------------------------------------------------------------------------------
+# --- order ---
 
 
-def shuffled(n, *seeds):
-    """A permutation of range(n), int64, by the seeds alone: not by numpy's version, as np.random's may be.
+def shuffled(n: int, *seeds: int) -> np.ndarray:
+    """A permutation of range(n), int64, by the seeds alone.
 
-    Sorts the outputs of splitmix64 (Steele, Lea, Flood 2014).
+    Not np.random's, which may change with numpy's version. Sorts the outputs of splitmix64 (Steele,
+    Lea, Flood 2014).
     """
     state = np.zeros(1, np.uint64)
     for seed in seeds:
@@ -108,8 +144,11 @@ def _splitmix(x):
     return x ^ x >> np.uint64(31)
 
 
-def split_off(keys, fraction, seed):
-    """bool [n], the validation dialogues: whole groups of equal split key, about the share `fraction`, at least one."""
+def split_off(keys: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """bool [n], the validation dialogues: whole groups of equal split key, at least one.
+
+    They are about the share `fraction` of the dialogues.
+    """
     if not fraction:
         return np.zeros(len(keys), bool)
     _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text import dialogues
+from text import dialogues, sources
 from text.dialogues import (
     has_answer,
     parse_row,
@@ -200,13 +200,13 @@ def test_values_read_as_a_stream_equal_those_of_json(rows, indent, ascii, chunk,
         if listed
         else "\n ".join(json.dumps(r, indent=indent, ensure_ascii=ascii) for r in rows)
     )
-    before, dialogues.CHUNK = dialogues.CHUNK, chunk
+    before, sources.CHUNK = sources.CHUNK, chunk
     try:
         assert [
-            json.loads(value) for _, value in dialogues._values("f", io.BytesIO(text.encode()))
+            json.loads(value) for _, value in sources._values("f", io.BytesIO(text.encode()))
         ] == rows
     finally:
-        dialogues.CHUNK = before
+        sources.CHUNK = before
 
 
 def test_a_malformed_element_of_a_list_is_named_by_row_and_line_and_does_not_hide_the_next(
