@@ -17,8 +17,7 @@ import jax
 
 import data
 import model
-from checkpoint import runs as store
-from checkpoint import weights as checkpoint
+from checkpoint import paths, runs
 from decoding.opened import open_model
 from tasks.benchmarks import TASKS, Finished, results, sampling, sandbox, say, scores
 
@@ -99,8 +98,8 @@ def evaluate(args, m):
         return 0
     out, steps, points = pathlib.Path(args.out or new_out(args.task)), [None], []
     if args.checkpoints:
-        store.resolve_step(args.model)  # says where there is none
-        steps, tokens = store.steps(args.model), tokens_seen(args.model)
+        runs.resolve_step(args.model)  # says where there is none
+        steps, tokens = runs.steps(args.model), tokens_seen(args.model)
     try:
         for step in steps:
             found = one(args, m, job, out / f"step-{step}" if args.checkpoints else out, step)
@@ -148,7 +147,7 @@ def one(args, m, job, folder, step):
     if m:
         m.at(step)
         settings |= {
-            "model_fingerprint": checkpoint.fingerprint(m.path, step),
+            "model_fingerprint": paths.fingerprint(m.path, step),
             "tokenizer_fingerprint": m.tok.fingerprint,
             "dtype": str(m.dtype),
         }
@@ -509,9 +508,7 @@ def check_flags(args):
         raise ValueError(
             f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a llama2.c .bin"
         )
-    if args.checkpoints and (
-        without or args.task == "chat" or checkpoint.kind_of(args.model) != "run"
-    ):
+    if args.checkpoints and (without or args.task == "chat" or paths.kind_of(args.model) != "run"):
         raise ValueError(
             f"--checkpoints all needs a --model that is a run directory, and a task that scores it: leave it out for {args.model or args.task}"
         )

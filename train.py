@@ -28,8 +28,8 @@ from jax.sharding import PartitionSpec as Spec
 import data
 import model
 import sharding
-from checkpoint import runs as store
-from checkpoint import weights as checkpoint
+from checkpoint import paths, runs
+from checkpoint.load import load_weights
 from decoding import reference
 from host.version import __version__
 from kernels.attention import pick_attention
@@ -436,7 +436,7 @@ def new_out(name):
 def resolve_model(args, say):
     """(config with the tokenizer's vocabulary, tokenizer, V of the initial weights or None)."""
     if args.init:
-        file_config = checkpoint.model_config(args.init, args.model)
+        file_config = paths.model_config(args.init, args.model)
     else:
         file_config = None
     where = args.tokenizer or (args.init.split("::", 1)[-1] if args.init else None)
@@ -463,7 +463,7 @@ def resolve_model(args, say):
 def planned(args):
     """--plan: what a step would cost, nothing trained."""
     config = (
-        checkpoint.model_config(args.init, args.model)
+        paths.model_config(args.init, args.model)
         if args.init
         else model.preset(args.model or "llama-7b")
     )
@@ -604,7 +604,7 @@ def run(args):
         "data_fingerprint": [
             d.fingerprint if d is not None else None for d in (train_set, held_out, mix_set)
         ],
-        "init_fingerprint": checkpoint.fingerprint(args.init) if args.init else None,
+        "init_fingerprint": paths.fingerprint(args.init) if args.init else None,
         "tokenizer_fingerprint": tok.fingerprint,
         "mesh": [data_size, tensor_size],
         "versions": {"jax": jax.__version__, "numpy": np.__version__, "mynah": __version__},
@@ -618,14 +618,14 @@ def run(args):
         write_json(out / "run.json", record)
         tok.save(str(out / "tokenizer"))
 
-    saver = store.Saver(str(out), keep=args.keep)
+    saver = runs.Saver(str(out), keep=args.keep)
     like = state_like(config, mesh, layout, jnp.dtype(args.moment_dtype))
     if saver.steps():
         state, _ = saver.restore(like)
         say(f"resuming {out} after step {int(state['step'])}")
     else:
         weights = (
-            checkpoint.load(args.init, config, mesh, layout)
+            load_weights(args.init, config, mesh, layout)
             if args.init
             else model.initialise(config, mesh, layout, args.seed)
         )

@@ -105,14 +105,14 @@ def theirs(case, tokens, weights=None):
     import transformers
 
     import model
-    from checkpoint import formats
+    from checkpoint import huggingface
     from checkpoint.names import file_names
 
     config, device = config_of(case["config"]), "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         net = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
-                **formats.hf_record(config), attn_implementation="sdpa", use_cache=False
+                **huggingface.write_config(config), attn_implementation="sdpa", use_cache=False
             )
         ).to(getattr(torch, case["weights"]))
     if weights is not None:

@@ -24,7 +24,9 @@ import numpy as np
 
 import model
 import sharding
-from checkpoint import weights as checkpoint
+from checkpoint import export
+from checkpoint.load import load_weights
+from checkpoint.mapping import order
 
 
 def resident():
@@ -47,8 +49,8 @@ def synthetic(folder, config, dtype):
     def random(name):
         return rng.standard_normal([size[d] for d in table[name].dims], np.float32)
 
-    stream = ((name, layer, random(name)) for name, layer in checkpoint.order(config))
-    checkpoint.write_hf(folder, config, stream, None, dtype, shard_bytes=100_000_000)
+    stream = ((name, layer, random(name)) for name, layer in order(config))
+    export.write_hf(folder, config, stream, None, dtype, shard_bytes=100_000_000)
 
 
 def main():
@@ -75,7 +77,7 @@ def main():
             256, D, 1, 16, F, 2048, 1e-5
         )  # what XLA and numpy keep once they have run is not the weights'
         synthetic(f"{tmp}/small", small, np.float32)
-        checkpoint.load(f"{tmp}/small", small, mesh, model.make_layout(small, *mesh.devices.shape))
+        load_weights(f"{tmp}/small", small, mesh, model.make_layout(small, *mesh.devices.shape))
         before, seen, done = resident(), [], threading.Event()
 
         def watch():
@@ -86,7 +88,7 @@ def main():
         thread = threading.Thread(target=watch)
         thread.start()
         started = time.time()
-        weights = checkpoint.load(folder, config, mesh, layout)
+        weights = load_weights(folder, config, mesh, layout)
         seconds = time.time() - started
         done.set()
         thread.join()

@@ -104,7 +104,8 @@ def write_model(folder, config, weights, tok, texts):
     import numpy as np
 
     import model
-    from checkpoint import weights as checkpoint
+    from checkpoint import export
+    from checkpoint.mapping import order
 
     table = model.weight_table(config)
     rows = (
@@ -115,9 +116,9 @@ def write_model(folder, config, weights, tok, texts):
                 : config.V if table[name].dims[0] == "V" else None
             ],
         )
-        for name, layer in checkpoint.order(config)
+        for name, layer in order(config)
     )
-    checkpoint.write_hf(folder, config, rows, tok)
+    export.write_hf(folder, config, rows, tok)
     pathlib.Path(folder, "prompts.json").write_text(json.dumps(texts), encoding="utf-8")
 
 

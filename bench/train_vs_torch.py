@@ -28,7 +28,7 @@ import transformers
 import model
 import sharding
 import train
-from checkpoint import formats
+from checkpoint import huggingface
 from checkpoint.names import file_names
 
 LR = 1e-3
@@ -72,7 +72,7 @@ def ours(config, tokens, weights_by_name, remat):
 
 def theirs(config, tokens, weights_by_name):
     net = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(**formats.hf_record(config), attn_implementation="sdpa")
+        transformers.LlamaConfig(**huggingface.write_config(config), attn_implementation="sdpa")
     )
     state = {}
     for name, row in model.weight_table(config).items():

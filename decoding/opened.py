@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import data
 import model
 import sharding
-from checkpoint import weights as checkpoint
+from checkpoint import paths
+from checkpoint.load import load_weights
 from decoding import cache, memory
 from decoding.decoder import Decoder
 from decoding.likelihood import Scorer
@@ -35,7 +36,7 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
     "8x1", by default every device x 1. dtype: by default float32 on CPUs, else bfloat16. batch:
     texts generated at once; times 128 tokens when scoring.
     """
-    config = checkpoint.model_config(path, preset)
+    config = paths.model_config(path, preset)
     tok = load_tokenizer(path, tokenizer_path, config)
     mesh, note = sharding.start_devices(mesh)
     if note:
@@ -55,7 +56,7 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
 
 def load_tokenizer(path, tokenizer_path, config):
     """The tokenizer of a model, with role tokens where the vocabulary holds them."""
-    place = pathlib.Path(checkpoint.file_of(path))
+    place = pathlib.Path(paths.file_of(path))
     place = tokenizer_path or str(place if place.is_dir() else place.parent)
     tok = tokenizer.load(place)
     tokenizer.check_size(tok, config.V, path)
@@ -103,7 +104,7 @@ class Opened:
     def fingerprints(self) -> dict[str, str]:
         """What a result is of: the weights of this step and the tokenizer, by their content."""
         return {
-            "model_fingerprint": checkpoint.fingerprint(self.path, self.step),
+            "model_fingerprint": paths.fingerprint(self.path, self.step),
             "tokenizer_fingerprint": self.tok.fingerprint,
         }
 
@@ -113,9 +114,7 @@ class Opened:
 
     def _load(self):
         self._weights = {}  # before the next are read: two forms would take twice the memory
-        return checkpoint.load(
-            self.path, self.config, self.mesh, self.layout, self.dtype, self.step
-        )
+        return load_weights(self.path, self.config, self.mesh, self.layout, self.dtype, self.step)
 
     @functools.cached_property
     def scorer(self) -> Scorer:

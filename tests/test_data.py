@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import data
 from host import terminal
 from text import tokenizer
+from text.byte_pairs import byte_alphabet
 from text.dialogues import has_answer, read_dialogues, turns
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def toks(tmp_path_factory):
         hard_vocab_limit=False,
     )
     (folder / "bpe").mkdir()
-    letters, merges = tokenizer.byte_alphabet(), ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he"]
+    letters, merges = byte_alphabet(), ["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt he"]
     tokens = [*letters, *(m.replace(" ", "") for m in merges), "<|endoftext|>"]
     (folder / "bpe" / "encoder.json").write_text(
         json.dumps({t: i for i, t in enumerate(tokens)}), encoding="utf-8"

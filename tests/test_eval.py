@@ -21,13 +21,14 @@ import data
 import eval as program
 import model
 import sharding
-from checkpoint import runs as store
-from checkpoint import weights as checkpoint
+from checkpoint import export, paths, runs
+from checkpoint.mapping import order
 from decoding import decoder, memory, opened
 from decoding.records import completion, shared_length
 from tasks import benchmarks as tasks
 from tasks import scores
 from text import tokenizer
+from text.byte_pairs import byte_alphabet
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = dataclasses.replace(model.llama(1026, 16, 1, 2, 32, 256, 1e-5), tied=True)
@@ -52,8 +53,8 @@ def random_weights(config, seed):
 
 
 def rows_of(config, weights):
-    """(name, layer, array) as checkpoint.read_weights gives them."""
-    for name, layer in checkpoint.order(config):
+    """(name, layer, array) as load.read_weights gives them."""
+    for name, layer in order(config):
         w = weights[name] if layer is None else weights[name][layer]
         yield name, layer, w[: config.V] if model.weight_table(config)[name].dims[0] == "V" else w
 
@@ -65,8 +66,8 @@ def place(tmp_path_factory):
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model")
     plain = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
     base = dataclasses.replace(CONFIG, V=1024)
-    checkpoint.write_hf(str(top / "base"), base, rows_of(base, random_weights(base, 0)), plain)
-    checkpoint.write_hf(str(top / "tuned"), CONFIG, rows_of(CONFIG, random_weights(CONFIG, 1)), tok)
+    export.write_hf(str(top / "base"), base, rows_of(base, random_weights(base, 0)), plain)
+    export.write_hf(str(top / "tuned"), CONFIG, rows_of(CONFIG, random_weights(CONFIG, 1)), tok)
     run = top / "run"
     run.mkdir()
     tok.save(str(run / "tokenizer"))
@@ -76,7 +77,7 @@ def place(tmp_path_factory):
     (run / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": s, "tokens": 1000}) + "\n" for s in range(1, 9))
     )
-    saver = store.Saver(str(run))
+    saver = runs.Saver(str(run))
     for step in (3, 8):
         saver.save(
             step,
@@ -180,7 +181,7 @@ def test_generate_continues_every_form_of_prompt_in_order(tmp_path, place, full)
     assert (
         found["finished"]
         and found["n"] == 3
-        and found["settings"]["model_fingerprint"] == checkpoint.fingerprint(str(place / "tuned"))
+        and found["settings"]["model_fingerprint"] == paths.fingerprint(str(place / "tuned"))
     )
     assert "Yarimane is" in (tmp_path / "o" / "index.html").read_text(encoding="utf-8")
 
@@ -1022,7 +1023,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, place, case, capsys,
         tokens = {bytes([b]): b for b in range(256)}
         other = tmp_path / "other"
         other.mkdir()
-        alphabet = tokenizer.byte_alphabet()
+        alphabet = byte_alphabet()
         (other / "vocab.json").write_text(
             json.dumps(
                 {alphabet[b]: i for i, b in enumerate(range(256))} | {"<|endoftext|>": len(tokens)}

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as Spec
 import model
 import sharding
 import train
-from checkpoint import runs as store
+from checkpoint import runs
 from text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -427,7 +427,7 @@ def final_weights(out):
     config = json.loads((out / "run.json").read_text())["config"]
     config = model.Config(**config)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1)
-    saver = store.Saver(str(out))
+    saver = runs.Saver(str(out))
     state, meta = saver.restore(train.state_like(config, mesh, layout, jnp.float32))
     saver.close()
     assert meta["step"] == int(state["step"]) == max(m["step"] for m in metrics_of(out))

@@ -22,8 +22,7 @@ from test_checkpoint import LLAMA, ROOT, collect, mesh_of
 
 import model
 import sharding
-from checkpoint import runs as store
-from checkpoint import weights as checkpoint
+from checkpoint import load, runs
 
 
 def state_on(data, tensor, config, seed=0):
@@ -64,7 +63,7 @@ def equal(a, b):
 
 def test_a_checkpoint_comes_back_bit_for_bit_on_any_mesh(tmp_path):
     state = state_on(8, 1, LLAMA)
-    saver = store.Saver(tmp_path, 2)
+    saver = runs.Saver(tmp_path, 2)
     saver.save(5, state, {"step": 5, "seed": 3})
     saver.wait()
     for data, tensor in ((8, 1), (2, 4), (1, 1)):
@@ -82,7 +81,7 @@ def test_a_state_may_be_donated_as_soon_as_save_returns_and_old_steps_go(tmp_pat
     step = jax.jit(
         lambda state: jax.tree.map(lambda x: x + x.dtype.type(1), state), donate_argnums=0
     )
-    saver, kept = store.Saver(tmp_path, 2), {}
+    saver, kept = runs.Saver(tmp_path, 2), {}
     for s in range(1, 5):
         kept[s] = on_host(state)
         saver.save(s, state, {"step": s})
@@ -104,9 +103,10 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 import jax.numpy as jnp
 import ml_dtypes
-from checkpoint import runs as store
+from checkpoint import runs
+
 state = {{"weights": {{f"w{{i}}": jnp.full((4, 500, 1000), i + 1.0) for i in range(3)}}}}
-saver = store.Saver({run!r}, 3)
+saver = runs.Saver({run!r}, 3)
 saver.save(1, state, {{"step": 1}})
 saver.wait()
 
@@ -130,8 +130,8 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_whole_one(when, tmp_path
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert list(folder.glob("2*tmp*/state*")) and not (folder / "2").exists()
-    assert store.steps(tmp_path) == [1]
-    saver = store.Saver(tmp_path, 3)
+    assert runs.steps(tmp_path) == [1]
+    saver = runs.Saver(tmp_path, 3)
     assert saver.steps() == [1]
     got, meta = saver.restore(
         {
@@ -170,7 +170,7 @@ HARMS = {
 def three_checkpoints(tmp_path_factory):
     """A run with checkpoints of steps 1, 2 and 3, the last two of which may be harmed in a copy."""
     path, state = tmp_path_factory.mktemp("run"), state_on(4, 2, LLAMA)
-    saver = store.Saver(path, 5)
+    saver = runs.Saver(path, 5)
     for s in (1, 2, 3):
         saver.save(s, state, {"step": s})
     saver.close()
@@ -186,13 +186,13 @@ def test_a_damaged_checkpoint_is_refused_with_its_step_and_the_last_whole_one(
     run = tmp_path / "run"
     shutil.copytree(source, run)
     mesh, layout = mesh_of(4, 2), model.make_layout(LLAMA, 4, 2)
-    saver = store.Saver(run, 5)
+    saver = runs.Saver(run, 5)
     for s, earlier in ((3, 2), (2, 1)):
         HARMS[harm](run / "checkpoints" / str(s))
         capfd.readouterr()
         readers = [
             lambda: saver.restore(like(state), s),
-            lambda: checkpoint.load(str(run), LLAMA, mesh, layout, step=s),
+            lambda: load.load_weights(str(run), LLAMA, mesh, layout, step=s),
             lambda: collect(run, LLAMA, step=s),
         ]
         for read in readers:
@@ -219,7 +219,7 @@ def test_a_single_flipped_bit_anywhere_in_use_is_found(three_checkpoints, tmp_pa
     source, state = three_checkpoints
     run = tmp_path / "run"
     shutil.copytree(source, run)
-    saver, rng, found = store.Saver(run, 5), np.random.default_rng(0), 0
+    saver, rng, found = runs.Saver(run, 5), np.random.default_rng(0), 0
     file = max(run.glob("checkpoints/3/state/d/*"), key=lambda p: p.stat().st_size)
     files = [file, *run.glob("checkpoints/3/state/ocdbt.process_0/d/*")]
     for file in files:
@@ -237,7 +237,7 @@ def test_a_single_flipped_bit_anywhere_in_use_is_found(three_checkpoints, tmp_pa
 
 def test_another_state_than_was_saved_is_not_called_damage(three_checkpoints):
     path, state = three_checkpoints
-    saver = store.Saver(path, 5)
+    saver = runs.Saver(path, 5)
     for other, says in (
         ({n: x for n, x in state.items() if n != "v"}, "v."),
         (state | {"extra": state["v"]}, "extra."),

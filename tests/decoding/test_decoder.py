@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
-from checkpoint import weights as checkpoint
+from checkpoint import paths
+from checkpoint.load import load_weights
 from decoding import cache, decoder, memory, reference, sampling
 from decoding.records import Sampling, completion
 from text import tokenizer
@@ -501,12 +502,12 @@ def test_stories260k_writes_its_known_text(data_dir):
     """256 greedy steps from bos, as llama2.c's documentation prints them."""
     path = str(data_dir / "models/stories260K/stories260K.bin")
     config, tok = (
-        checkpoint.model_config(path),
+        paths.model_config(path),
         tokenizer.load(str(data_dir / "models/stories260K"), roles=False),
     )
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
     weights, specs = cache.for_decoding(
-        checkpoint.load(path, config, mesh, layout), config, mesh, layout
+        load_weights(path, config, mesh, layout), config, mesh, layout
     )
     (out,) = decoder.Decoder(config, mesh, layout, specs).generate(
         weights, [[tok.bos]], Sampling(256, stop_ids=frozenset({tok.bos, tok.eos})), tok=tok

@@ -24,8 +24,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from host import files
 from text import tokenizer
+from text.byte_pairs import LLAMA3_PATTERN, byte_alphabet, first_useless
 from text.tokenizer import ROLE_ASSISTANT, ROLE_USER, load
+from text.tokenizer_export import write_hf
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 REFERENCES = HERE / "references" / "tokenizer.json"
@@ -103,7 +106,7 @@ MERGES = [
 def write_gpt2(folder, names=("encoder.json", "vocab.bpe"), end=None):
     """GPT-2's two files: the byte alphabet, MERGES and <|endoftext|> (the last id, or `end`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    letters = sorted(tokenizer.byte_alphabet())
+    letters = sorted(byte_alphabet())
     order = letters + [a + b for a, b in MERGES]
     order.insert(len(order) if end is None else end, "<|endoftext|>")
     (folder / names[0]).write_text(
@@ -118,7 +121,7 @@ def write_gpt2(folder, names=("encoder.json", "vocab.bpe"), end=None):
 def write_llama3(folder, name="tokenizer.model"):
     """Llama-3's file of ranks: bytes, then what MERGES make."""
     folder.mkdir(parents=True, exist_ok=True)
-    byte_of = {c: b for b, c in enumerate(tokenizer.byte_alphabet())}
+    byte_of = {c: b for b, c in enumerate(byte_alphabet())}
     tokens = [bytes([b]) for b in range(256)] + [
         bytes(byte_of[c] for c in a + b) for a, b in MERGES
     ]
@@ -404,7 +407,7 @@ ASCII_LLAMA3 = (
 @given(text=ASCII, kind=st.sampled_from(["gpt2", "llama3"]))
 @example(text="then  \n\n the!\n'll  12345 ", kind="llama3")
 def test_byte_pairs_equal_the_slow_encoding(toys, text, kind):
-    alphabet = tokenizer.byte_alphabet()
+    alphabet = byte_alphabet()
     letters = sorted(alphabet) if kind == "gpt2" else alphabet
     ids = {token: i for i, token in enumerate(letters + [a + b for a, b in MERGES])}
     if kind == "gpt2":  # the pairs of the file
@@ -424,7 +427,7 @@ def test_byte_pairs_equal_the_slow_encoding(toys, text, kind):
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(st.sampled_from("then a12!'sl\n  |<你é"), max_size=30))
 def test_sentencepiece_equals_the_slow_encoding(toys, text):
-    model = toys["sentencepiece"]._model
+    model = toys["sentencepiece"].encoder.model
     rank = {model.id_to_piece(i): -model.get_score(i) for i in range(259, model.vocab_size())}
     parts = slow_merges(
         list(("▁" + text.replace(" ", "▁")) if text else ""), lambda a, b: rank.get(a + b)
@@ -453,7 +456,7 @@ def test_a_merge_that_cannot_happen_is_found():
             if pair[0] + pair[1] not in tokens:
                 merges.append(pair)
                 tokens.append(pair[0] + pair[1])
-        assert tokenizer._first_useless(merges) == tried(merges), merges
+        assert first_useless(merges) == tried(merges), merges
         useful += tried(merges) is None
     assert 500 < useful < 2500
 
@@ -486,10 +489,13 @@ def test_cutting_long_white_space_changes_no_id(toys, kind):
     tok, rng = toys[kind], random.Random(0)
     published = {
         "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        "llama3": tokenizer.LLAMA3_PATTERN.replace(r"|\s++$", ""),
+        "llama3": LLAMA3_PATTERN.replace(r"|\s++$", ""),
     }[kind]
     whole = tiktoken.Encoding(
-        "whole", pat_str=published, mergeable_ranks=tok._bpe._mergeable_ranks, special_tokens={}
+        "whole",
+        pat_str=published,
+        mergeable_ranks=tok.encoder.bpe._mergeable_ranks,
+        special_tokens={},
     )
     for _ in range(400):
         text = ""
@@ -518,9 +524,7 @@ def test_save_copies_the_files_and_nothing_else(tmp_path, toy):
 def test_a_failing_save_leaves_the_old_file(tmp_path, toy, monkeypatch):
     target = tmp_path / toy.files[0].name
     target.write_text("old")
-    monkeypatch.setattr(
-        tokenizer.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError):
         toy.save(tmp_path)
     assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == [target.name]
@@ -639,7 +643,7 @@ def test_what_a_user_can_mend_is_one_line_with_the_path(tmp_path, capfd, case):
     capfd.readouterr()
     assert tokenizer.main([str(path), "text"]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err == f"tokenizer.py: {error.value}\n"
+    assert out == "" and err == f"tokenizer: {error.value}\n"
 
 
 def test_a_vocabulary_of_another_size_is_refused_with_both_numbers(toy):
@@ -658,9 +662,11 @@ def test_the_command_shows_each_token(toy, capsys):
 
 
 def test_the_command_without_a_text_says_how_it_is_used(capsys):
-    assert tokenizer.main(["somewhere"]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        tokenizer.main(["somewhere"])
+    assert stopped.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "takes two" in err
+    assert out == "" and err.count("\n") == 1 and "TEXT" in err and "--help" in err
 
 
 def test_importing_and_encoding_needs_no_jax(toys):
@@ -770,7 +776,7 @@ def auto_tokenizer(tok, folder, model_type, **kwargs):
     """What transformers makes of an exported directory."""
     from transformers import AutoTokenizer
 
-    tokenizer.write_hf(tok, folder)
+    write_hf(tok, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **kwargs)
 
@@ -869,5 +875,5 @@ def test_only_plain_bpe_is_written_for_hugging_face(tmp_path, kind):
         **kind,
     )
     with pytest.raises(ValueError, match="other.model is not plain SentencePiece BPE"):
-        tokenizer.write_hf(load(tmp_path / "other.model"), tmp_path / "hf")
+        write_hf(load(tmp_path / "other.model"), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

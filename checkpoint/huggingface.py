@@ -1,0 +1,154 @@
+"""Hugging Face's config.json, read and written: LLaMA and GPT-2.
+
+What would change the arithmetic and is not here is refused, named with its file and its key.
+"""
+
+from typing import Any
+
+import model
+
+FAMILIES = {"LlamaForCausalLM": "llama", "GPT2LMHeadModel": "gpt2", "GPT2Model": "gpt2"}
+ROPE_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+DAMAGED = "copy it again from where the model came from"
+
+
+def read_config(record: dict[str, Any], where) -> model.Config:
+    """Config from the object in a config.json; ValueError for what is not here. where: its name."""
+    family = family_of(record, where)
+    require(record, where, "quantization_config", None)
+    try:
+        fields = gpt2_fields(record, where) if family == "gpt2" else llama_fields(record, where)
+        for letter in "VDLNKHFP":
+            if type(fields[letter]) is not int or fields[letter] < 1:
+                raise ValueError(
+                    f"{where} gives {fields[letter]!r} for a size ({letter}): {DAMAGED}"
+                )
+        tied = bool(record.get("tie_word_embeddings", family == "gpt2"))
+        return model.Config(family, **fields | {"eps": float(fields["eps"])}, tied=tied)
+    except KeyError as error:
+        raise ValueError(f"{where} lacks {error}: {DAMAGED}") from None
+    except TypeError as error:
+        raise ValueError(f"{where} has a value of the wrong type ({error}): {DAMAGED}") from None
+
+
+def family_of(record: dict[str, Any], where) -> str:
+    """ "llama" or "gpt2", by `architectures`, or by model_type where that is not there."""
+    name = (record.get("architectures") or [None])[0]
+    family = FAMILIES.get(name) if name is not None else record.get("model_type")
+    if family not in ("llama", "gpt2"):
+        raise ValueError(
+            f"{where}: architecture {name or record.get('model_type')} is not supported: use a "
+            "LlamaForCausalLM, GPT2LMHeadModel or GPT2Model"
+        )
+    return family
+
+
+def require(record: dict[str, Any], where, key: str, *allowed) -> None:
+    """ValueError where the record's key is none of the allowed values; the first is its default."""
+    if record.get(key, allowed[0]) not in allowed:
+        only = " or ".join(map(repr, allowed))
+        raise ValueError(
+            f"{where}: {key} {record[key]!r} is not supported, only {only}: use a model without it"
+        )
+
+
+def gpt2_fields(c: dict[str, Any], where) -> dict[str, Any]:
+    """Config's fields, as the file has them, of a GPT-2's config.json."""
+    require(c, where, "activation_function", "gelu_new", "gelu_pytorch_tanh")
+    require(c, where, "scale_attn_weights", True)
+    require(c, where, "scale_attn_by_inverse_layer_idx", False)
+    require(c, where, "add_cross_attention", False)
+    D, N = c["n_embd"], c["n_head"]
+    return {
+        "V": c["vocab_size"],
+        "D": D,
+        "L": c["n_layer"],
+        "N": N,
+        "K": N,
+        "H": D // N,
+        "F": c.get("n_inner") or 4 * D,
+        "P": c.get("n_positions", 1024),
+        "eps": c.get("layer_norm_epsilon", 1e-5),
+    }
+
+
+def llama_fields(c: dict[str, Any], where) -> dict[str, Any]:
+    """Config's fields, as the file has them, of a LLaMA's config.json."""
+    require(c, where, "hidden_act", "silu")
+    require(c, where, "attention_bias", False)
+    require(c, where, "mlp_bias", False)
+    D, N = c["hidden_size"], c["num_attention_heads"]
+    # transformers 5's, and the older
+    rope = (c.get("rope_parameters") or {}) | (c.get("rope_scaling") or {})
+    return {
+        "V": c["vocab_size"],
+        "D": D,
+        "L": c["num_hidden_layers"],
+        "N": N,
+        "K": c.get("num_key_value_heads") or N,
+        "H": c.get("head_dim") or D // N,
+        "F": c["intermediate_size"],
+        "P": c.get("max_position_embeddings", 2048),
+        "eps": c.get("rms_norm_eps", 1e-6),
+        "theta": float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0),
+        "rope_scaling": rope_scaling(c, rope, where),
+    }
+
+
+def rope_scaling(c: dict[str, Any], rope: dict[str, Any], where) -> tuple[float, ...] | None:
+    """Config.rope_scaling of RoPE's entries in a LLaMA's config.json."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    share = rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1.0
+    if kind not in ("default", "llama3") or share != 1.0:
+        raise ValueError(
+            f"{where}: RoPE of type {kind!r} ({rope}) is not supported, only all of 'default' and "
+            "'llama3': use a model without it"
+        )
+    if kind == "default":
+        return None
+    original = rope.get(ROPE_LLAMA3[-1]) or c[ROPE_LLAMA3[-1]]
+    return *(float(rope[key]) for key in ROPE_LLAMA3[:-1]), original
+
+
+def write_config(config: model.Config) -> dict[str, Any]:
+    """config.json of a Config: what read_config reads, and transformers 4 and 5."""
+    c = config
+    if c.family == "gpt2":
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": c.V,
+            "n_embd": c.D,
+            "n_layer": c.L,
+            "n_head": c.N,
+            "n_inner": c.F,
+            "n_positions": c.P,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": c.eps,
+            "tie_word_embeddings": c.tied,
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        }
+    scaling = None
+    if c.rope_scaling:
+        scaling = {"rope_type": "llama3"} | dict(zip(ROPE_LLAMA3, c.rope_scaling, strict=True))
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.V,
+        "hidden_size": c.D,
+        "intermediate_size": c.F,
+        "num_hidden_layers": c.L,
+        "num_attention_heads": c.N,
+        "num_key_value_heads": c.K,
+        "head_dim": c.H,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.P,
+        "rms_norm_eps": c.eps,
+        "rope_theta": c.theta,
+        "rope_scaling": scaling,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": c.tied,
+    }

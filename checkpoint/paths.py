@@ -1,0 +1,126 @@
+"""A model path: what kind it is, what model it states, and what its content is (fingerprint).
+
+A model path is a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a
+llama2.c .bin. Never opened: pickled PyTorch files, which can run code.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import model
+from checkpoint import MODEL_PATHS, easylm, huggingface, llama2c, runs
+from checkpoint.names import file_names
+from checkpoint.tensors import Tensor
+from host import files
+
+
+def file_of(path) -> str:
+    """The file or folder of a model path."""
+    return str(path).removeprefix("params::")
+
+
+def kind_of(path) -> str:
+    """Which of "run", "hf", "easylm", "bin" a model path is; ValueError where it is none."""
+    path, place = str(path), Path(file_of(path))
+    if "::" in str(place):
+        raise ValueError(
+            f"{path}: of EasyLM's forms only params::FILE is read: save the params alone, streaming"
+        )
+    if not place.exists():
+        raise ValueError(f"{place} does not exist: a model is {MODEL_PATHS}")
+    if path.startswith("params::"):
+        if place.is_dir():
+            raise ValueError(f"{path}: {place} is a folder: name the stream in it")
+        return "easylm"
+    if place.is_dir():
+        for kind, file in (("run", "run.json"), ("hf", "config.json")):
+            if (place / file).exists():
+                return kind
+        raise ValueError(f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}")
+    with open(place, "rb") as file:
+        start = file.read(2)
+    if start == b"PK" or start[:1] == b"\x80" or place.suffix in (".pt", ".pth", ".pkl"):
+        raise ValueError(
+            f"{path} is a pickled PyTorch file, which can run code when opened: convert it to "
+            "safetensors (transformers' save_pretrained) and name the folder"
+        )
+    if place.suffix != ".bin":
+        hint = f"for an EasyLM stream write params::{path}"
+        if place.suffix == ".safetensors":
+            hint = "name its folder"
+        raise ValueError(f"{path} is none of {MODEL_PATHS}: {hint}")
+    return "bin"
+
+
+def record_of(path) -> dict[str, Any]:
+    """The JSON that says what a model path is; {} where it has none.
+
+    run.json, config.json, or FILE.json beside a stream written here.
+    """
+    kind, place = kind_of(path), Path(file_of(path))
+    stream_record = Path(f"{place}.json")
+    place = {"run": place / "run.json", "hf": place / "config.json"}.get(kind, stream_record)
+    return files.read_json(place) if kind != "bin" and place.exists() else {}
+
+
+def model_config(path, preset: str | None = None, difference: bool = False) -> model.Config:
+    """The Config of a model path; its V is the file's.
+
+    preset: for an EasyLM stream, which does not tell (one written here does). difference: `diff`
+    may have written it. ValueError, one line, for what is no model or not supported.
+    """
+    kind, record = kind_of(path), record_of(path)
+    if record.get("difference") and not difference:
+        raise ValueError(
+            f"{path} is a difference to a base model: `recover BASE {path} OUT` gives the model"
+        )
+    if kind == "bin":
+        return llama2c.read_config(path)
+    if kind == "hf":
+        return huggingface.read_config(record, Path(path) / "config.json")
+    if record:
+        try:  # dataclasses.asdict of a Config
+            fields = record["config"]
+            scaling = fields["rope_scaling"] and tuple(fields["rope_scaling"])
+            return model.Config(**fields | {"rope_scaling": scaling})
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path} has no config of this project ({error}): copy it again"
+            ) from None
+    if not preset:
+        raise ValueError(
+            f"{path} does not say what model it is: name its preset (--model-preset; train.py: "
+            f"--model), one of {', '.join(model.PRESETS)}"
+        )
+    return with_rows(model.preset(preset), easylm.index(file_of(path)))
+
+
+def with_rows(config: model.Config, stream: dict[str, Tensor]) -> model.Config:
+    """The config with the vocabulary rows of an EasyLM stream."""
+    embed = stream.get(file_names(config)["embed"].easylm or "")
+    return config if embed is None else dataclasses.replace(config, V=embed.shape[0])
+
+
+def fingerprint(path, step: int | None = None) -> str:
+    """sha256 over a model's files: names, sizes and 64 blocks of each (small files whole).
+
+    13B parameters take a second.
+    """
+    kind, where = kind_of(path), Path(file_of(path))
+    parts = [where]
+    if kind == "run":
+        where = runs.folder_of(path, runs.resolve_step(path, step))
+        parts = sorted(p for p in where.rglob("*") if p.is_file())
+    elif kind == "hf":
+        parts = [where / "config.json", *sorted(where.glob("*.safetensors"))]
+    digest, block = hashlib.sha256(), 65536
+    for part in parts:
+        size = part.stat().st_size
+        digest.update(f"{'' if part == where else part.relative_to(where)} {size}\n".encode())
+        with open(part, "rb") as file:
+            for i in range(64):
+                file.seek(max(size - block, 0) * i // 63)
+                digest.update(file.read(block))
+    return digest.hexdigest()
