@@ -1,5 +1,6 @@
-"""Options and shared fixtures: 8 virtual CPU devices, --data DIR for real data, --live for torch
-and transformers.
+"""Options and shared fixtures.
+
+8 virtual CPU devices; --data DIR for real data; --live for torch and transformers.
 """
 
 import os
@@ -17,8 +18,8 @@ def pytest_addoption(parser):
         "--data",
         metavar="DIR",
         help=(
-            "folder of the public files named in the README: adds the tests on real data; with it a"
-            " skip is a failure"
+            "folder of the public files that docs/files.md names: adds the tests on real data;"
+            " with it a skip is a failure"
         ),
     )
     parser.addoption(
@@ -30,26 +31,28 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0"
-    )  # compiling is most of the tests' time; this halves it
-    # compiled programs are kept between runs, for the tests' own processes too
+    # compiling is most of the tests' time; this halves it
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # compiled programs are kept between runs, for the tests' own processes too; workers share
+    # them, and an entry that a killed process left cut off is compiled again with a warning
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla-tests"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # pytest -n: this process only hands tests to its workers
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update(
-        "jax_numpy_rank_promotion", "raise"
-    )  # a silent broadcast is how masks and biases go wrong
+    # a silent broadcast is how masks and biases go wrong
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With --data every test that skips is a failure: nothing is left out in silence (--live's
-    tests need their own option).
+    """With --data a skip is a failure, so that nothing is left out in silence.
+
+    The tests of --live need their own option.
     """
     report = (yield).get_result()
     if report.skipped and item.config.getoption("--data") and not hasattr(report, "wasxfail"):

@@ -1,7 +1,7 @@
 """Small random models of Hugging Face's `transformers` and their logits, stored for
 tests/test_model.py without torch.
 
-    python tests/make_references.py    # needs requirements-compare.txt; rewrites references/model_*.npz
+    python tests/make_references.py    # writes references/; requirements-compare.txt
 
 One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields),
 `versions`, `tokens` [2, T], `logits` [2, T, V], and every weight under its name in Hugging Face's
