@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from tasks import isolation, sandbox
+from tasks import isolation, sandbox, syscalls
 from tasks.sandbox import LEVELS, Level, Verdict, Worker, WorkerLost, require, run, run_many
 from tasks.scores import pass_at_k
 
@@ -34,10 +34,10 @@ CHECK = "\ndef check(f):\n    assert f(1) == 2\n    assert f(5) == 6\n\ncheck(f)
 def subreaper():
     """Whatever a program leaves behind, however it hides, becomes a child of this process, where it is seen."""
     if isolation.LINUX:
-        isolation._call("prctl", isolation.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        syscalls.call("prctl", syscalls.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
     if isolation.LINUX:
-        isolation._call("prctl", isolation.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        syscalls.call("prctl", syscalls.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def worker(request):
         worker.level = request.param
         yield worker
         assert worker.run("pass").passed
-        assert not os.path.isdir(worker.folder) or os.listdir(worker.folder) == []
+        assert not os.path.isdir(worker.folder) or set(os.listdir(worker.folder)) <= {"library"}
 
 
 @pytest.fixture(scope="module", params=CONTAINED)
@@ -129,7 +129,7 @@ def test_a_program_starts_with_nothing_of_ours_and_can_import_the_standard_libra
     monkeypatch.setenv("SECRET", "x")
     program = (
         "import os, sys, json, ctypes, asyncio.events, xml.etree.ElementTree, sqlite3, threading, multiprocessing\n"
-        "assert not os.environ and os.listdir() == [] and sys.argv == ['']\n"
+        "assert set(os.environ) == {'HOME', 'USER'} and os.listdir() == [] and sys.argv == ['']\n"
         "open('a', 'w').write('b'); assert open('a').read() == 'b'; os.mkdir('c'); os.rename('a', 'c/a')\n"
         "t = threading.Thread(target=print); t.start(); t.join()\n"
         "main = sys.modules['__main__']; assert not hasattr(main, 'run') and not hasattr(main, 'subprocess')\n"
@@ -246,7 +246,7 @@ def test_the_temporary_folder_is_removed_whatever_is_in_it(level, nothing_left, 
         monkeypatch.setattr("tempfile.tempdir", "/dev/shm")
     with Worker(level) as worker:
         assert worker.run(deep, timeout=20).passed and worker.run(locked).passed
-        assert not os.path.isdir(worker.folder) or os.listdir(worker.folder) == []
+        assert not os.path.isdir(worker.folder) or set(os.listdir(worker.folder)) <= {"library"}
     assert not os.path.exists(worker.folder)
 
 
@@ -418,18 +418,18 @@ def decide(code, machine, number, *args):
             at += yes if {0x15: value == k, 0x35: value >= k, 0x45: value & k}[kind] else no
 
 
-@pytest.mark.parametrize("machine", isolation.ARCHITECTURES)
+@pytest.mark.parametrize("machine", syscalls.ARCHITECTURES)
 @pytest.mark.parametrize("by_path", [False, True])
 def test_the_filter_decides_alike_on_both_machines(machine, by_path):
-    column, arch = list(isolation.ARCHITECTURES).index(machine), isolation.ARCHITECTURES[machine]
-    code, me, refused = isolation._filter(machine, 77, by_path), 77, "Operation not permitted"
+    column, arch = list(syscalls.ARCHITECTURES).index(machine), syscalls.ARCHITECTURES[machine]
+    code, me, refused = syscalls.seccomp_filter(machine, 77, by_path), 77, "Operation not permitted"
 
     def says(numbers, *args):
         return decide(code, arch, numbers[column], *args)
 
-    for numbers in isolation.DENIED.values():
+    for numbers in syscalls.DENIED.values():
         assert numbers[column] is None or says(numbers) == refused
-    for numbers in isolation.DENIED_BY_PATH.values():
+    for numbers in syscalls.DENIED_BY_PATH.values():
         assert numbers[column] is None or says(numbers) == (refused if by_path else "allow")
     ordinary = {
         "read": (0, 63),
@@ -449,25 +449,25 @@ def test_the_filter_decides_alike_on_both_machines(machine, by_path):
     }
     assert all(says(numbers) == "allow" for numbers in ordinary.values())
     assert (
-        says(isolation.CLONE, 0x3D0F00) == "allow"
-        and says(isolation.CLONE, 17) == says(isolation.CLONE, 0x4111) == refused
+        says(syscalls.CLONE, 0x3D0F00) == "allow"
+        and says(syscalls.CLONE, 17) == says(syscalls.CLONE, 0x4111) == refused
     )  # a thread; fork, vfork
-    for call in (isolation.KILL, isolation.TGKILL):
+    for call in (syscalls.KILL, syscalls.TGKILL):
         assert says(call, me) == "allow" and {
             says(call, other) for other in (0, 1, 76, (1 << 32) - 1)
         } == {refused}
     assert (
-        says(isolation.PRLIMIT64, 0) == says(isolation.PRLIMIT64, me) == "allow"
-        and says(isolation.PRLIMIT64, 1) == refused
+        says(syscalls.PRLIMIT64, 0) == says(syscalls.PRLIMIT64, me) == "allow"
+        and says(syscalls.PRLIMIT64, 1) == refused
     )
-    for call, commands in isolation.SENDS_SIGNALS.items():
+    for call, commands in syscalls.SENDS_SIGNALS.items():
         assert {says(call, 3, c) for c in commands} == {refused} and {
             says(call, 3, c) for c in (1, 2, 3, 0x5401)
         } == {"allow"}
     empties, writes = os.O_TRUNC, os.O_TRUNC | os.O_WRONLY | os.O_CREAT
     assert (
-        says(isolation.OPENAT, 0, 0, empties) == (refused if by_path else "allow")
-        and says(isolation.OPENAT, 0, 0, writes) == says(isolation.OPENAT) == "allow"
+        says(syscalls.OPENAT, 0, 0, empties) == (refused if by_path else "allow")
+        and says(syscalls.OPENAT, 0, 0, writes) == says(syscalls.OPENAT) == "allow"
     )
     assert (
         decide(code, arch, 435)
@@ -479,7 +479,7 @@ def test_the_filter_decides_alike_on_both_machines(machine, by_path):
     assert (
         decide(code, 0x40000003, 20) == "kill"
         and decide(
-            code, isolation.ARCHITECTURES[{"x86_64": "aarch64", "aarch64": "x86_64"}[machine]], 39
+            code, syscalls.ARCHITECTURES[{"x86_64": "aarch64", "aarch64": "x86_64"}[machine]], 39
         )
         == "kill"
     )
