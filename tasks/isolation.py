@@ -22,7 +22,7 @@ import time
 import types
 
 from tasks import syscalls
-from tasks.levels import INNER_TEMP, LINUX, become, enter, write
+from tasks.levels import INNER_TEMP, LINUX, become, enter, look_elsewhere, write
 from tasks.syscalls import call, mount
 
 TEMP_BYTES = 64 << 20  # of the temporary folder (levels below namespaces: of each file in it)
@@ -284,9 +284,7 @@ def _open_hidden_libraries(isolation):
     for path, fd in isolation.libraries.items():
         if not os.access(path, os.R_OK | os.X_OK):
             hidden.append(fd)
-            for number, p in enumerate(sys.path):
-                if (p + "/").startswith(path + "/"):
-                    sys.path[number] = f"/proc/self/fd/{fd}" + p[len(path) :]
+            look_elsewhere(path, f"/proc/self/fd/{fd}")
     return hidden
 
 

@@ -191,6 +191,7 @@ def enter(level: str, folder: str) -> Isolation:
         if LINUX:  # what a program leaves behind is the worker's to end
             call("prctl", syscalls.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         if uid >= 0:
+            os.chmod(folder, 0o711)  # for programs' absolute paths
             _copy_libraries(os.path.join(folder, "library"), uid)
         return Isolation(level, uid)
     machine = machine if machine in syscalls.ARCHITECTURES else ""
@@ -199,6 +200,7 @@ def enter(level: str, folder: str) -> Isolation:
         return Isolation(level, uid, machine, pid_namespace=pid_namespace)
     if not machine:
         raise OSError(f"no filter of system calls is written for {platform.machine()}")
+    os.chmod(folder, 0o711)  # for programs' absolute paths
     landlock = call(syscalls.LANDLOCK_CREATE_RULESET, None, 0, 1)  # asks for the version
     devices = tuple(os.open(p, os.O_RDONLY) for p in DEVICES)
     libraries = {p: os.open(p, os.O_RDONLY | os.O_DIRECTORY) for p in _libraries()}
@@ -211,16 +213,25 @@ def _copy_libraries(folder, uid):
     An open folder handed to the program would let it read what else lies in that home.
     """
     left_out = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-*")
-    copies = {}
-    for number, path in enumerate(sys.path):
-        above = next((c for c in copies if path.startswith(c + "/")), None)
-        if above:
-            sys.path[number] = copies[above] + path[len(above) :]
-        elif os.path.isdir(path) and not _in_child(lambda path=path: _list_as(uid, path)):
-            copies[path] = sys.path[number] = os.path.join(folder, str(number))
-            shutil.copytree(path, copies[path], ignore=left_out)
-    if copies:
-        os.chmod(os.path.dirname(folder), 0o711)
+    for number, path in enumerate(list(sys.path)):
+        moved = sys.path[number] != path  # with the folder above it
+        if not moved and os.path.isdir(path) and not _in_child(lambda p=path: _list_as(uid, p)):
+            copy = os.path.join(folder, str(number))
+            shutil.copytree(path, copy, ignore=left_out)
+            look_elsewhere(path, copy)
+
+
+def look_elsewhere(old: str, new: str) -> None:
+    """Let Python find below the folder `new` what it would look for below `old`."""
+
+    def move(path):
+        return new + path[len(old) :] if (path + "/").startswith(old + "/") else path
+
+    sys.path[:] = map(move, sys.path)
+    for module in list(sys.modules.values()):
+        if isinstance(getattr(module, "__path__", None), list):
+            module.__path__[:] = map(move, module.__path__)
+    sys.path_importer_cache.clear()
 
 
 def _list_as(uid, path):

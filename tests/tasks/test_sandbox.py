@@ -1,9 +1,11 @@
 """sandbox.py: what programs try, at every level that this machine allows; the verdict is on the program and nothing is left."""
 
+import ctypes
 import gzip
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import struct
@@ -137,6 +139,107 @@ def test_a_program_starts_with_nothing_of_ours_and_can_import_the_standard_libra
     )  # as where upstream executes it with empty globals
     for _ in range(2):  # and nothing of the program before
         assert worker.run(program, timeout=10).passed, worker.run(program, timeout=10)
+
+
+ORDINARY = {
+    "asyncio": "import asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1",
+    "a pair of sockets": "import socket\na, b = socket.socketpair()\na.send(b'x')\n"
+    "assert b.recv(1) == b'x'",
+    "the home": "import pathlib, getpass\nassert pathlib.Path.home().is_dir()\ngetpass.getuser()",
+    "packages": "import importlib.resources, json.tool, xml.dom.minidom, zoneinfo",
+    "an absolute path": "import os\nopen(os.path.abspath('x'), 'w').write('y')",
+}
+
+
+@pytest.mark.parametrize("what", ORDINARY)
+def test_a_right_solution_may_use_what_reaches_nobody(worker, what):
+    assert worker.run(ORDINARY[what], timeout=10).passed, worker.run(ORDINARY[what], timeout=10)
+
+
+def test_a_pair_of_sockets_is_no_way_to_others(contained):
+    program = """
+import socket
+for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+    try:
+        socket.socketpair(socket.AF_UNIX, kind)
+    except PermissionError:
+        continue
+    raise Exception(kind)
+a, b = socket.socketpair()
+for call in (lambda: a.connect("/run/x"), lambda: a.bind("y"), lambda: a.listen(), a.accept):
+    try:
+        call()
+    except PermissionError:
+        continue
+    raise Exception(call)
+"""
+    assert contained.run(program).passed, contained.run(program)
+
+
+def test_a_worker_serves_a_caller_with_more_than_a_thousand_open_files(nothing_left):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1500:
+        pytest.skip("this system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1500), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert max(opened) > 1024 and run("pass", level=HERE[0]).passed
+    finally:
+        for fd in opened:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif("limits" not in HERE, reason="needs a level at which processes can be started")
+def test_a_process_whose_name_is_no_text_is_ended_like_any_other(nothing_left):
+    program = """
+import ctypes, os, time
+if os.fork() == 0:
+    os.setsid()
+    ctypes.CDLL(None).prctl(15, b"\\xff\\xfe) (", 0, 0, 0)
+    time.sleep(60)
+"""
+    with Worker("limits") as worker:
+        for _ in range(2):
+            assert worker.run(program).passed
+
+
+def test_shared_memory_of_others_is_out_of_reach(contained):
+    libc = ctypes.CDLL(None, use_errno=True)
+    segment = libc.shmget(0, 4096, 0o1666)
+    queue = libc.msgget(0, 0o1666)
+    if min(segment, queue) < 0:
+        pytest.skip("no System V shared memory here")
+    try:
+        program = f"""
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+assert libc.shmat({segment}, None, 0) == ctypes.c_void_p(-1).value and ctypes.get_errno() == 1
+for call in (lambda: libc.shmctl({segment}, 0, None), lambda: libc.msgctl({queue}, 0, None),
+             lambda: libc.msgsnd({queue}, b"12345678x", 1, 2048), lambda: libc.semctl(0, 0, 12, 0)):
+    assert call() == -1 and ctypes.get_errno() == 1, ctypes.get_errno()
+"""
+        assert contained.run(program).passed, contained.run(program)
+    finally:
+        libc.shmctl(segment, 0, None)
+        libc.msgctl(queue, 0, None)
+
+
+@pytest.mark.skipif("limits" not in HERE, reason="needs the level limits")
+def test_no_folder_is_handed_to_a_program_that_it_could_look_around_from():
+    program = """
+import os, stat
+for fd in range(64):
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        continue
+    assert not stat.S_ISDIR(mode), os.readlink(f"/proc/self/fd/{fd}")
+import xml.dom.minidom, importlib.resources
+"""
+    verdict = run(program, level="limits")
+    assert verdict.passed, verdict
 
 
 def test_the_order_of_sets_does_not_differ_between_workers():
@@ -464,6 +567,9 @@ def test_the_filter_decides_alike_on_both_machines(machine, by_path):
         assert {says(call, 3, c) for c in commands} == {refused} and {
             says(call, 3, c) for c in (1, 2, 3, 0x5401)
         } == {"allow"}
+    pairs = syscalls.SOCKETPAIR
+    assert says(pairs, 1, 1) == says(pairs, 1, 1 | 0o2004000) == "allow"  # streams, flags or none
+    assert says(pairs, 1, 2) == says(pairs, 2, 1) == says(pairs, 1, 5) == refused
     empties, writes = os.O_TRUNC, os.O_TRUNC | os.O_WRONLY | os.O_CREAT
     assert (
         says(syscalls.OPENAT, 0, 0, empties) == (refused if by_path else "allow")
