@@ -223,15 +223,8 @@ def make_eval_step(config, mesh, layout, compute):
     def local(weights, batch):
         weight_BT = batch["loss_mask"][0, :, 1:].astype(jnp.float32)
         segment = batch["segment"][0] if "segment" in batch else None
-        loss, _ = model.loss_and_gradients(
-            weights,
-            batch["tokens"][0],
-            segment,
-            weight_BT,
-            config,
-            layout,
-            compute,
-            gradients=False,
+        loss = model.batch_loss(
+            weights, batch["tokens"][0], segment, weight_BT, config, layout, compute
         )
         return lax.psum(loss, DATA), lax.psum(jnp.sum(weight_BT), DATA)
 
@@ -487,7 +480,7 @@ def planned(args):
 
 
 def compute_of(args, config, platform, data_size, packed=False):
-    """What of model.Compute the flags and the platform decide."""
+    """What of model.StepOptions the flags and the platform decide."""
     kernel = pick_attention(args.attention, platform, args.dtype, args.block, config.H, packed)
     # TPUs: without it the compiled schedule has products beside 83 % of the gathered bytes, forward and backward; with it beside 69 and 8 % (--plan v5p:2x2x2)
     prefetch = args.prefetch if args.prefetch is not None else platform == "gpu" and data_size > 1
@@ -495,7 +488,7 @@ def compute_of(args, config, platform, data_size, packed=False):
         1 if platform != "cpu" and args.remat == "full" else None
     )  # lean where memory is dear; on a CPU one product of all rows is faster
     dtypes = jnp.dtype(args.dtype), jnp.dtype(args.grad_dtype)
-    return model.Compute(
+    return model.StepOptions(
         *dtypes,
         attention=kernel,
         remat=args.remat,
@@ -588,7 +581,7 @@ def run(args):
             f"Use --warmup-fraction 0.1, more data, or more --epochs"
         )
 
-    layout = model.make_layout(config, data_size, tensor_size, rings=sharding.rings(mesh))
+    layout = model.make_layout(config, data_size, tensor_size, stages=sharding.gather_stages(mesh))
     say(
         f"model: {config.family}, {model.parameter_count(config):,} weights, vocabulary {config.V} (padded to {config.padded_vocab})"
     )

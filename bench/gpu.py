@@ -207,7 +207,7 @@ def planned(config, batch, block, remat, grads, moment, platform):
     import model
     from training import plan
 
-    compute = model.Compute(
+    compute = model.StepOptions(
         jnp.dtype("bfloat16"),
         jnp.dtype(grads),
         remat=remat,

@@ -51,7 +51,9 @@ def cost(config, device, data, tensor, batch, mfu):
     it.
     """
     layout = model.make_layout(config, data, tensor)
-    compute = model.Compute(dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=False)
+    compute = model.StepOptions(
+        dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=False
+    )
     sizes = dict(batch=batch, T=T)
     work, wire = plan.seconds(config, layout, compute, device, **sizes)
     slow, _ = plan.seconds(config, layout, compute, device, **sizes, mfu=mfu)

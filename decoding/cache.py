@@ -37,14 +37,14 @@ def cache_spec(layout, rows=True):
     return Spec(DATA, heads) if rows else Spec(heads)
 
 
-# what `block` multiplies at once
+# what `run_layer` multiplies at once
 JOINED = {"wqkv": ("wq", "wk", "wv"), "bqkv": ("bq", "bk", "bv"), "w13": ("w1", "w3")}
 
 
 def for_decoding(weights, config, mesh, layout):
     """The weights as decoding reads them fastest -> ({"layers": a dict a layer, others}, specs).
 
-    A scan copies each layer out of the stack, and `block` lays q, k, v (gate, up) side by side.
+    A scan copies each layer out of the stack, and `run_layer` lays q, k, v (gate, up) side by side.
     Either costs as much as the multiplication for one token. So the layers are separate arrays and
     these matrices are joined, once; each rank joins its own shards. `weights` is emptied.
     """
@@ -93,7 +93,7 @@ def over_layers(body, x_BTD, weights, each, config, layout, dtype):
         for name in [n for n in JOINED if n in w]:
             joined = w.pop(name)
             ends = [joined.shape[-1] // 2] if name == "w13" else [NH, NH + KH]
-            # `block` joins them again: XLA sees that it is the same array
+            # `run_layer` joins them again: XLA sees that it is the same array
             w |= dict(zip(JOINED[name], jnp.split(joined, ends, axis=-1), strict=True))
         x_BTD, y = body(x_BTD, w, item)
         ys.append(y)
@@ -169,8 +169,8 @@ def prefill(weights, token_BT, position_BT, visible_BTT, prefix, length, config,
     """
     _, outer = model.split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
     outer = model.gather(outer, layout, dtype)
-    rope = model.rope_of(position_BT, config)
-    x_BTD = model.embed(token_BT, position_BT, outer, config, layout, False)
+    program, rope = model.Program(config, layout), model.rope_of(position_BT, config)
+    x_BTD = model.embed_tokens(token_BT, position_BT, outer, program)
 
     def body(x_BTD, w, before):
         def attend(q, k, v):
@@ -179,10 +179,10 @@ def prefill(weights, token_BT, position_BT, visible_BTT, prefix, length, config,
                 jnp.swapaxes(v, 1, 2),
             )
 
-        return model.block(x_BTD, w, rope, attend, config, layout, False)
+        return model.run_layer(x_BTD, w, rope, attend, program)
 
     x_BTD, new = over_layers(body, x_BTD, weights, prefix, config, layout, dtype)
-    return model.final_hidden(x_BTD, outer, config, layout, False), new
+    return model.final_hidden(x_BTD, outer, program), new
 
 
 def decode_step(weights, token_B, position_B, cache, config, layout, dtype):
@@ -193,8 +193,8 @@ def decode_step(weights, token_B, position_B, cache, config, layout, dtype):
     """
     outer = model.gather({n: w for n, w in weights.items() if n != "layers"}, layout, dtype)
     position_B1 = position_B[:, None]
-    rope = model.rope_of(position_B1, config)
-    x_B1D = model.embed(token_B[:, None], position_B1, outer, config, layout, False)
+    program, rope = model.Program(config, layout), model.rope_of(position_B1, config)
+    x_B1D = model.embed_tokens(token_B[:, None], position_B1, outer, program)
     row_B = jnp.arange(token_B.shape[0])
 
     def body(x_B1D, w, kv):
@@ -222,10 +222,10 @@ def decode_step(weights, token_B, position_B, cache, config, layout, dtype):
                 v_BKSH,
             )
 
-        return model.block(x_B1D, w, rope, attend, config, layout, False)
+        return model.run_layer(x_B1D, w, rope, attend, program)
 
     x_B1D, cache = over_layers(body, x_B1D, weights, cache, config, layout, dtype)
-    return model.final_hidden(x_B1D, outer, config, layout, False), cache
+    return model.final_hidden(x_B1D, outer, program), cache
 
 
 class PrefixCache:

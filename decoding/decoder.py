@@ -180,7 +180,7 @@ class Decoder:
         def step(carry):
             i, _, kv, state, out, margins = carry
             x_B1D, kv = cache.decode_step(weights, state["token"], state["position"], kv, *dims)
-            logits_BV = model.whole_logits(x_B1D, outer, *dims)[:, 0]
+            logits_BV = model.logits(x_B1D, outer, *dims)[:, 0]
             new, margin = pick(logits_BV, state, greedy, filters)
             live = state["live"]
             new_or_none = jnp.where(live, new, -1)[:, None]

@@ -133,7 +133,7 @@ class Scorer:
 
         def some(i, out):
             take = lambda a: lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
-            logits = model.whole_logits(x_MD[take(asked["at"])][None], outer, *dims)[0]
+            logits = model.logits(x_MD[take(asked["at"])][None], outer, *dims)[0]
             wanted = jnp.take_along_axis(logits, take(asked["want"]), axis=1)
             logp = wanted - jax.nn.logsumexp(logits, axis=1, keepdims=True)
             parts = logp, *margin(logits)

@@ -44,13 +44,15 @@ def rope_table(
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin [B, T, H/2] f32 of position * theta^(-2i/H), i the pair.
 
-    scaling: None, or (factor, low, high, original) as in Llama 3.1. Wavelengths beyond
-    original / low are stretched by `factor`, those below original / high are kept, and between them
-    the two are blended linearly.
-    Source: Hugging Face modeling_rope_utils.py, `_compute_llama3_parameters`.
+    scaling: None, or (factor,): all wavelengths are stretched by `factor` ("linear"), or (factor,
+    low, high, original) as in Llama 3.1: wavelengths beyond original / low are stretched, those
+    below original / high are kept, and between them the two are blended linearly. Source: Hugging
+    Face modeling_rope_utils.py, `_compute_linear_scaling_rope_parameters` and `.._llama3_..`.
     """
     frequency = theta ** -(jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    if scaling is not None:
+    if scaling is not None and len(scaling) == 1:
+        frequency = frequency / scaling[0]
+    elif scaling is not None:
         factor, low, high, original = scaling
         # 1 at the short wavelengths, 0 at the long
         keep = (original * frequency / (2 * jnp.pi) - low) / (high - low)

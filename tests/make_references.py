@@ -1,7 +1,7 @@
 """Small random models of Hugging Face's `transformers` and their logits, stored for
 tests/test_model.py without torch.
 
-    python tests/make_references.py    # writes references/; requirements-compare.txt
+    python tests/make_references.py [CASE...]   # writes references/; needs requirements-compare.txt
 
 One file a case, float32, read with allow_pickle=False: `config` (JSON of model.Config's fields),
 `versions`, `tokens` [2, T], `logits` [2, T, V], and every weight under its name in Hugging Face's
@@ -19,10 +19,8 @@ import numpy as np
 FOLDER = pathlib.Path(__file__).resolve().parent / "references"
 
 # Sizes are odd and unequal on purpose; heads times head size is not D for LLaMA, so that no two
-# axes can be exchanged
-# unseen. `original` of the Llama-3.1 case puts one of the four wavelengths (6, 167, 4443, 118,000
-# tokens) among the
-# kept, one among the blended and two among the stretched.
+# axes can be exchanged unseen. `original` of the Llama-3.1 case puts one of the four wavelengths
+# (6, 167, 4443, 118,000 tokens) among the kept, one among the blended and two among the stretched.
 LLAMA = dict(
     family="llama",
     V=37,
@@ -63,12 +61,20 @@ CASES = {
     ),
     "gpt2_tied": GPT2,
     "gpt2_untied": GPT2 | dict(tied=False),
+    "qwen2": LLAMA | dict(L=1, N=4, K=2, tied=True, qkv_bias=True),
+    "qwen3": LLAMA | dict(L=1, N=4, K=2, qk_norm=True),
+    "llama_biased": (
+        LLAMA | dict(L=1, N=4, K=2, qkv_bias=True, out_bias=True, mlp_bias=True, rope_scaling=[4.0])
+    ),
 }
 T = 23
 
 
-def hugging_face(fields):
-    """The `transformers` model of a Config's fields, float32, with plain attention."""
+def hugging_face(fields, window=None):
+    """The `transformers` model of a Config's fields, float32, with plain attention.
+
+    window: a Mistral's sliding window.
+    """
     import transformers
 
     c = fields
@@ -90,7 +96,9 @@ def hugging_face(fields):
         )
         return transformers.GPT2LMHeadModel(config).float().eval()
     rope = {"rope_type": "default", "rope_theta": c["theta"]}
-    if c["rope_scaling"] is not None:
+    if c["rope_scaling"] is not None and len(c["rope_scaling"]) == 1:
+        rope |= dict(rope_type="linear", factor=c["rope_scaling"][0])
+    elif c["rope_scaling"] is not None:
         factor, low, high, original = c["rope_scaling"]
         rope |= dict(
             rope_type="llama3",
@@ -99,7 +107,7 @@ def hugging_face(fields):
             high_freq_factor=high,
             original_max_position_embeddings=original,
         )
-    config = transformers.LlamaConfig(
+    common |= dict(
         hidden_size=c["D"],
         num_hidden_layers=c["L"],
         num_attention_heads=c["N"],
@@ -109,18 +117,33 @@ def hugging_face(fields):
         max_position_embeddings=c["P"],
         rms_norm_eps=c["eps"],
         rope_parameters=rope,
-        **common,
+    )
+
+    def flag(name):
+        return c.get(name, False)
+
+    if window is not None:
+        config = transformers.MistralConfig(sliding_window=window, **common)
+        return transformers.MistralForCausalLM(config).float().eval()
+    if flag("qk_norm"):
+        config = transformers.Qwen3Config(attention_bias=flag("qkv_bias"), **common)
+        return transformers.Qwen3ForCausalLM(config).float().eval()
+    if flag("qkv_bias") and not flag("out_bias"):
+        config = transformers.Qwen2Config(**common)
+        return transformers.Qwen2ForCausalLM(config).float().eval()
+    config = transformers.LlamaConfig(
+        attention_bias=flag("qkv_bias"), mlp_bias=flag("mlp_bias"), **common
     )
     return transformers.LlamaForCausalLM(config).float().eval()
 
 
-def make(fields, seed):
+def make(fields, seed, window=None):
     """(weights by Hugging Face's names, tokens [2, T], logits [2, T, V]) of a randomly filled
     model.
     """
     import torch
 
-    model = hugging_face(fields)
+    model = hugging_face(fields, window)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():  # a tied output matrix is listed once
@@ -140,9 +163,8 @@ def main():
     import torch
     import transformers
 
-    torch.set_num_threads(
-        1
-    )  # the order of sums, and with it the last bit, does not depend on the machine's cores
+    # the order of sums, and with it the last bit, does not depend on the machine's cores
+    torch.set_num_threads(1)
     versions = (
         f"torch {torch.__version__}, transformers {transformers.__version__}, numpy"
         f" {np.__version__}"
@@ -150,6 +172,8 @@ def main():
     print(versions)
     FOLDER.mkdir(exist_ok=True)
     for seed, (case, fields) in enumerate(CASES.items()):
+        if sys.argv[1:] and case not in sys.argv[1:]:
+            continue
         weights, tokens, logits = make(fields, seed)
         path = FOLDER / f"model_{case}.npz"
         texts = dict(config=np.array(json.dumps(fields)), versions=np.array(versions))

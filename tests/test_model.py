@@ -83,17 +83,16 @@ X = 13  # tokens a row; 2 rows, so 24 predictions: the chunk of 7 does not divid
 
 
 @functools.cache
-def step(config, compute=model.Compute(loss_chunk=7), gradients=True):
+def step(config, options=model.StepOptions(loss_chunk=7), gradients=True):
     """A jitted (weights, token_BX, segment_BX, weight_BT) -> (loss, gradients) on one device."""
     mesh, layout = one_device(config)
 
     def local(weights, token_BX, segment_BX, weight_BT):
-        return model.loss_and_gradients(
-            weights, token_BX, segment_BX, weight_BT, config, layout, compute, gradients
-        )
+        run = model.loss_and_gradients if gradients else model.batch_loss
+        return run(weights, token_BX, segment_BX, weight_BT, config, layout, options)
 
     specs = layout.stacked(config)
-    out = (Spec(), specs if gradients else Spec())
+    out = (Spec(), specs) if gradients else Spec()
     sharded = jax.shard_map(
         local, mesh=mesh, in_specs=(specs, Spec(), Spec(), Spec()), out_specs=out, check_vma=False
     )
@@ -255,8 +254,7 @@ def test_loss_and_every_gradient_equal_autodiff_of_the_plain_cross_entropy_of_th
 
 def test_the_loss_without_gradients_is_the_same_loss():
     config, weights, _, _ = reference("llama_gqa")
-    loss, nothing = step(config, gradients=False)(weights, *batch(config))
-    assert nothing is None
+    loss = step(config, gradients=False)(weights, *batch(config))
     assert abs(loss - step(config)(weights, *batch(config))[0]) <= 1e-6 * loss
 
 
@@ -334,7 +332,7 @@ def test_bfloat16_compute_stays_close_to_float32(case):
         for n, w in weights.items()
     }
     expected, gradients = step(config)(weights, *batch(config))
-    loss, ours = step(config, model.Compute(dtype=jnp.bfloat16, loss_chunk=7))(
+    loss, ours = step(config, model.StepOptions(dtype=jnp.bfloat16, loss_chunk=7))(
         weights, *batch(config)
     )
     assert loss.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in ours.values())

@@ -25,6 +25,7 @@ import model
 import sharding
 import train
 from checkpoint import runs
+from kernels import stack
 from text import tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -221,7 +222,7 @@ def train_few(
     """(losses, metrics of the last step, weights) after the steps of `rows` from the weights of seed 0."""
     mesh, layout = (
         sharding.make_mesh(*mesh_shape),
-        model.make_layout(config, *mesh_shape, rings=rings),
+        model.make_layout(config, *mesh_shape, stages=rings),
     )
     state = train.new_state(
         model.initialise(config, mesh, layout, 0),
@@ -234,7 +235,7 @@ def train_few(
         config,
         mesh,
         layout,
-        compute or model.Compute(loss_chunk=50),
+        compute or model.StepOptions(loss_chunk=50),
         train.Optimizer(name, 0.9, 0.95, 0.1, 1.0),
         schedule,
         loss_mean,
@@ -348,7 +349,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were():
         LLAMA,
         mesh,
         layout,
-        model.Compute(loss_chunk=50),
+        model.StepOptions(loss_chunk=50),
         train.Optimizer("adamw", 0.9, 0.95, 0.0, 1.0),
         lambda s: jnp.float32(0.1),
         "token",
@@ -736,17 +737,17 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
 def test_no_gathered_weight_is_kept_for_the_backward_pass(remat, monkeypatch):
     config = model.llama(300, 24, 2, 6, 40, 64, 1e-5)
     layout, kept = model.make_layout(config, 1, 1), []
-    forward = model.layer_forward
+    forward = stack.layer_forward
     monkeypatch.setattr(
-        model,
+        stack,
         "layer_forward",
-        lambda *a: (out := forward(*a), kept.extend(x.shape for x in out[1]))[0],
+        lambda *a: (out := forward(*a), kept.extend(x.shape for x in out[1].arrays))[0],
     )
     specs = layout.stacked(config)
 
     def local(weights, token, weight):
         return model.loss_and_gradients(
-            weights, token, None, weight, config, layout, model.Compute(remat=remat)
+            weights, token, None, weight, config, layout, model.StepOptions(remat=remat)
         )
 
     f = jax.shard_map(

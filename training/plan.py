@@ -599,7 +599,7 @@ def topology_devices(name):
 
 
 def show(args, config, compute_of, lower, say=print):
-    """Print the plan of a step. args: train.py's resolved flags. compute_of(platform, data ranks) -> model.Compute. lower(mesh, layout, compute, batch) -> the lowered step, called for a topology alone. Returns 0."""
+    """Print the plan of a step. args: train.py's resolved flags. compute_of(platform, data ranks) -> model.StepOptions. lower(mesh, layout, compute, batch) -> the lowered step, called for a topology alone. Returns 0."""
     where = args.plan if args.plan != "hand" else None
     devices = topology_devices(where) if where else None
     data, tensor = sharding.parse_mesh(args.mesh, len(devices) if devices else MOST)
@@ -611,7 +611,9 @@ def show(args, config, compute_of, lower, say=print):
             f"--batch {args.batch} does not divide by {data} data ranks x {args.accumulate} micro-batches: use a multiple of {data * args.accumulate}"
         )
     mesh = sharding.make_mesh(data, tensor, list(devices)) if where else None
-    layout = model.make_layout(config, data, tensor, rings=sharding.rings(mesh) if where else ())
+    layout = model.make_layout(
+        config, data, tensor, stages=sharding.gather_stages(mesh) if where else ()
+    )
     compute = compute_of("gpu" if args.attention == "cudnn" and not where else "tpu", data)
     for line in report(
         config,

@@ -95,7 +95,7 @@ def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward
 
     def local(weights, token_B, position_B, kv):
         x, kv = cache.decode_step(weights, token_B, position_B, kv, config, layout, jnp.float32)
-        return model.whole_logits(
+        return model.logits(
             x, {n: w for n, w in weights.items() if n != "layers"}, config, layout, jnp.float32
         ), kv
 
@@ -147,9 +147,7 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
             layout,
             jnp.float32,
         )
-        return model.whole_logits(
-            x, model.split_layers(weights, config)[1], config, layout, jnp.float32
-        )
+        return model.logits(x, model.split_layers(weights, config)[1], config, layout, jnp.float32)
 
     spec = (Spec(None, *cache.cache_spec(layout, False)),) * 2
     row = np.tile(np.array([ids, position, tree, branch], np.int32), (data, 1, 1))

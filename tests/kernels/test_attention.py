@@ -7,6 +7,7 @@ import pytest
 
 import model
 import sharding
+from kernels import stack
 from kernels.attention import blockwise_attention, causal_mask, positions_of, reference_attention
 
 
@@ -161,8 +162,8 @@ def test_the_step_is_the_same_with_every_kernel_and_rematerialisation(attention,
             )
         )(weights, token, weight)
 
-    want, dwant = run(model.Compute(loss_chunk=10))
-    got, dgot = run(model.Compute(loss_chunk=10, attention=attention, remat=remat))
+    want, dwant = run(model.StepOptions(loss_chunk=10))
+    got, dgot = run(model.StepOptions(loss_chunk=10, attention=attention, remat=remat))
     np.testing.assert_allclose(got, want, rtol=1e-6)
     worst = max(
         (float(jnp.linalg.norm(dgot[n] - g) / jnp.linalg.norm(g)), n) for n, g in dwant.items()
@@ -218,12 +219,12 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
         else model.gpt2(300, 24, L, 6, P=64)
     )
     run = every_way(config)
-    want, dwant = run(model.Compute(loss_chunk=10))
+    want, dwant = run(model.StepOptions(loss_chunk=10))
     for compute, accumulate in [
-        (model.Compute(loss_chunk=10, prefetch=True), 1),
-        (model.Compute(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
-        (model.Compute(loss_chunk=10, remat="none"), 2),
-        (model.Compute(loss_chunk=10, mlp_rows=1, join=False), 1),
+        (model.StepOptions(loss_chunk=10, prefetch=True), 1),
+        (model.StepOptions(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
+        (model.StepOptions(loss_chunk=10, remat="none"), 2),
+        (model.StepOptions(loss_chunk=10, mlp_rows=1, join=False), 1),
     ]:
         got, dgot = run(compute, accumulate)
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -239,7 +240,7 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
 def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, names):
     """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also both normed inputs, q and k turned, the activation."""
     config = model.llama(300, 24, 1, 6, 36, 64, 1e-5)
-    layout = model.make_layout(config, 1, 1)
+    program = model.Program(config, model.make_layout(config, 1, 1))
     weights = {
         n: jnp.ones(s[1:])
         for n, s in model.shapes(config).items()
@@ -249,20 +250,13 @@ def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(rema
     shared = (model.rope_of(positions_of(segment), config), segment)
 
     def layer(x, w, rope, segment):
-        return model.block(
-            x,
-            w,
-            rope,
-            lambda q, k, v: (blockwise_attention(q, k, v, segment, 8), None),
-            config,
-            layout,
-            False,
-        )[0]
+        attend = lambda q, k, v: (blockwise_attention(q, k, v, segment, 8), None)
+        return model.run_layer(x, w, rope, attend, program)[0]
 
-    _, kept, _ = jax.eval_shape(
-        lambda x: model.layer_forward(layer, x, weights, shared, remat)[:2] + (None,),
-        jnp.ones((2, 16, 24)),
+    _, residuals = jax.eval_shape(
+        lambda x: stack.layer_forward(layer, x, weights, shared, remat), jnp.ones((2, 16, 24))
     )
+    kept = residuals.arrays
     assert len(kept) == max(names, 1), [k.shape for k in kept]
     assert not {k.shape for k in kept} & (
         {w.shape for w in weights.values()} | {s.shape for s in jax.tree.leaves(shared)}

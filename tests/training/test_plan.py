@@ -16,7 +16,7 @@ import sharding
 import train
 from training import plan
 
-BF16 = model.Compute(dtype=jnp.dtype("bfloat16"))
+BF16 = model.StepOptions(dtype=jnp.dtype("bfloat16"))
 HLO = """HloModule jit_step, is_scheduled=true
 
 %scatter.1 (p: f32[64,8]) -> f32[8,8] {
@@ -100,7 +100,7 @@ def compiled_step(
     config, compute, mesh, batch, T, accumulate=1, moment_dtype=jnp.float32, rings=()
 ):
     """(plan.report's arguments, the step compiled for virtual devices)."""
-    layout = model.make_layout(config, *mesh, rings=rings)
+    layout = model.make_layout(config, *mesh, stages=rings)
     mesh = sharding.make_mesh(*mesh)
     rows = jax.sharding.NamedSharding(mesh, Spec(None, "data"))
     like = lambda width, dtype: jax.ShapeDtypeStruct(
@@ -141,7 +141,7 @@ def compiled_step(
 def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch, remat, rings):
     """Within 1 %: the optimizer's, the norms' and the loss's few bytes are not counted by hand. The CPU compiler keeps every collective as it is written. 63: no sequence parallelism."""
     config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
-    compute = model.Compute(loss_chunk=64, prefetch=prefetch, remat=remat)
+    compute = model.StepOptions(loss_chunk=64, prefetch=prefetch, remat=remat)
     layout, program = compiled_step(config, compute, mesh, 8, T, rings=rings)
     by_hand = plan.wire(config, layout, compute, batch=8, T=T)
     in_program = plan.received(program.as_text(), 8)
@@ -155,9 +155,11 @@ def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch
 def test_the_state_of_a_device_is_what_the_compiled_program_takes():
     config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
     layout, program = compiled_step(
-        config, model.Compute(), (4, 2), 8, 64, moment_dtype=jnp.bfloat16
+        config, model.StepOptions(), (4, 2), 8, 64, moment_dtype=jnp.bfloat16
     )
-    count = plan.memory(config, layout, model.Compute(), batch=8, T=64, moment_dtype=jnp.bfloat16)
+    count = plan.memory(
+        config, layout, model.StepOptions(), batch=8, T=64, moment_dtype=jnp.bfloat16
+    )
     batch = 8 // 4 * 65 * (4 + 1) + 8 // 4 * 4
     taken = program.memory_analysis().argument_size_in_bytes
     assert 0 <= taken - batch - count["weights"] - count["moments"] < 200, (taken, count)

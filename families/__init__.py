@@ -1,0 +1,1 @@
+"""What models there are: their sizes and their weights, without JAX."""
