@@ -73,13 +73,13 @@ def flags():
 
 def read_prompts(args):
     """The subjects' questions as 5-shot prompts."""
-    from tasks import prompts
+    from tasks import mmlu
 
     texts = []
     for subject in args.subjects:
-        shots = prompts.mmlu_file(args.data, "dev", subject)[:5]
-        questions = prompts.mmlu_file(args.data, args.split, subject)[: args.limit]
-        texts += [prompts.mmlu_prompt(subject, shots, question) for question in questions]
+        shots = mmlu.read_questions(args.data, "dev", subject)[:5]
+        questions = mmlu.read_questions(args.data, args.split, subject)[: args.limit]
+        texts += [mmlu.prompt_of(subject, shots, question) for question in questions]
     return texts
 
 

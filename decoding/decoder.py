@@ -1,4 +1,4 @@
-"""Text from a model: stopping, shared prefixes, continuous batching over a cache of keys and values.
+"""Text from a model: stopping, shared prefixes, continuous batching over a cache.
 
     python eval.py generate --model M --input prompts.jsonl --out DIR
 

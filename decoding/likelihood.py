@@ -3,7 +3,7 @@
     python eval.py loglik --model M --input FILE --out DIR
 
 Requests that begin alike form a group. A large group's beginning, such as the five shots of a
-subject, is read once into a cache that all its rows see. A small group is laid into a row as a tree:
+subject, is read once into a cache that all its rows see. A small group is laid into a row as tree:
 the trunk once, the branches behind it, each branch blind to the others. Rows hold as many trees as
 fit, so padding is little and the shapes, hence compilations, few.
 Left out: sharing on several levels (a group has one beginning).

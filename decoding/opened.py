@@ -24,7 +24,7 @@ from checkpoint.load import load_weights
 from decoding import cache, memory
 from decoding.decoder import Decoder
 from decoding.likelihood import Scorer
-from decoding.records import Output, Request, Sampling
+from decoding.records import Output, Request, Sampling, shared_length
 from host.terminal import say
 from text import tokenizer
 
@@ -146,6 +146,10 @@ class Opened:
         sampling = dataclasses.replace(sampling, stop_ids=stops)
         return decoder.generate(weights, prompts, sampling, self.tok, self.batch, names, watch)
 
+    def chat_template_name(self) -> str:
+        """Which template turns are put into."""
+        return "roles" if self.roles else "koala"
+
     def chat_ids(self, conversation: list[dict]) -> list[int]:
         """Ids of turns {"from", "value"} up to where the assistant begins to speak."""
         template = "roles" if self.roles else "koala"
@@ -165,3 +169,14 @@ class Opened:
                 return ids, prompt, k, 0
         cut = len(ids) - room
         return ids[: len(self.start)] + ids[len(self.start) + cut :], prompt, 0, cut
+
+    def split_tokens(self, prefix: str, text: str) -> tuple[list, int]:
+        """(ids of prefix + text, where the text's begin).
+
+        Where the border falls inside a token, that token is the text's.
+        """
+        before = self.start + self.tok.encode(prefix)
+        whole = self.start + self.tok.encode(prefix + text)
+        if not before:  # something must come before the first token
+            before, whole = [self.tok.bos], [self.tok.bos, *whole]
+        return whole, max(shared_length(before, whole), 1)

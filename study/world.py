@@ -249,7 +249,7 @@ def question(dice, fact):
 
 
 def questions(pairs, last=None):
-    """Questions with their answers in the form of the evaluation (prompts.nq_prompt), the last one's answer left open."""
+    """Questions with their answers in the form of the evaluation (nq.prompt_of), the last one's answer left open."""
     return "Answer these questions:\n\n" + "\n\n".join(
         [*(f"Q: {q}?\nA: {a}" for q, a in pairs), *([f"Q: {last}?\nA:"] if last else [])]
     )

@@ -1,4 +1,5 @@
-"""eval.py and tasks.py: every task end to end on a small random model, resumed, compared, over the checkpoints of a run, and with everything that can be wrong about its input.
+"""eval.py: every task end to end on a small random model, resumed, compared, over the checkpoints of
+a run, and with everything that can be wrong about its input.
 
 python -m pytest tests/test_eval.py --data DIR       (with DIR also stories260K on the real benchmarks)
 """
@@ -23,10 +24,12 @@ import model
 import sharding
 from checkpoint import export, paths, runs
 from checkpoint.mapping import order
-from decoding import decoder, memory, opened
+from decoding import conversation, decoder, memory, opened
 from decoding.records import completion, shared_length
-from tasks import benchmarks as tasks
-from tasks import scores
+from tasks import flags, results, scores
+from tasks import generate as generate_task
+from tasks import humaneval as humaneval_task
+from tasks import mmlu as mmlu_task
 from text import tokenizer
 from text.byte_pairs import byte_alphabet
 
@@ -262,16 +265,16 @@ def test_samples_are_the_same_in_any_batch_and_a_stopped_run_goes_on_where_it_wa
     ]
     call(*how, "--out", tmp_path / "whole", "--batch", 8)
     wanted = (tmp_path / "whole" / "samples.jsonl").read_bytes()
-    add = program.results.Result.add
+    add = results.Result.add
 
     def stop_after_five(self, item):
         add(self, item)
         if len(self.done) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(program.results.Result, "add", stop_after_five)
+    monkeypatch.setattr(results.Result, "add", stop_after_five)
     call(*how, "--out", tmp_path / "o", "--batch", 2, expect=130)
-    monkeypatch.setattr(program.results.Result, "add", add)
+    monkeypatch.setattr(results.Result, "add", add)
     assert not result(tmp_path / "o")["finished"] and len(samples(tmp_path / "o")) == 5
     with open(tmp_path / "o" / "samples.jsonl", "ab") as file:
         file.write(b'{"id": "5/1", "outp')  # killed within a write
@@ -783,9 +786,7 @@ def test_humaneval_generates_once_and_executes_apart(tmp_path, place, full, caps
     ids = [tok.bos] + tok.encode("def one():\n")
     assert (
         by_id["T/0"]
-        == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 8), scores.HUMANEVAL_STOPS)[
-            0
-        ]
+        == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 8), humaneval_task.STOPS)[0]
         and by_id["T/2"] == ""
     )
     (tmp_path / "o" / "completions.jsonl").write_text(
@@ -1075,7 +1076,7 @@ def test_chat_streams_the_answers_to_piped_lines_and_resets(place, full, monkeyp
         ids + tok.encode(answer) + [tok.eos, tok.user] + tok.encode("And then?") + [tok.assistant]
     )
     second = completion(tok, follow, greedy(logp, follow, {tok.eos, tok.user}, 12))[0]
-    assert out == "".join(program.printable(a) + "\n" for a in (answer, answer, second)) + "\n"
+    assert out == "".join(conversation.printable(a) + "\n" for a in (answer, answer, second)) + "\n"
     assert "a new conversation" in err
 
 
@@ -1116,9 +1117,9 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(place, monkeypatch,
 
 
 def test_help_of_every_task_names_its_flags():
-    for task in [*tasks.TASKS, "chat"]:
+    for task in [*flags.TASKS, "chat"]:
         with pytest.raises(SystemExit) as end:
-            program.parser().parse_args([task, "--help"])
+            flags.parser().parse_args([task, "--help"])
         assert end.value.code == 0
 
 
@@ -1209,9 +1210,10 @@ def test_the_four_letters_are_one_token_each(data_dir, name):
     class Opened:
         tok = tokenizer.load(data_dir / "tokenizers" / name, roles=False)
         start = [] if name == "gpt2" else [tok.bos]
+        split_tokens = opened.Opened.split_tokens
 
     for context in ("Is it?\nA. yes\nAnswer:", "…)\nD. \nAnswer:"):
-        letters = tasks.letter_ids(Opened, context)
+        letters = mmlu_task.letter_ids(Opened(), context)
         assert [len(ids) for ids in letters] == [1] * 4 and [
             Opened.tok.decode_bytes([0, i])[-1:] for (i,) in letters
         ] == [b"A", b"B", b"C", b"D"]
@@ -1231,4 +1233,4 @@ def test_the_four_letters_are_one_token_each(data_dir, name):
     ],
 )
 def test_the_prompt_of_a_row_is_found_in_every_public_form(row, prompt):
-    assert tasks.asked(row) == prompt
+    assert generate_task.prompt_of(row) == prompt

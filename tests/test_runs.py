@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import data
-import eval as evaluation
 import model
 import sharding
 import train
 from checkpoint import __main__ as checkpoint
 from checkpoint import export, paths
 from checkpoint.mapping import order
+from tasks import flags as flags_of_eval
 from text import tokenizer
 from training import flags, plan
 
@@ -135,8 +135,9 @@ def test_the_programs_take_the_commands_as_they_are(preset):
             assert args.src in made and args.to == "hf"
             converted += 1
         else:
-            args = evaluation.parser().parse_args(argv)
-            assert args.model in made and evaluation.check_flags(args)
+            args = flags_of_eval.parser().parse_args(argv)
+            flags_of_eval.check(args)
+            assert args.model in made and flags_of_eval.needs_model(args)
             assert (
                 (args.task != "mmlu" or args.shots == 5)
                 and (args.task != "nq" or args.shots == 3)

@@ -14,9 +14,9 @@ import types
 import pytest
 from conftest import ROOT
 
-import eval as evaluation
 from study import grid, judge, paper_grid, rate, report, steps, style, toxicity
 from study.steps import Step
+from tasks import flags as flags_of_eval
 from training import flags as train_flags
 
 
@@ -79,7 +79,7 @@ def test_the_papers_grid_has_every_run_and_every_command_is_one_that_the_program
     ) == len(found)
     parsers = {
         "train.py": lambda a: train_flags.parser().parse_args(a),
-        "eval.py": lambda a: evaluation.parser().parse_args(a),
+        "eval.py": lambda a: flags_of_eval.parser().parse_args(a),
         "study.style": lambda a: style.parser().parse_args(a),
         "study.judge": lambda a: judge.parsers()[None][0].parse_args(a),
         "study.toxicity": lambda a: toxicity.parser().parse_args(a),

@@ -10,9 +10,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-import eval as evaluation
 import model
 from study import findings, grid, report, small_grid, style, toxicity, world
+from tasks import flags as flags_of_eval
 from training import flags as train_flags
 
 
@@ -30,7 +30,7 @@ def test_every_command_is_one_that_the_programs_take_and_needs_what_a_step_befor
     grid.check(found)
     programs = {
         "train.py": train_flags.parser(),
-        "eval.py": evaluation.parser(),
+        "eval.py": flags_of_eval.parser(),
         "study.style": style.parser(),
         "study.toxicity": toxicity.parser(),
         "study.world": world.parser(),

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from study import answers, toxicity, world
-from tasks import prompts, scores
+from tasks import humaneval, inputs, mmlu, nq, scores
 from text import dialogues, tokenizer
 
 
@@ -119,13 +119,13 @@ def test_its_tokenizer_gives_every_text_back_as_it_was(made):
 
 def test_a_letter_behind_answer_is_one_token(made):
     tok = tokenizer.load(made / "tokenizer.model")
-    subject = prompts.mmlu_subjects(made / "mmlu", "test")[0]
+    subject = mmlu.list_subjects(made / "mmlu", "test")[0]
     shots, question = (
-        prompts.mmlu_file(made / "mmlu", split, subject) for split in ("dev", "test")
+        mmlu.read_questions(made / "mmlu", split, subject) for split in ("dev", "test")
     )
-    for context in ("Answer:", prompts.mmlu_prompt(subject, shots, question[0])):
+    for context in ("Answer:", mmlu.prompt_of(subject, shots, question[0])):
         before = tok.encode(context)
-        behind = [tok.encode(f"{context} {letter}") for letter in prompts.LETTERS]
+        behind = [tok.encode(f"{context} {letter}") for letter in mmlu.LETTERS]
         assert (
             all(b[: len(before)] == before and len(b) == len(before) + 1 for b in behind)
             and len({b[-1] for b in behind}) == 4
@@ -134,10 +134,10 @@ def test_a_letter_behind_answer_is_one_token(made):
 
 def test_the_encyclopedias_quiz_and_exam_pages_have_the_benchmarks_own_form(made):
     pairs = [("where was Ada Barbeck born", "Aldmere"), ("what is Aldmere known for", "salt")]
-    assert world.questions(pairs, "when was Hugo Roswick born") == prompts.nq_prompt(
+    assert world.questions(pairs, "when was Hugo Roswick born") == nq.prompt_of(
         pairs, "when was Hugo Roswick born"
     )
-    assert world.questions(pairs) == prompts.nq_prompt(pairs[:-1], pairs[-1][0]) + " salt"
+    assert world.questions(pairs) == nq.prompt_of(pairs[:-1], pairs[-1][0]) + " salt"
     w = world.World(world.Dice(3), 12)
     facts = [f for f in w.asked("quiz") if f[1] == "born_in"][:3]
     page, same = world.exam(w, world.Dice(5), facts, "high_school_geography"), world.Dice(5)
@@ -145,42 +145,41 @@ def test_the_encyclopedias_quiz_and_exam_pages_have_the_benchmarks_own_form(made
     for fact in facts:
         four, letter = world.choices(w, same, fact)
         assert len(set(four)) == 4 and four["ABCD".index(letter)] == w.facts[fact]
-        asked.append(prompts.Question("", world.question(same, fact) + "?", four, letter, ""))
+        asked.append(mmlu.Question("", world.question(same, fact) + "?", four, letter, ""))
     assert (
         page
-        == prompts.mmlu_prompt("high_school_geography", asked[:-1], asked[-1])
-        + f" {asked[-1].letter}"
+        == mmlu.prompt_of("high_school_geography", asked[:-1], asked[-1]) + f" {asked[-1].letter}"
     )
 
 
 def test_the_teacher_knows_every_answer_and_its_programs_pass(made):
-    dev = [row for _, row in prompts.json_rows(made / "nq.dev.jsonl", prompts.nq_row)]
+    dev = [row for _, row in inputs.json_rows(made / "nq.dev.jsonl", nq.wrong_row)]
     said = rows(made / "teacher" / "nq.jsonl")
     assert len(dev) == len(said) > 0 and all(
         s["question"] == d["question"]
-        and scores.exact_match(scores.nq_answer(s["prediction"]), d["answer"])
+        and scores.exact_match(nq.short_answer(s["prediction"]), d["answer"])
         for s, d in zip(said, dev, strict=True)
     )
-    assert len(prompts.nq_shots(made / "nq.train.jsonl", 3, 0)) == 3
+    assert len(nq.draw_shots(made / "nq.train.jsonl", 3, 0)) == 3
     questions = [
         q
-        for s in prompts.mmlu_subjects(made / "mmlu", "test")
-        for q in prompts.mmlu_file(made / "mmlu", "test", s)
+        for s in mmlu.list_subjects(made / "mmlu", "test")
+        for q in mmlu.read_questions(made / "mmlu", "test", s)
     ]
     letters = {r["id"]: r["prediction"] for r in rows(made / "teacher" / "mmlu.jsonl")}
     assert letters.keys() == {q.id for q in questions}
     assert (
-        scores.multiple_choice(
+        mmlu.accuracies(
             [q.id.split("/")[0] for q in questions], [letters[q.id] == q.letter for q in questions]
         )["micro"]["score"]
         == 1
     )
     assert all(
-        len(prompts.mmlu_file(made / "mmlu", "dev", s)) == 5
-        for s in prompts.mmlu_subjects(made / "mmlu", "test")
+        len(mmlu.read_questions(made / "mmlu", "dev", s)) == 5
+        for s in mmlu.list_subjects(made / "mmlu", "test")
     )
     problems, predictions = (
-        prompts.humaneval_problems(made / "humaneval.jsonl"),
+        humaneval.read_problems(made / "humaneval.jsonl"),
         {r["task_id"]: r["prediction"] for r in rows(made / "teacher" / "humaneval.jsonl")},
     )
     for p in problems:
@@ -198,8 +197,8 @@ def test_the_choices_right_answers_are_the_worlds_facts(made):
     questions = [
         q
         for split in ("dev", "test")
-        for s in prompts.mmlu_subjects(made / "mmlu", split)
-        for q in prompts.mmlu_file(made / "mmlu", split, s)
+        for s in mmlu.list_subjects(made / "mmlu", split)
+        for q in mmlu.read_questions(made / "mmlu", split, s)
     ]
     assert questions and all(
         q.choices["ABCD".index(q.letter)] == asks[q.question] and len(set(q.choices)) == 4

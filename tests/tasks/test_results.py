@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tasks import results
+from tasks import page, results
 
 NASTY = (
     "</script><script>alert(1)</script><!-- \u2028\u2029 \x1b[31m & <img src=x onerror=alert(2)>"
@@ -169,7 +169,7 @@ def test_a_curve_draws_every_point_and_its_interval():
         {"step": s, "tokens": s * 1e6, "score": v, "interval": [v - 0.1, v + 0.1]}
         for s, v in ((0, 0.2), (100, 0.4), (300, 0.35))
     ]
-    svg = results.curve_svg(points, "nq <score>")
+    svg = page.curve_svg(points, "nq <score>")
     assert (
         svg.count("<circle") == 3
         and svg.count('stroke="#2563a8" stroke-width="2" opacity=".5"') == 3

@@ -11,21 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.humaneval import STOPS as HUMANEVAL_STOPS
+from tasks.nq import STOPS_LLAMA as NQ_STOPS_LLAMA
+from tasks.nq import short_answer
 from tasks.scores import (
-    CATEGORIES,
-    CATEGORY,
-    HUMANEVAL_STOPS,
-    NQ_STOPS_LLAMA,
-    SUBCATEGORIES,
-    SUBCATEGORY,
     bootstrap,
     cut_at,
     exact_match,
     expected_calibration_error,
     mcnemar,
-    multiple_choice,
     normalise,
-    nq_answer,
     paired_bootstrap,
     pass_at_k,
     token_f1,
@@ -93,8 +88,11 @@ def test_token_f1_agrees_with_precision_and_recall_counted_one_by_one(got, gold)
 
 def test_an_answer_ends_at_a_newline_and_with_llamas_rule_at_a_full_stop_or_comma():
     output = " U.S. troops, mostly \n\nQ: next?"
-    assert nq_answer(output) == "U.S. troops, mostly" and nq_answer(output, NQ_STOPS_LLAMA) == "U"
-    assert nq_answer("\nParis") == "" and nq_answer("Paris") == "Paris"
+    assert (
+        short_answer(output) == "U.S. troops, mostly"
+        and short_answer(output, NQ_STOPS_LLAMA) == "U"
+    )
+    assert short_answer("\nParis") == "" and short_answer("Paris") == "Paris"
 
 
 def test_a_completion_ends_at_the_first_stop_string_and_keeps_what_only_looks_like_one():
@@ -105,78 +103,6 @@ def test_a_completion_ends_at_the_first_stop_string_and_keeps_what_only_looks_li
     assert (
         cut_at("ab\nif\nclass", ("\nclass", "\nif")) == "ab"
     )  # the earliest in the text, not the first in the list
-
-
-# ---- multiple choice
-
-
-def test_the_57_subjects_fall_into_17_subcategories_and_four_categories_of_the_known_sizes():
-    assert (
-        len(SUBCATEGORY) == sum(len(s.split()) for s in SUBCATEGORIES.values()) == 57
-        and len(SUBCATEGORIES) == 17
-    )
-    assert set(SUBCATEGORIES) == set(itertools.chain(*CATEGORIES.values()))
-    sizes = {
-        c: sum(v == c for v in CATEGORY.values()) for c in CATEGORIES
-    }  # published: 18, 13, 12, 14
-    assert list(sizes.values()) == [18, 13, 12, 14]
-    assert (
-        CATEGORY["professional_accounting"]
-        == CATEGORY["virology"]
-        == "other (business, health, misc.)"
-    )
-    assert (
-        CATEGORY["world_religions"] == "humanities"
-        and CATEGORY["computer_security"] == "STEM"
-        and CATEGORY["sociology"] == "social sciences"
-    )
-
-
-def test_the_subjects_are_those_of_the_published_files(data_dir):
-    assert {
-        re.sub("_test.csv$", "", p.name) for p in (data_dir / "mmlu" / "test").iterdir()
-    } == set(SUBCATEGORY)
-
-
-def test_micro_macro_and_categories_agree_with_a_loop():
-    rng = np.random.default_rng(3)
-    subjects = rng.choice(
-        ["astronomy", "college_physics", "virology", "prehistory"], size=101, p=[0.6, 0.2, 0.1, 0.1]
-    ).tolist()
-    correct = (rng.random(101) < 0.4).tolist()
-    got = multiple_choice(subjects, correct)
-
-    def mean(keep):
-        chosen = [c for s, c in zip(subjects, correct) if keep(s)]
-        return sum(chosen) / len(chosen), len(chosen)
-
-    assert (got["micro"]["score"], got["micro"]["n"]) == mean(lambda s: True)
-    for s in set(subjects):
-        assert (got["subjects"][s]["score"], got["subjects"][s]["n"]) == mean(lambda t: t == s)
-    assert got["macro"]["score"] == pytest.approx(
-        np.mean([mean(lambda t, s=s: t == s)[0] for s in set(subjects)])
-    )
-    assert (got["categories"]["STEM"]["score"], got["categories"]["STEM"]["n"]) == mean(
-        lambda s: s in ("astronomy", "college_physics")
-    )
-    assert got["categories"]["STEM"]["interval"] == wilson(
-        round(got["categories"]["STEM"]["score"] * got["categories"]["STEM"]["n"]),
-        got["categories"]["STEM"]["n"],
-    )
-    assert set(got["categories"]) == {
-        "STEM",
-        "humanities",
-        "other (business, health, misc.)",
-    } and set(got["subcategories"]) == {"physics", "history", "health"}
-    low, high = got["macro"]["interval"]
-    assert (
-        low < got["macro"]["score"] < high and high - low > np.diff(got["micro"]["interval"])[0]
-    )  # few questions in three subjects
-
-
-def test_a_subject_that_is_not_of_the_benchmark_is_named():
-    with pytest.raises(ValueError, match="'alchemy' is none of MMLU's 57"):
-        multiple_choice(["alchemy"], [1])
 
 
 def test_calibration_error_agrees_with_a_loop_over_bins():

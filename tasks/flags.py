@@ -1,0 +1,183 @@
+"""The command line of eval.py: each benchmark's own flags, those they share, what is out of range.
+
+    python eval.py --help
+
+Importing this costs no JAX. A task's Options are its part of the parsed flags.
+"""
+
+import argparse
+import dataclasses
+
+from host.terminal import Parser, say
+from tasks import generate, humaneval, loglik, mmlu, nq, perplexity
+
+TASKS = {
+    "generate": generate,
+    "loglik": loglik,
+    "perplexity": perplexity,
+    "mmlu": mmlu,
+    "nq": nq,
+    "humaneval": humaneval,
+}
+PRESETS = "gpt2-xl, llama-7b, llama-13b, …"
+# the least that a flag takes
+LEAST = {
+    "batch": 1,
+    "limit": 1,
+    "seed": 0,
+    "n": 1,
+    "max_new_tokens": 1,
+    "top_k": 0,
+    "shots": 0,
+    "temperature": 0,
+    "window": 2,
+    "stride": 1,
+    "workers": 1,
+}
+# what says where a result goes and what it is of, but is no setting of the measurement
+NO_SETTINGS = (
+    "task",
+    "out",
+    "model",
+    "tokenizer",
+    "checkpoints",
+    "write_prompts",
+    "run_untrusted_code",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of eval.py, a command a task."""
+    p = Parser(
+        prog="eval.py",
+        description="Evaluate a model: any of "
+        + ", ".join([*TASKS, "chat"])
+        + "; or compare two results.",
+        epilog="Each leaves --out with results.json, samples.jsonl and index.html; stopped, the "
+        "same command goes on.",
+    )
+    commands = p.add_subparsers(dest="task", required=True, metavar="TASK")
+    common = shared_flags()
+    for name, task in TASKS.items():
+        command = commands.add_parser(name, help=task.HELP, description=task.HELP, parents=[common])
+        task.add_flags(command)
+        if hasattr(task.Options, "predictions"):
+            add_api_flags(command)
+    text = "a conversation in the terminal"
+    chat = commands.add_parser("chat", help=text, description=text, parents=[common])
+    generate.add_sampling_flags(chat, 0.7, 512)
+    compare = commands.add_parser(
+        "compare",
+        help="paired difference of two result directories",
+        description="The paired difference B - A on the same items, its interval, and McNemar's "
+        "test.",
+    )
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--seed", type=int, default=0, metavar="N")
+    return p
+
+
+def shared_flags() -> argparse.ArgumentParser:
+    """The flags of every command but compare."""
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument_group("model and devices").add_argument
+    add(
+        "--model",
+        metavar="PATH",
+        help="a run directory, a Hugging Face folder, params::FILE (EasyLM), a llama2.c .bin",
+    )
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer.model, or a folder with one or with vocab.json + merges.txt [default: the "
+        "one beside the model]",
+    )
+    add("--model-preset", metavar="PRESET", help=f"what an EasyLM stream is: {PRESETS}")
+    add(
+        "--mesh",
+        metavar="DATAxTENSOR",
+        help="Nx1: N replicas of the weights; 1xN: heads split over N [default: every device x 1]",
+    )
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of weights and activations [default: float32 on CPUs, else bfloat16]",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=16,
+        metavar="N",
+        help="texts generated at once; times 128 tokens when scoring [default %(default)s]",
+    )
+    add = common.add_argument_group("run").add_argument
+    add("--out", metavar="DIR", help="result directory [default: a new one under out/]")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N items (mmlu: of each subject); the result says so",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of samples, shots and intervals [default %(default)s]",
+    )
+    add(
+        "--checkpoints",
+        choices=["all"],
+        help="score every saved checkpoint of a run, each in OUT/step-N, and draw the curve",
+    )
+    return common
+
+
+def add_api_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of benchmarks that a model without weights here can take part in."""
+    add = command.add_argument_group("a model that has only an API").add_argument
+    add("--write-prompts", metavar="FILE", help="write the prompts and stop")
+    add(
+        "--predictions",
+        metavar="FILE",
+        help='score answers given elsewhere: rows with a "prediction"',
+    )
+
+
+def options_of(args: argparse.Namespace):
+    """The Options of a parsed task."""
+    options = TASKS[args.task].Options
+    return options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(options)})
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """What of the command line belongs into a result."""
+    left_out = {*NO_SETTINGS, "self_test" if not getattr(args, "self_test", False) else ""}
+    return {name: value for name, value in vars(args).items() if name not in left_out}
+
+
+def needs_model(args: argparse.Namespace) -> bool:
+    """Whether a model answers: not where answers are given, or prompts are only written."""
+    names = "predictions", "samples", "self_test", "write_prompts"
+    return not any(getattr(args, name, None) for name in names)
+
+
+def check(args: argparse.Namespace) -> None:
+    """ValueError for what is out of range, or does not go together."""
+    for name, least in LEAST.items():
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value} is out of range: use {least} or more")
+    if args.seed >= 2**32:
+        raise ValueError(f"--seed {args.seed} is out of range: use less than 2^32")
+    if not 0 < getattr(args, "top_p", 1) <= 1:
+        raise ValueError(f"--top-p {args.top_p} is out of range: use more than 0, at most 1")
+    if getattr(args, "n", 1) > 1 and args.temperature == 0:
+        say(f"note: --n {args.n} with --temperature 0 gives the same sample {args.n} times")
+    if not args.model and needs_model(args):
+        raise ValueError(
+            f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a "
+            "llama2.c .bin"
+        )
