@@ -29,6 +29,8 @@ CONFIGS = {
     "gqa": dataclasses.replace(LLAMA, L=2, N=8, K=2, H=4),
     "gpt2": model.gpt2(300, 24, 1, 6, P=96),
 }
+EVERY_FLAG = dict(qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True, rope_scaling=(4.0,))
+CONFIGS["flags"] = dataclasses.replace(CONFIGS["gqa"], **EVERY_FLAG)
 random = np.random.RandomState(0)
 PROMPTS = [random.randint(0, 300, size).tolist() for size in (3, 1, 20, 7, 80, 5, 5, 13, 40)]
 STOP = 7
@@ -50,6 +52,11 @@ def make(name, data, tensor):
         n: w * (3 if w.ndim == 3 else 1)
         for n, w in model.initialise(config, mesh, layout, 0).items()
     }
+    if name == "flags":  # biases and norms that count
+        noise = np.random.RandomState(3)
+        for n in model.weight_table(config):
+            if n.startswith("b") or n in ("q_norm", "k_norm"):
+                weights[n] = weights[n] + noise.randn(*weights[n].shape).astype(np.float32) / 3
     apart, specs = cache.for_decoding(dict(weights), config, mesh, layout)
     return config, mesh, layout, weights, apart, decoder.Decoder(config, mesh, layout, specs)
 
@@ -84,7 +91,9 @@ def run(name, prompts, data=1, tensor=1, **how):
 # ---------------------------------------------------------------------------------------------------------- cached forward
 
 
-@pytest.mark.parametrize("name, data, tensor", [("gqa", 2, 2), ("gqa", 1, 4), ("gpt2", 1, 3)])
+@pytest.mark.parametrize(
+    "name, data, tensor", [("gqa", 2, 2), ("gqa", 1, 4), ("gpt2", 1, 3), ("flags", 1, 4)]
+)
 def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward(
     name, data, tensor
 ):
@@ -193,7 +202,9 @@ def test_greedy_ids_equal_the_full_forwards_at_every_batch_size(name, batch):
     ] == list(range(9))
 
 
-@pytest.mark.parametrize("name, data, tensor", [("mha", 2, 2), ("gqa", 1, 4), ("gpt2", 4, 1)])
+@pytest.mark.parametrize(
+    "name, data, tensor", [("mha", 2, 2), ("gqa", 1, 4), ("gpt2", 4, 1), ("flags", 2, 2)]
+)
 def test_greedy_ids_are_the_same_on_every_mesh(name, data, tensor):
     assert [o.ids for o in run(name, PROMPTS, data, tensor, batch=4)] == plain(
         name, frozen(PROMPTS), 40
@@ -449,7 +460,9 @@ def test_bytes_needed_are_those_of_the_arrays():
 # ----------------------------------------------------------------------------------------------------------- other programs
 
 
-@pytest.mark.parametrize("case", ["llama_mha", "llama_gqa", "gpt2_tied"])
+@pytest.mark.parametrize(
+    "case", ["llama_mha", "llama_gqa", "gpt2_tied", "qwen2", "qwen3", "llama_biased"]
+)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_greedy_ids_equal_transformers_generate(case, batch, live):
     """A random model of transformers through its own exported files' names; eight ragged prompts padded on the left there, as its users do."""

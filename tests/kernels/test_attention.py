@@ -1,4 +1,6 @@
-"""Blockwise attention against the plain reference: value, every gradient, segments, ragged blocks, memory; and the training step with either."""
+"""Blockwise attention against the plain reference: value, every gradient, segments, ragged blocks,
+memory; and the training step with either.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,13 @@ def test_blockwise_equals_the_reference_in_value_and_every_gradient(heads, T, bl
         else None
     )
     mask = causal_mask(jnp.ones((2, T), jnp.int32) if segment is None else segment)
-    plain = lambda q, k, v: jnp.sum(reference_attention(q, k, v, mask) * g)
-    ours = lambda q, k, v: jnp.sum(blockwise_attention(q, k, v, segment, block) * g)
+
+    def plain(q, k, v):
+        return jnp.sum(reference_attention(q, k, v, mask) * g)
+
+    def ours(q, k, v):
+        return jnp.sum(blockwise_attention(q, k, v, segment, block) * g)
+
     (want, dwant), (got, dgot) = (
         jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (plain, ours)
     )
@@ -47,9 +54,10 @@ def test_blockwise_in_bfloat16_is_as_near_to_float32_as_the_reference():
     mask = causal_mask(jnp.ones((1, 64), jnp.int32))
     exact = reference_attention(q, k, v, mask)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-    distance = lambda x: float(
-        jnp.linalg.norm(x.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
-    )
+
+    def distance(x):
+        return float(jnp.linalg.norm(x.astype(jnp.float32) - exact) / jnp.linalg.norm(exact))
+
     ours = blockwise_attention(*half, None, 16)
     assert ours.dtype == jnp.bfloat16
     assert distance(ours) < 1.2 * distance(reference_attention(*half, mask)) < 0.02
@@ -85,7 +93,9 @@ def test_large_scores_do_not_overflow():
 
 
 def test_blocks_above_the_diagonal_are_not_computed():
-    """FLOPs of the traced products: 2 of them forward, 5 backward (the scores again), each over the blocks up to the diagonal."""
+    """FLOPs of the traced products: 2 of them forward, 5 backward (the scores again), each over the
+    blocks up to the diagonal.
+    """
     T, block, N, K, H = 64, 8, 4, 2, 6
     q, k, v, g = inputs(2, T, N, K, H)
     flops = 0
@@ -118,13 +128,16 @@ def test_blocks_above_the_diagonal_are_not_computed():
 def test_no_matrix_of_queries_by_keys_is_ever_in_memory():
     q, k, v, g = inputs(1, 1024, 4, 4, 8)
     mask = causal_mask(jnp.ones((1, 1024), jnp.int32))
-    memory = lambda f: (
-        jax.jit(jax.grad(lambda q, k, v: jnp.sum(f(q, k, v) * g), (0, 1, 2)))
-        .lower(q, k, v)
-        .compile()
-        .memory_analysis()
-        .temp_size_in_bytes
-    )
+
+    def memory(f):
+        return (
+            jax.jit(jax.grad(lambda q, k, v: jnp.sum(f(q, k, v) * g), (0, 1, 2)))
+            .lower(q, k, v)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
+
     plain, ours = (
         memory(lambda q, k, v: reference_attention(q, k, v, mask)),
         memory(lambda q, k, v: blockwise_attention(q, k, v, None)),
@@ -172,7 +185,9 @@ def test_the_step_is_the_same_with_every_kernel_and_rematerialisation(attention,
 
 
 def every_way(config, T=17):
-    """A function (compute, accumulate) -> (loss, gradients) of a small batch of packed rows on a 2x2 mesh."""
+    """A function (compute, accumulate) -> (loss, gradients) of a small batch of packed rows on a
+    2x2 mesh.
+    """
     mesh, layout = sharding.make_mesh(2, 2), model.make_layout(config, 2, 2)
     weights = model.initialise(config, mesh, layout, 0)
     rng = np.random.default_rng(0)
@@ -238,7 +253,9 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
 
 @pytest.mark.parametrize("remat, names", [("full", 0), ("dots", 6), ("none", 11)])
 def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, names):
-    """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also both normed inputs, q and k turned, the activation."""
+    """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also
+    both normed inputs, q and k turned, the activation.
+    """
     config = model.llama(300, 24, 1, 6, 36, 64, 1e-5)
     program = model.Program(config, model.make_layout(config, 1, 1))
     weights = {
@@ -250,7 +267,9 @@ def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(rema
     shared = (model.rope_of(positions_of(segment), config), segment)
 
     def layer(x, w, rope, segment):
-        attend = lambda q, k, v: (blockwise_attention(q, k, v, segment, 8), None)
+        def attend(q, k, v):
+            return (blockwise_attention(q, k, v, segment, 8), None)
+
         return model.run_layer(x, w, rope, attend, program)[0]
 
     _, residuals = jax.eval_shape(

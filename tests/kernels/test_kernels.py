@@ -1,11 +1,11 @@
-"""Every kernel against a slow float64 NumPy loop, its gradients against central differences of that loop.
+"""Every kernel against a slow float64 NumPy loop, its gradients against differences of that loop.
 
-    python -m pytest tests/test_kernels.py
+    python -m pytest tests/kernels/test_kernels.py
 
-TOLERANCE: the kernels compute in float32 (rounding 6e-8 an operation, some tens of operations deep), the loops in
-float64, where central differences with a step of 1e-5 are good to 1e-9: 5e-6 of the largest element holds for values
-and gradients alike, and a wrong formula misses it by orders of magnitude. Sizes are odd and unequal: B 2, T 5, D 12,
-6 heads, 3 or 1 kv heads of 4.
+TOLERANCE: the kernels compute in float32 (rounding 6e-8 an operation, some tens of operations
+deep), the loops in float64, where central differences with a step of 1e-5 are good to 1e-9. 5e-6 of
+the largest element holds for values and gradients alike, and a wrong formula misses it by orders of
+magnitude. Sizes are odd and unequal: B 2, T 5, D 12, 6 heads, 3 or 1 kv heads of 4.
 """
 
 import functools
@@ -52,7 +52,9 @@ def assert_near(ours, reference, tolerance=TOLERANCE):
 
 
 def differences(f, arrays, which):
-    """Central differences of a scalar function of float64 arrays, element by element of arrays[which]."""
+    """Central differences of a scalar function of float64 arrays, element by element of
+    arrays[which].
+    """
     gradient, step = np.zeros(arrays[which].shape), 1e-5
     for index in np.ndindex(*gradient.shape):
         ends = []
@@ -65,7 +67,9 @@ def differences(f, arrays, which):
 
 
 def check(kernel, loop, *arrays):
-    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random weighting of the result."""
+    """kernel(*arrays) equals loop(*arrays), and so do the gradients by every array of a random
+    weighting of the result.
+    """
     expected = np.asarray(loop(*arrays))
     weighting = normal(*expected.shape, seed=99)
 
@@ -81,7 +85,7 @@ def check(kernel, loop, *arrays):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------ the loops
+# --- the loops ---
 
 
 def rms_norm_loop(x, scale, eps):
@@ -104,11 +108,16 @@ def layer_norm_loop(x, scale, bias, eps):
 
 
 def frequency_loop(H, theta, scaling):
-    """The angle by which each pair turns a position; Llama 3.1's scaling written with wavelengths, as in its release."""
+    """The angle by which each pair turns a position.
+
+    Llama 3.1's scaling is written with wavelengths, as in its release.
+    """
     frequencies = []
     for i in range(H // 2):
         frequency = theta ** (-2 * i / H)
-        if scaling is not None:
+        if scaling is not None and len(scaling) == 1:
+            frequency /= scaling[0]
+        elif scaling is not None:
             factor, low, high, original = scaling
             wavelength = 2 * math.pi / frequency
             if wavelength > original / low:
@@ -149,7 +158,7 @@ def attention_loop(q, k, v, segment):
         seen = [s for s in range(t + 1) if segment[b, s] == segment[b, t]]
         score = [float(q[b, t, n] @ k[b, s, n // group]) / math.sqrt(H) for s in seen]
         e = [math.exp(x - max(score)) for x in score]
-        for s, weight in zip(seen, e):
+        for s, weight in zip(seen, e, strict=False):
             out[b, t, n] += weight / sum(e) * v[b, s, n // group]
     return out
 
@@ -165,7 +174,7 @@ def cross_entropy_loop(logits, target, weight):
     return total
 
 
-# ------------------------------------------------------------------------------------------------------------- norms
+# --- norms ---
 
 
 def test_rms_norm_equals_the_loop_in_value_and_gradients():
@@ -188,8 +197,8 @@ def test_layer_norm_equals_the_loop_in_value_and_gradients():
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
-    """Over 3,000 channels a bfloat16 sum would stall; and after an offset of 100 a bfloat16 difference from the mean
-    keeps a digit. Allowed: the one rounding of the result.
+    """Over 3,000 channels a bfloat16 sum would stall; and after an offset of 100 a bfloat16
+    difference from the mean keeps a digit. Allowed: the one rounding of the result.
     """
     x = jnp.asarray(offset + normal(1, 2, 3000), jnp.bfloat16)
     scale, bias = (
@@ -207,7 +216,7 @@ def test_norms_of_bfloat16_take_their_statistics_in_float32(offset):
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- RoPE
+# --- RoPE ---
 
 POSITIONS = np.array([[0, 1, 2, 3, 4], [0, 1, 0, 7, 30]])
 
@@ -232,9 +241,9 @@ def test_permuting_the_channels_turns_one_rope_into_the_other():
     assert not np.allclose(rope_interleaved(x, *table), rope_half(x, *table), atol=0.1)
 
 
-@pytest.mark.parametrize("scaling", [None, (8.0, 1.0, 4.0, 256), (4.0, 2.0, 32.0, 8192)])
+@pytest.mark.parametrize("scaling", [None, (4.0,), (8.0, 1.0, 4.0, 256), (4.0, 2.0, 32.0, 8192)])
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
-def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, scaling):
+def test_rope_table_equals_the_loop_with_and_without_scaling(theta, scaling):
     """To 1e-5 in the angle a position: float32 keeps 6e-8 of an angle up to 30 turns long."""
     positions = np.array([[0, 1, 2, 30]])
     cos, sin = rope_table(jnp.asarray(positions), 16, theta, scaling)
@@ -248,23 +257,26 @@ def test_rope_table_equals_the_loop_with_and_without_llama_3_1_scaling(theta, sc
 
 
 def test_llama_3_1_scaling_keeps_blends_and_stretches():
-    """The case of the stored references: of four wavelengths one is kept, one blended and two stretched by the whole
-    factor (each read off the angle at position 1).
+    """The case of the stored references: of four wavelengths one is kept, one blended and two
+    stretched by the whole factor (each read off the angle at position 1).
     """
-    angle = lambda scaling: np.arctan2(
-        *reversed(
-            [
-                np.asarray(a, np.float64)[0, 0]
-                for a in rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)
-            ]
+
+    def angle(scaling):
+        return np.arctan2(
+            *reversed(
+                [
+                    np.asarray(a, np.float64)[0, 0]
+                    for a in rope_table(jnp.ones((1, 1), int), 8, 500000.0, scaling)
+                ]
+            )
         )
-    )
+
     ratio = angle((8.0, 1.0, 4.0, 256)) / angle(None)
     np.testing.assert_allclose(ratio[[0, 2, 3]], [1, 1 / 8, 1 / 8], rtol=1e-5)
     assert 1 / 8 < ratio[1] < 1
 
 
-# ------------------------------------------------------------------------------------------------------------ attention
+# --- attention ---
 
 ONE_SEGMENT = np.ones((B, T), int)
 SEGMENTS = np.array(
@@ -289,13 +301,18 @@ def test_attention_equals_the_loop_in_value_and_gradients(kv_heads):
 
 
 def attention_gradients(segment):
-    """Gradients by k and v of the first row's output at each query position: two of [query, key, ...]."""
+    """Gradients by k and v of the first row's output at each query position: two of [query, key,
+    ...].
+    """
     q, k, v = (jnp.asarray(normal(B, T, heads, 4, seed=heads), jnp.float32) for heads in (6, 3, 3))
     mask, weighting = (
         causal_mask(jnp.asarray(segment)),
         jnp.asarray(normal(6, 4, seed=5), jnp.float32),
     )
-    f = lambda query, k, v: jnp.sum(reference_attention(q, k, v, mask)[0, query] * weighting)
+
+    def f(query, k, v):
+        return jnp.sum(reference_attention(q, k, v, mask)[0, query] * weighting)
+
     gradients = jax.jit(jax.vmap(jax.grad(f, argnums=(1, 2)), in_axes=(0, None, None)))(
         jnp.arange(T), k, v
     )
@@ -321,8 +338,10 @@ def test_a_key_of_another_document_has_a_gradient_of_exactly_zero():
 
 
 def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
-    """A query's scores are about 60, and 1 apart from each other: rounded to bfloat16 they would move by 0.2, and the
-    result by a tenth. Allowed: the rounding of the probabilities and that of the result."""
+    """A query's scores are about 60, and 1 apart from each other: rounded to bfloat16 they would
+    move by 0.2, and the result by a tenth. Allowed: the rounding of the probabilities and that of
+    the result.
+    """
     q = 8 * normal(B, T, 6, 64)
     k = 8 * normal(1, 1, 3, 64, seed=1) + 0.1 * normal(B, T, 3, 64, seed=2)
     q, k, v = (jnp.asarray(a, jnp.bfloat16) for a in (q, k, normal(B, T, 3, 64, seed=3)))
@@ -335,7 +354,7 @@ def test_attention_of_bfloat16_has_its_scores_and_softmax_in_float32():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- activations
+# --- activations ---
 
 
 def test_swiglu_equals_the_loop_in_value_and_gradients():
@@ -373,7 +392,7 @@ def test_activations_of_bfloat16_are_rounded_once():
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- lookup
+# --- lookup ---
 
 
 def test_lookup_equals_the_loop_and_an_index_outside_the_table_gives_zero_and_no_gradient():
@@ -399,7 +418,7 @@ def test_lookup_of_bfloat16_sums_its_gradient_in_float32():
     np.testing.assert_array_equal(np.asarray(gradient, np.float32), [[0, 0], [1000, 1000], [0, 0]])
 
 
-# -------------------------------------------------------------------------------------------------------- cross-entropy
+# --- cross-entropy ---
 
 TARGET = np.random.RandomState(3).randint(0, V, (B, T))
 WEIGHT = np.array([[0.2, 0, 1, 0.5, 0], [0, 0.3, 0.3, 0, 2]])
@@ -429,7 +448,8 @@ def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
 HIDDEN, HEAD = (
     normal(B * T, D),
     normal(16, D, seed=1),
-)  # 16 rows, of which the first `vocab` are the vocabulary and the others padding, outside the softmax
+    # 16 rows, of which the first `vocab` are the vocabulary and the others padding
+)
 FLAT_WEIGHT = jnp.asarray(WEIGHT.reshape(-1), jnp.float32)
 
 
@@ -440,9 +460,10 @@ def head_target(vocab):
 @functools.cache
 def head_reference(vocab):
     """Value of the loop and its gradients by the hidden states and the head."""
-    loop = lambda x, head: cross_entropy_loop(
-        x @ head[:vocab].T, head_target(vocab), WEIGHT.reshape(-1)
-    )
+
+    def loop(x, head):
+        return cross_entropy_loop(x @ head[:vocab].T, head_target(vocab), WEIGHT.reshape(-1))
+
     return (
         loop(HIDDEN, HEAD),
         differences(loop, [HIDDEN, HEAD], 0),
@@ -464,7 +485,9 @@ def assert_head(loss, gradients, vocab, factor):
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, 1024])  # of 10 tokens
 def test_head_cross_entropy_equals_the_loop_whatever_the_chunk(chunk):
-    f = lambda x, head: 0.7 * head_kernel(x, head, V, None, chunk)
+    def f(x, head):
+        return 0.7 * head_kernel(x, head, V, None, chunk)
+
     loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(
         jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
     )
@@ -475,7 +498,9 @@ def test_head_cross_entropy_equals_the_loop_whatever_the_chunk(chunk):
 
 
 def test_head_cross_entropy_with_every_weight_zero_is_zero_with_zero_gradients():
-    f = lambda x, head: head_kernel(x, head, V, None, 4, jnp.zeros(10))
+    def f(x, head):
+        return head_kernel(x, head, V, None, 4, jnp.zeros(10))
+
     loss, gradients = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(
         jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)
     )
@@ -507,8 +532,10 @@ def test_head_cross_entropy_over_four_ranks_equals_the_plain_one_in_value_and_gr
 
 
 def test_head_cross_entropy_of_bfloat16_has_logits_and_loss_in_float32_and_its_gradients_near():
-    """Logits of about 50. The loss has no rounding of its own (products of two bfloat16 are exact in float32); the
-    logits' gradient is rounded once on the way to each product.
+    """Logits of about 50.
+
+    The loss has no rounding of its own (products of two bfloat16 are exact in float32); the logits'
+    gradient is rounded once on the way to each product.
     """
     x, head = (
         jnp.asarray(4 * normal(10, 100), jnp.bfloat16),
@@ -524,7 +551,7 @@ def test_head_cross_entropy_of_bfloat16_has_logits_and_loss_in_float32_and_its_g
     p = np.exp(logits - logits.max(1, keepdims=True))
     dlogits = (p / p.sum(1, keepdims=True) - np.eye(V)[head_target(V)]) * WEIGHT.reshape(-1, 1)
     for ours, reference in zip(
-        gradients, (dlogits @ head64[:V], np.pad(dlogits.T @ x64, ((0, 3), (0, 0))))
+        gradients, (dlogits @ head64[:V], np.pad(dlogits.T @ x64, ((0, 3), (0, 0)))), strict=False
     ):
         assert ours.dtype == jnp.bfloat16
         assert_near(ours, reference, 2 * BF16)
