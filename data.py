@@ -88,12 +88,12 @@ def tokenize_dialogue(
 
 
 def batch_indices(n_rows: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Rows of the batch of step `step` (from 0), int64 [batch].
+    """Rows of the batch of step `step` (from 1), int64 [batch].
 
     The epochs' shuffles end to end, cut into batches: a function of its arguments alone. Each epoch
     visits every row once, and nothing is dropped at its end.
     """
-    return _take(n_rows, seed, step * batch, batch)
+    return _take(n_rows, seed, (step - 1) * batch, batch)
 
 
 def _take(n, seed, start, count):
@@ -112,9 +112,9 @@ def mixed(
     """(read, indices [batch]) of step `step`, the share `fraction` of its rows from the data set
     `extra`.
 
-    read(indices) -> as Dataset.rows; indices from len(main) on are rows of `extra`. Before step s,
-    floor(s * batch * fraction) rows came from extra: the share is exact in the long run. Each data
-    set goes through epochs of its own.
+    read(indices) -> as Dataset.rows; indices from len(main) on are rows of `extra`. Of the first s
+    steps, floor(s * batch * fraction) rows come from extra: the share is exact in the long run.
+    Each data set goes through epochs of its own.
     """
     if main.columns != extra.columns:
         raise ValueError(
@@ -122,8 +122,8 @@ def mixed(
             f"{extra.columns}): use the same --pack and --block"
         )
     share = fractions.Fraction(fraction).limit_denominator(10**6)
-    before, after = int(step * batch * share), int((step + 1) * batch * share)
-    own_rows = _take(len(main), seed, step * batch - before, batch - (after - before))
+    before, after = int((step - 1) * batch * share), int(step * batch * share)
+    own_rows = _take(len(main), seed, (step - 1) * batch - before, batch - (after - before))
     other_rows = _take(len(extra), seed, before, after - before) + len(main)
 
     def read(wanted):

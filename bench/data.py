@@ -5,7 +5,7 @@
 
 `packing` runs `data.pack` in this process (--workers 1) and takes processor time, which counts on a
 busy machine: reading and tokenizing apart from writing the rows. `loader` packs, then takes batches
-as train.py's loop does (train.ahead over train.device_batch, one CPU device) while a step sleeps,
+as train.py's loop does (batches.prefetch over device_batch, one CPU device) while a step sleeps,
 as a host does beside an accelerator; the wait is what the loop stands still for, first batch left
 out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page
 cache, several hosts.
@@ -77,7 +77,7 @@ def loader(args):
     import jax
 
     import sharding
-    import train
+    from training import batches
 
     jax.config.update("jax_platforms", "cpu")
     mesh = sharding.make_mesh(1, 1)
@@ -88,19 +88,19 @@ def loader(args):
             rows, _ = data.open_dataset(f"{folder}/packed", tok)
 
             def make(s, rows=rows):
-                return train.device_batch(
+                return batches.device_batch(
                     rows.rows, data.batch_indices(len(rows), args.batch, 0, s), 1, mesh
                 )
 
-            make(0)
+            make(1)
             for ms in args.steps_ms:
                 waits, start = [], time.perf_counter()
                 clock = start
-                for batch in train.ahead(make, range(args.steps)):
-                    waits.append(time.perf_counter() - clock)
-                    time.sleep(ms / 1000)
-                    clock = time.perf_counter()
-                    del batch
+                with batches.prefetch(make, range(1, args.steps + 1)) as ahead:
+                    for _ in ahead:
+                        waits.append(time.perf_counter() - clock)
+                        time.sleep(ms / 1000)
+                        clock = time.perf_counter()
                 took, waited = clock - start - waits[0], sum(waits[1:])
                 print(
                     f"{tok.kind}, {args.batch} x {args.block}, {args.pack}, steps of {ms:g} ms:"
@@ -117,7 +117,7 @@ def loader(args):
             }
             for name, f in parts.items():
                 start, wall = time.process_time(), time.perf_counter()
-                for s in range(20):
+                for s in range(1, 21):
                     f(s)
                 print(
                     f"  {name}: {(time.process_time() - start) / 20 * 1e3:.1f} ms of processor"

@@ -50,6 +50,8 @@ def ours(case, tokens, weights=None):
     import model
     import sharding
     import train
+    from training import batches
+    from training.start import new_state, state_like, step_options
 
     config, device = config_of(case["config"]), jax.devices()[0]
     mesh, layout = sharding.make_mesh(1, 1, [device]), model.make_layout(config, 1, 1)
@@ -60,8 +62,9 @@ def ours(case, tokens, weights=None):
         attention=case["attention"],
         remat=case["remat"],
         prefetch=None,
+        pack="stream",
     )
-    compute = train.compute_of(argparse.Namespace(**names), config, device.platform, 1)
+    compute = step_options(argparse.Namespace(**names), config, device.platform, 1)
     step = train.make_step(
         config,
         mesh,
@@ -72,7 +75,7 @@ def ours(case, tokens, weights=None):
         "token",
     )
     like, spec = (
-        train.state_like(config, mesh, layout, jnp.dtype(case["moment"])),
+        state_like(config, mesh, layout, jnp.dtype(case["moment"])),
         sharding.shardings(layout.stacked(config), mesh),
     )
     weights = (
@@ -80,10 +83,10 @@ def ours(case, tokens, weights=None):
         if weights is None
         else {n: jax.device_put(x, spec[n]) for n, x in weights.items()}
     )
-    held = {"state": train.new_state(weights, like)}
+    held = {"state": new_state(weights, like)}
     del weights
     rows = {"tokens": tokens, "loss_mask": np.ones(tokens.shape, np.int8)}
-    batch = train.device_batch(lambda i: rows, np.arange(len(tokens)), 1, mesh)
+    batch = batches.device_batch(lambda i: rows, np.arange(len(tokens)), 1, mesh)
 
     def run(n):
         losses = []

@@ -55,8 +55,8 @@ def cost(config, device, data, tensor, batch, mfu):
         dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=False
     )
     sizes = dict(batch=batch, T=T)
-    work, wire = plan.seconds(config, layout, compute, device, **sizes)
-    slow, _ = plan.seconds(config, layout, compute, device, **sizes, mfu=mfu)
+    work, wire = plan.step_time_bounds(config, layout, compute, device, **sizes)
+    slow, _ = plan.step_time_bounds(config, layout, compute, device, **sizes, mfu=mfu)
     received = plan.wire(config, layout, compute, **sizes)
     over_tensor = received.get("activations over tensor", 0) / (
         device.wire if tensor <= device.island else device.between

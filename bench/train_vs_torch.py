@@ -30,6 +30,8 @@ import sharding
 import train
 from checkpoint import huggingface
 from checkpoint.names import file_names
+from training import batches
+from training.start import new_state, state_like, step_options
 
 LR = 1e-3
 
@@ -44,21 +46,22 @@ def ours(config, tokens, weights_by_name, remat):
         attention="auto",
         remat=remat,
         prefetch=None,
+        pack="stream",
     )
-    compute = train.compute_of(flags, config, "cpu", 1)
+    compute = step_options(flags, config, "cpu", 1)
     opt = train.Optimizer("adamw", 0.9, 0.95, 0.0, 1.0)
     step = train.make_step(
         config, mesh, layout, compute, opt, lambda count: jnp.float32(LR), "token"
     )
-    like = train.state_like(config, mesh, layout, jnp.float32)
+    like = state_like(config, mesh, layout, jnp.float32)
     spec = sharding.shardings(layout.stacked(config), mesh)
     held = {
-        "state": train.new_state(
+        "state": new_state(
             {n: jax.device_put(x, spec[n]) for n, x in weights_by_name.items()}, like
         )
     }
     rows = {"tokens": tokens, "loss_mask": np.ones(tokens.shape, np.int8)}
-    batch = train.device_batch(lambda i: rows, np.arange(len(tokens)), 1, mesh)
+    batch = batches.device_batch(lambda i: rows, np.arange(len(tokens)), 1, mesh)
 
     def run(n):
         losses = []

@@ -17,13 +17,12 @@ import pytest
 import data
 import model
 import sharding
-import train
 from checkpoint import __main__ as checkpoint
 from checkpoint import export, paths
 from checkpoint.mapping import order
 from tasks import flags as flags_of_eval
 from text import tokenizer
-from training import flags, plan
+from training import flags, plan, start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -53,9 +52,7 @@ def dry_run(preset, **variables):
 
 def resolved(argv):
     """The flags of a train.py command with every default filled in."""
-    args = flags.parser().parse_args(argv)
-    flags.resolve(args)
-    return args
+    return flags.resolve(flags.parser().parse_args(argv))[0]
 
 
 def predicted(preset):
@@ -64,7 +61,7 @@ def predicted(preset):
     config = model.preset(preset)
     layout = model.make_layout(config, 8, 1)
     args = resolved(["--init", "weights", "--data", "packed", "--block", str(block)])
-    compute = train.compute_of(args, config, "gpu", 8)
+    compute = start.step_options(args, config, "gpu", 8)
     total = (
         plan.memory(
             config, layout, compute, batch=batch, T=block, moment_dtype=jnp.dtype(args.moment_dtype)

@@ -27,6 +27,7 @@ import train
 from checkpoint import runs
 from kernels import stack
 from text import tokenizer
+from training import batches, start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LLAMA = model.llama(300, 24, 2, 6, 36, 64, 1e-5)
@@ -137,26 +138,17 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
             )
         return out
 
-    def local(weights, m, v, gradients, count):
-        return train.update(
-            weights,
-            m,
-            v,
-            gradients,
-            count,
-            schedule(count),
-            jnp.array(True),
-            config,
-            layout.specs,
-            opt,
-        )
+    def local(state, gradients):
+        lr = schedule(state["step"])
+        return train.update(state, gradients, lr, jnp.array(True), config, layout.specs, opt)
 
+    state_specs = {"weights": specs, "m": specs, "v": specs, "step": Spec()}
     ours = jax.jit(
         jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, specs, specs, specs, Spec()),
-            out_specs=(specs, specs, specs, Spec()),
+            in_specs=(state_specs, specs),
+            out_specs=(state_specs, Spec()),
             check_vma=False,
         )
     )
@@ -181,13 +173,16 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
     )
     make = jax.jit(gradient)
     m, v = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))
+    state = {"weights": weights, "m": m, "v": v, "step": jnp.int32(0)}
     clipped = set()
     for s in range(60):
         g = jax.tree.map(np.asarray, make(jax.random.key(1), s))
-        weights, m, v, norm = ours(weights, m, v, g, jnp.int32(s))
+        state, norm = ours(state, g)
         clipped.add(bool(norm > 1))
         theirs_w, twin_state = twin_step(apart(g), twin_state, theirs_w)
     assert clipped == {True, False}
+    assert int(state["step"]) == 60
+    weights = state["weights"]
     mine = apart(jax.tree.map(np.asarray, weights))
     worst = max((relative(mine[k], theirs_w[k]), k) for k in mine)
     assert worst[0] < 1e-5, worst
@@ -197,7 +192,7 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
 # ------------------------------------------------------------------------------------------------------------------ step
 
 
-def batches(count, B=16, T=16, V=300, seed=0):
+def random_batches(count, B=16, T=16, V=300, seed=0):
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield {
@@ -224,9 +219,9 @@ def train_few(
         sharding.make_mesh(*mesh_shape),
         model.make_layout(config, *mesh_shape, stages=rings),
     )
-    state = train.new_state(
+    state = start.new_state(
         model.initialise(config, mesh, layout, 0),
-        train.state_like(config, mesh, layout, jnp.dtype(moment_dtype)),
+        start.state_like(config, mesh, layout, jnp.dtype(moment_dtype)),
     )
     schedule = functools.partial(
         train.learning_rate, lr=lr, warmup=warmup, steps=10, schedule="constant"
@@ -241,8 +236,8 @@ def train_few(
         loss_mean,
     )
     losses, got = [], None
-    for batch in rows if rows is not None else batches(5):
-        data = train.device_batch(
+    for batch in rows if rows is not None else random_batches(5):
+        data = batches.device_batch(
             lambda i: {k: v[i] for k, v in batch.items()},
             np.arange(len(batch["tokens"])),
             accumulate,
@@ -275,7 +270,7 @@ def test_five_steps_on_every_mesh_equal_one_device(config_name, name, mesh_shape
 @functools.lru_cache
 def three_steps(mesh_shape, rings=()):
     with jax.default_matmul_precision("highest"):
-        return train_few(LLAMA, mesh_shape, rows=batches(3), rings=rings)
+        return train_few(LLAMA, mesh_shape, rows=random_batches(3), rings=rings)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +286,7 @@ def test_three_steps_with_weights_gathered_in_rings_equal_those_gathered_at_once
 
 @pytest.mark.parametrize("loss_mean", ["token", "row"])
 def test_accumulation_equals_the_big_batch(loss_mean):
-    rows = list(batches(3))
+    rows = list(random_batches(3))
     for batch in rows:
         batch["loss_mask"][:9] = (
             0  # micro-batches with very different numbers of loss tokens: a mean of means would differ
@@ -304,7 +299,7 @@ def test_accumulation_equals_the_big_batch(loss_mean):
 
 
 def test_the_row_mean_is_easylms_and_the_token_mean_is_not():
-    (batch,) = batches(1)
+    (batch,) = random_batches(1)
     batch["loss_mask"][:3] = 0
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(LLAMA, 1, 1)
     logits = np.asarray(
@@ -330,7 +325,7 @@ def test_the_row_mean_is_easylms_and_the_token_mean_is_not():
 
 
 def test_a_batch_without_loss_tokens_changes_nothing_and_is_not_nan():
-    first, empty = batches(2)
+    first, empty = random_batches(2)
     empty["loss_mask"][:] = 0
     _, _, after_one = train_few(LLAMA, (2, 1), rows=[first], warmup=0)
     losses, metrics, after_both = train_few(LLAMA, (2, 1), rows=[first, empty], warmup=0)
@@ -339,12 +334,12 @@ def test_a_batch_without_loss_tokens_changes_nothing_and_is_not_nan():
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were():
-    (first,) = batches(1)
+    (first,) = random_batches(1)
     mesh, layout = sharding.make_mesh(2, 1), model.make_layout(LLAMA, 2, 1)
     weights = model.initialise(LLAMA, mesh, layout, 0)
     weights["wo"] = weights["wo"].at[0, 0, 0].set(jnp.inf)
     before = jax.tree.map(np.asarray, weights)
-    state = train.new_state(weights, train.state_like(LLAMA, mesh, layout, jnp.float32))
+    state = start.new_state(weights, start.state_like(LLAMA, mesh, layout, jnp.float32))
     step = train.make_step(
         LLAMA,
         mesh,
@@ -356,7 +351,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were():
     )
     state, metrics = step(
         state,
-        train.device_batch(lambda i: {k: v[i] for k, v in first.items()}, np.arange(16), 1, mesh),
+        batches.device_batch(lambda i: {k: v[i] for k, v in first.items()}, np.arange(16), 1, mesh),
     )
     assert not np.isfinite(float(metrics["loss"]))
     assert all(np.array_equal(before[n], np.asarray(state["weights"][n])) for n in before)
@@ -429,7 +424,7 @@ def final_weights(out):
     config = model.Config(**config)
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1)
     saver = runs.Saver(str(out))
-    state, meta = saver.restore(train.state_like(config, mesh, layout, jnp.float32))
+    state, meta = saver.restore(start.state_like(config, mesh, layout, jnp.float32))
     saver.close()
     assert meta["step"] == int(state["step"]) == max(m["step"] for m in metrics_of(out))
     return {
@@ -496,7 +491,19 @@ def straight(tmp_path_factory, home):
     """One run that nobody disturbs, a checkpoint every 4 steps."""
     out = tmp_path_factory.mktemp("straight") / "run"
     text = finish(
-        *SMALL, "--mesh", "2x1", "--steps", STEPS, "--save-every", 4, "--out", out, home=home
+        *SMALL,
+        "--mesh",
+        "2x1",
+        "--steps",
+        STEPS,
+        "--save-every",
+        4,
+        "--log-every",
+        1,
+        "--verbose",
+        "--out",
+        out,
+        home=home,
     )
     return out, text
 
@@ -536,7 +543,19 @@ def test_a_run_leaves_what_the_design_says(straight):
 def killed(straight, tmp_path_factory, home):
     """The same run killed ten times: before the first checkpoint, three times within a save, six times at random steps; then left to finish."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    arguments = [*SMALL, "--mesh", "2x1", "--steps", STEPS, "--save-every", 4, "--out", out]
+    arguments = [
+        *SMALL,
+        "--mesh",
+        "2x1",
+        "--steps",
+        STEPS,
+        "--save-every",
+        4,
+        "--out",
+        out,
+        "--log-every",
+        1,
+    ]
     rng = random.Random(0)
     kinds = ["before", *rng.sample(["save"] * 3 + ["step"] * 6, 9)]
     hits = dict.fromkeys(kinds, 0)
@@ -811,7 +830,7 @@ def test_each_process_reads_only_its_rows():
         asked.extend(indices.tolist())
         return {"tokens": np.tile(indices[:, None], (1, 5)).astype(np.int32)}
 
-    batch = train.device_batch(read, np.arange(100, 116), 2, mesh)
+    batch = batches.device_batch(read, np.arange(100, 116), 2, mesh)
     assert sorted(asked) == list(range(100, 116)), "each row once, though two tensor ranks hold it"
     assert np.asarray(batch["tokens"])[:, :, 0].tolist() == [
         list(range(100, 108)),
@@ -826,7 +845,7 @@ def test_a_run_shorter_than_its_warm_up_warns_with_both_numbers(straight):
         [
             sys.executable,
             "-c",
-            "import sys; sys.path.insert(0, '.'); import train; train.run = train.run; sys.exit(train.main(sys.argv[1:]))",
+            "import sys; sys.path.insert(0, '.'); import train; sys.exit(train.main(sys.argv[1:]))",
             *map(str, SMALL),
             "--warmup",
             "1000",

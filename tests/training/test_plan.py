@@ -1,99 +1,24 @@
-"""The plan against sizes worked out here, and against what XLA compiles for 8 virtual devices; the parser of compiled programs on a small stored text.
+"""The plan against sizes worked out here, and against what XLA compiles for 8 virtual devices.
 
     python -m pytest tests/test_plan.py
 
 Compiling for a TPU needs libtpu and minutes: `python train.py --plan v5p:2x2x2 --model llama-13b --mesh 8x1` prints both counts side by side.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as Spec
 
 import model
 import sharding
 import train
-from training import plan
+from bench import compiled
+from training import batches, plan, start
 
 BF16 = model.StepOptions(dtype=jnp.dtype("bfloat16"))
-HLO = """HloModule jit_step, is_scheduled=true
-
-%scatter.1 (p: f32[64,8]) -> f32[8,8] {
-  %p = f32[64,8]{1,0} parameter(0)
-  %all-reduce.9 = f32[64,8]{1,0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
-  ROOT %slice = f32[8,8]{1,0} dynamic-slice(%all-reduce.9, %i, %i)
-}
-
-%wrapped (q: bf16[8,8]) -> bf16[64,8] {
-  %q = bf16[8,8]{1,0} parameter(0)
-  ROOT %all-gather.7 = bf16[64,8]{1,0} all-gather(%q), replica_groups=[1,8]<=[8], dimensions={0}
-}
-
-%product (a: bf16[64,8]) -> bf16[64,8] {
-  %a = bf16[64,8]{1,0} parameter(0)
-  ROOT %convolution.3 = bf16[64,8]{1,0} convolution(%a, %a), dim_labels=bf_io->bf
-}
-
-%fused-start (w: bf16[8,8]) -> (bf16[8,8], bf16[64,8]) {
-  %all-gather.31 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-}
-
-%fused-step (w: bf16[8,8], x: bf16[64,8]) -> (bf16[64,8], bf16[64,8]) {
-  %all-gather.32 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-  %convolution.32 = bf16[64,8]{1,0} convolution(%x, %x), dim_labels=bf_io->bf
-}
-
-%fused-done (w: bf16[8,8]) -> bf16[64,8] {
-  ROOT %all-gather.33 = bf16[64,8]{1,0} all-gather(%w), channel_id=31, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-}
-
-%body (s: (s32[], bf16[8,8])) -> (s32[], bf16[8,8]) {
-  %s = (s32[], bf16[8,8]) parameter(0)
-  %start.1 = ((bf16[8,8]), bf16[64,8], u32[]) async-start(%w), calls=%wrapped
-  %fusion.2 = bf16[64,8]{1,0} fusion(%x), kind=kOutput, calls=%product
-  %done.1 = bf16[64,8]{1,0} async-done(%start.1), calls=%wrapped
-  %all-gather-start.2 = (bf16[8,8], bf16[64,8]) all-gather-start(%w), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-  %all-gather-done.2 = bf16[64,8]{1,0} all-gather-done(%all-gather-start.2)
-  %all-gather.4 = bf16[64,8]{1,0} all-gather(%w), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
-  %fusion.5 = f32[8,8]{1,0} fusion(%fusion.2), kind=kCustom, calls=%scatter.1
-  %fusion.31 = (bf16[8,8], bf16[64,8]) fusion(%w), kind=kLoop, calls=%fused-start
-  %fusion.32 = (bf16[64,8], bf16[64,8]) fusion(%part, %x), kind=kOutput, calls=%fused-step
-  %fusion.33 = bf16[64,8]{1,0} fusion(%part), kind=kLoop, calls=%fused-done
-  ROOT %out = (s32[], bf16[8,8]) tuple(%n, %w)
-}
-
-%condition (s: (s32[], bf16[8,8])) -> pred[] {
-  %s = (s32[], bf16[8,8]) parameter(0)
-  %constant.5 = s32[]{:T(128)} constant(5)
-  ROOT %compare = pred[] compare(%s, %constant.5), direction=LT
-}
-
-ENTRY %main (w: bf16[8,8]) -> f32[4] {
-  %w = bf16[8,8]{1,0} parameter(0)
-  %while.1 = (s32[], bf16[8,8]) while(%t), condition=%condition, body=%body
-  %reduce-scatter.1 = f32[4,2]{1,0} reduce-scatter(%g), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}, to_apply=%add
-  ROOT %all-reduce.1 = (f32[4]{0}, f32[2]{0}) all-reduce(%a, %b), to_apply=%add
-}
-"""
-
-
-def test_collectives_of_a_compiled_program_are_counted_as_often_as_their_loops_turn():
-    got = plan.received(HLO, 8)
-    assert got["all-gather"] == (
-        5 * 4 * 64 * 8 * 2 * 7 / 8,
-        20,
-    )  # a gather spread over three fusions is one
-    assert got["reduce-scatter"] == (
-        5 * 64 * 8 * 4 * 7 / 8 + 4 * 2 * 4 * 1,
-        6,
-    )  # the fused ones, and one over pairs
-    assert got["all-reduce"] == ((4 + 2) * 4 * 2 * 7 / 8, 1)
-    assert set(got) == {"all-gather", "reduce-scatter", "all-reduce"}
-
-
-def test_a_gather_is_covered_where_a_product_lies_between_its_start_and_its_end():
-    assert plan.overlap(HLO) == [("body", 4, 3, 2, 0.5)]
 
 
 def compiled_step(
@@ -102,10 +27,8 @@ def compiled_step(
     """(plan.report's arguments, the step compiled for virtual devices)."""
     layout = model.make_layout(config, *mesh, stages=rings)
     mesh = sharding.make_mesh(*mesh)
-    rows = jax.sharding.NamedSharding(mesh, Spec(None, "data"))
-    like = lambda width, dtype: jax.ShapeDtypeStruct(
-        (accumulate, batch // accumulate, width), dtype, sharding=rows
-    )
+    columns = {"tokens": T + 1, "loss_mask": T + 1}
+    rows = batches.batch_like(columns, batch, accumulate, mesh)
     step = train.make_step(
         config,
         mesh,
@@ -115,15 +38,8 @@ def compiled_step(
         lambda count: 1e-3,
         "token",
     )
-    state = train.state_like(config, mesh, layout, moment_dtype)
-    return layout, step.lower(
-        state,
-        {
-            "tokens": like(T + 1, jnp.int32),
-            "loss_mask": like(T + 1, jnp.int8),
-            "stop": like(1, jnp.int32),
-        },
-    ).compile()
+    state = start.state_like(config, mesh, layout, moment_dtype)
+    return layout, step.lower(state, rows).compile()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +60,7 @@ def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch
     compute = model.StepOptions(loss_chunk=64, prefetch=prefetch, remat=remat)
     layout, program = compiled_step(config, compute, mesh, 8, T, rings=rings)
     by_hand = plan.wire(config, layout, compute, batch=8, T=T)
-    in_program = plan.received(program.as_text(), 8)
+    in_program = compiled.bytes_received(program.as_text(), 8)
     total = sum(size for size, _ in in_program.values())
     assert abs(total / sum(by_hand.values()) - 1) < 0.01, (total, by_hand, in_program)
     if mesh == (8, 1):
@@ -213,25 +129,25 @@ def test_seconds_of_7b_by_hand():
     config, h100 = model.preset("llama-7b"), plan.DEVICES["H100"]
     received = lambda layout, batch: plan.wire(config, layout, BF16, batch=batch, T=2048)
     eight = model.make_layout(config, 8, 1)
-    work, link = plan.seconds(config, eight, BF16, h100, batch=32, T=2048)
+    work, link = plan.step_time_bounds(config, eight, BF16, h100, batch=32, T=2048)
     assert work == pytest.approx(3587.6 / 8 / 989, rel=1e-4) and link == pytest.approx(
         sum(received(eight, 32).values()) / 450e9
     )
-    half, _ = plan.seconds(config, eight, BF16, h100, batch=32, T=2048, mfu=0.5)
+    half, _ = plan.step_time_bounds(config, eight, BF16, h100, batch=32, T=2048, mfu=0.5)
     assert half == pytest.approx(2703.6 / 8 / 989 / 0.5, rel=1e-4)
     assert plan.hours(3600, config, eight, BF16, h100, batch=32, T=2048, mfu=0.5) == half
     servers = model.make_layout(config, 16, 1)
-    assert plan.seconds(config, servers, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
+    assert plan.step_time_bounds(config, servers, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
         sum(received(servers, 64).values()) / 400e9
     )
     pairs = model.make_layout(config, 16, 2)
     got = received(pairs, 64)
     over_data = sum(got.values()) - got["activations over tensor"]
-    assert plan.seconds(config, pairs, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
+    assert plan.step_time_bounds(config, pairs, BF16, h100, batch=64, T=2048)[1] == pytest.approx(
         max(sum(got.values()) / 450e9, over_data / 200e9)
     )
     v5p = plan.DEVICES["v5p"]  # one slice: no islands
-    assert plan.seconds(config, servers, BF16, v5p, batch=64, T=2048)[1] == pytest.approx(
+    assert plan.step_time_bounds(config, servers, BF16, v5p, batch=64, T=2048)[1] == pytest.approx(
         sum(received(servers, 64).values()) / 300e9
     )
 
@@ -258,6 +174,23 @@ def test_hours_are_printed_where_steps_are_given(capsys):
         1
     ].split()[:3] == [f"{h:.2f}" for h in took]
     assert 0.9 < took[0] < 0.92 and took[0] < took[1] < took[2]
+
+
+def test_the_plan_as_json_holds_the_figures_of_the_table(capsys):
+    asked = ["--plan", "--model", "llama-7b", "--mesh", "8x1", "--steps", "2289"]
+    assert train.main([*asked, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert train.main(asked) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table == plan.lines(figures)
+    h100 = figures["devices"]["H100"]
+    assert figures["steps"] == 2289 and h100["hours"] < h100["hours_mfu_50"] < h100["hours_mfu_40"]
+    assert h100["fits"] is True and h100["floor_s"] == max(h100["arithmetic_s"], h100["wire_s"])
+
+
+def test_json_without_plan_is_refused(capsys):
+    assert train.main(["--json"]) == 2
+    assert "--json without --plan" in capsys.readouterr().err
 
 
 def test_plan_prints_every_line_and_touches_no_device(capsys, monkeypatch):
