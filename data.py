@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 
 from host import files, terminal
-from text import packed, rows, tokenizer
-from text.dialogues import Dialogue, turns
+from text import packed, rows, templates, tokenizer
+from text.dialogues import Dialogue
 from text.packed import Dataset, is_packed, show, summary
 from text.sources import source_files
 from text.spill import spill
 
-TEMPLATES, PACKS = ("roles", "koala"), ("stream", "documents", "rows")
+TEMPLATES, PACKS = tuple(templates.TEMPLATES), ("stream", "documents", "rows")
 FORMAT = 1  # of the packed directory: raise it when the same sources and settings give other rows
 
 Paths = Iterable[str | os.PathLike]
@@ -49,38 +49,9 @@ def tokenize_dialogue(
     """(tokens int32 [n], loss_mask int8 [n]) of a dialogue, mask 1 where that token is to be
     predicted.
 
-    roles  <s>, then <|user|> text for a human turn and <|assistant|> text </s> for an answer.
-    koala  <s> "BEGINNING OF CONVERSATION: USER: text GPT:" answer </s> "USER: text GPT:" answer
-    </s>:
-           plain text, context and answer tokenized apart and no space after "GPT:" (SentencePiece
-           writes one by itself).
-    Loss on the answers' text and their </s>, so that the masked-in ids decode to the answers. Which
-    answers are learned and where a system text goes: dialogues.turns. A document {"text"} is <s>
-    text </s>, loss on all but <s>.
+    The templates are those of text/templates.py.
     """
-    ids, mask = [tok.bos], [0]
-
-    def put(piece, learned):
-        ids.extend(piece)
-        mask.extend([int(learned)] * len(piece))
-
-    if "text" in dialogue:
-        put(tok.encode(dialogue["text"]) + [tok.eos], True)
-    elif template == "roles":
-        for speaker, text, learned in turns(dialogue):
-            put([tok.user if speaker == "human" else tok.assistant], False)
-            put(tok.encode(text) + ([] if speaker == "human" else [tok.eos]), learned)
-    else:
-        context = "BEGINNING OF CONVERSATION:"
-        for speaker, text, learned in turns(dialogue):
-            context += (" " if context else "") + (
-                f"USER: {text}" if speaker == "human" else "GPT:"
-            )
-            if speaker == "gpt":
-                put(tok.encode(context), False)
-                put(tok.encode(text) + [tok.eos], learned)
-                context = ""
-        put(tok.encode(context), False)
+    ids, mask = templates.write(dialogue, tok, template)
     return np.array(ids, np.int32), np.array(mask, np.int8)
 
 
@@ -169,11 +140,7 @@ def _recipe(settings, tok):
             f"--max-bad-rows {r.max_bad:g} is not in 0 to 1: 0.01 stops where over 1 % of a file "
             "is bad"
         )
-    if r.template == "roles" and tok.user is None:
-        raise ValueError(
-            "--template roles needs a tokenizer with role tokens: load it so, or use --template "
-            "koala"
-        )
+    templates.needed(tok, r.template)  # says which token is missing
     return dataclasses.replace(r, tokens=terminal.count(r.tokens))
 
 

@@ -4,14 +4,13 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 import model
-from checkpoint import export, paths
+from checkpoint import export, paths, vocabulary
 from checkpoint.export import Weights
 from checkpoint.load import read_weights
 from host.terminal import Progress, say
@@ -57,9 +56,12 @@ def write(
     weights, dst, dtype = progress(weights, config), paths.file_of(output.dst), output.dtype
     if output.to == "hf":
         tok = find_tokenizer(source, output.tokenizer, config, dst)
-        export.write_hf(dst, config, weights, tok, jnp.dtype(dtype), marks)
+        template = vocabulary.trained_template(source, tok)
+        more = {"marks": marks, "template": template}
+        export.write_hf(dst, config, weights, tok, jnp.dtype(dtype), **more)
         print(f"{dst}: {model.parameter_count(config):,} weights, {dtype}")
     else:
+        marks |= vocabulary.roles_mark(source, config, output.tokenizer)
         export.write_easylm(dst, config, weights, jnp.dtype(dtype), marks)
         print(f"params::{dst}: {model.parameter_count(config):,} weights, {dtype}")
 
@@ -76,21 +78,15 @@ def progress(weights: Weights, config: model.Config) -> Iterator[tuple]:
 
 
 def find_tokenizer(src: str, named: str | None, config: model.Config, dst: str) -> Tokenizer | None:
-    """The tokenizer of a model path, with roles where the vocabulary has them.
-
-    None, and a note, where none lies there.
-    """
-    kind, where = paths.kind_of(src), Path(paths.file_of(src))
-    where = named or {"run": where / "tokenizer", "hf": where}.get(kind, where.parent)
+    """The tokenizer of a model path; None, and a note, where none lies there."""
     try:
-        tok = tokenizer.load(str(where), roles=False)
+        tokenizer.load(vocabulary.place_of(src, named), roles=False)
     except ValueError as error:
         if named:
             raise
         say(f"note: {dst} gets no tokenizer files, --tokenizer names some ({error})")
         return None
-    tokenizer.check_size(tok, config.V - 2 * (config.V == tok.base_size + 2), src)
-    return tokenizer.load(str(where), roles=config.V > tok.base_size)
+    return vocabulary.model_tokenizer(src, config, named)
 
 
 # --- differences ---

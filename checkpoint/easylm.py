@@ -49,7 +49,15 @@ def index(path: str) -> dict[str, Tensor]:
                 if at > size:
                     raise cut_short(path, name, tensor.shape, tensor.dtype, size - last)
                 tensors[name] = tensor
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+        msgpack.UnpackException,
+    ) as error:
         if "is truncated" in str(error):
             raise
         raise ValueError(
@@ -78,7 +86,7 @@ def blob(data, at: int) -> tuple[int, int]:
     raise ValueError("no bytes where bytes were due")
 
 
-def flax_array(path: str, data, at: int) -> Tensor:
+def flax_array(path: str, data, at: int, is_chunk: bool = False) -> Tensor:
     """The Tensor of flax's msgpack of one array.
 
     An ext object of (shape, dtype name, bytes), or a map of several for an array over 1 GiB.
@@ -94,7 +102,11 @@ def flax_array(path: str, data, at: int) -> Tensor:
         start, end = blob(data, at)
         if dtype not in [np.dtype(d) for d in DTYPES.values()]:
             raise ValueError(f"of type {dtype}")
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"of shape {shape}")
         return Tensor(dtype, tuple(shape), ((path, start, (end - start) // dtype.itemsize),))
+    if is_chunk:
+        raise ValueError("chunks of chunks")
     fields, at = unpack(data, at, msgpack.Unpacker.read_map_header)
     shape, parts = None, []
     for _ in range(fields):
@@ -106,7 +118,7 @@ def flax_array(path: str, data, at: int) -> Tensor:
         count, at = unpack(data, at, msgpack.Unpacker.read_map_header)
         for _ in range(count):  # flax writes them in order, from "0" up
             _, at = unpack(data, at)
-            parts.append(flax_array(path, data, at))
+            parts.append(flax_array(path, data, at, is_chunk=True))
             at = blob(data, at)[1]
     if shape is None:
         raise ValueError("chunks without a shape")

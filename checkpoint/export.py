@@ -52,22 +52,34 @@ def write_hf(
     dtype: Any = np.float32,
     marks: dict[str, Any] | None = None,
     shard_bytes: int = safetensors_files.SHARD_BYTES,
+    template: str | None = None,
 ) -> None:
     """A Hugging Face folder: config.json, safetensors in shards, tokenizer files (tok None: none).
 
-    marks: more entries for config.json, taken when the weights are through.
+    marks: more entries for config.json, taken when the weights are through. template: of
+    conversations (None: roles where the tokenizer has role tokens, else the folder's own).
     """
     plan = [(p.name, p.shape) for _, p in places(config, "hf") if p.is_last_part]
     with files.beside(dst, folder=True) as tmp:
         arrays = file_arrays(config, "hf", weights, dtype)
         safetensors_files.write(tmp, plan, arrays, dtype, shard_bytes)
-        ends = {} if tok is None else {"bos_token_id": tok.bos, "eos_token_id": tok.eos}
+        ends = {} if tok is None else end_ids(tok)
         record = huggingface.write_config(config) | ends
         record |= {"torch_dtype": np.dtype(dtype).name} | (marks or {})
         files.write_json(tmp / "config.json", record)
         files.write_json(tmp / "generation_config.json", ends)
         if tok is not None:
-            tokenizer_export.write_hf(tok, tmp)
+            template = template or ("roles" if tok.roles else None)
+            tokenizer_export.write_hf(tok, tmp, template)
+
+
+def end_ids(tok: Tokenizer) -> dict[str, Any]:
+    """The ids that start and end a text, as config.json has them: several ends are a list."""
+    ends = [tok.eos, *sorted(tok.eos_ids - {tok.eos})]
+    return {
+        "bos_token_id": tok.bos if tok.has_bos else None,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+    }
 
 
 def write_easylm(

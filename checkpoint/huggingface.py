@@ -1,4 +1,4 @@
-"""Hugging Face's config.json, read and written: LLaMA and GPT-2.
+"""Hugging Face's config.json, read and written: LLaMA, Mistral, Qwen2, Qwen3 and GPT-2.
 
 What would change the arithmetic and is not here is refused, named with its file and its key.
 """
@@ -7,9 +7,17 @@ from typing import Any
 
 import model
 
-FAMILIES = {"LlamaForCausalLM": "llama", "GPT2LMHeadModel": "gpt2", "GPT2Model": "gpt2"}
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "GPT2LMHeadModel": "gpt2",
+    "GPT2Model": "gpt2",
+}
 ROPE_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 DAMAGED = "copy it again from where the model came from"
+MOST = {"V": 2**24, "L": 4096, "N": 4096, "K": 4096, "H": 2**16, "D": 2**20, "F": 2**24, "P": 2**31}
 
 
 def read_config(record: dict[str, Any], where) -> model.Config:
@@ -18,38 +26,65 @@ def read_config(record: dict[str, Any], where) -> model.Config:
     require(record, where, "quantization_config", None)
     try:
         fields = gpt2_fields(record, where) if family == "gpt2" else llama_fields(record, where)
-        for letter in "VDLNKHFP":
-            if type(fields[letter]) is not int or fields[letter] < 1:
+        for letter, most in MOST.items():
+            if type(fields[letter]) is not int or not 0 < fields[letter] <= most:
                 raise ValueError(
                     f"{where} gives {fields[letter]!r} for a size ({letter}): {DAMAGED}"
                 )
-        tied = bool(record.get("tie_word_embeddings", family == "gpt2"))
-        return model.Config(family, **fields | {"eps": float(fields["eps"])}, tied=tied)
+        if family not in ("gpt2", "llama"):
+            fields |= flags_of(family, record, where, fields["P"])
+        tied = record.get("tie_word_embeddings", family == "gpt2")
+        if type(tied) is not bool:
+            raise ValueError(
+                f"{where}: tie_word_embeddings is {tied!r}, no true or false: {DAMAGED}"
+            )
+        fields["eps"] = float(fields["eps"])
+        return model.Config("gpt2" if family == "gpt2" else "llama", **fields, tied=tied)
     except KeyError as error:
         raise ValueError(f"{where} lacks {error}: {DAMAGED}") from None
-    except TypeError as error:
+    except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{where} has a value of the wrong type ({error}): {DAMAGED}") from None
 
 
 def family_of(record: dict[str, Any], where) -> str:
-    """ "llama" or "gpt2", by `architectures`, or by model_type where that is not there."""
-    name = (record.get("architectures") or [None])[0]
+    """A value of FAMILIES, by `architectures`, or by model_type where that is not there."""
+    names = record.get("architectures")
+    if not isinstance(names, list | None) or any(not isinstance(n, str) for n in names or []):
+        raise ValueError(f"{where}: architectures is {names!r}, no list of names: {DAMAGED}")
+    name = (names or [None])[0]
     family = FAMILIES.get(name) if name is not None else record.get("model_type")
-    if family not in ("llama", "gpt2"):
+    if family not in FAMILIES.values():
         raise ValueError(
-            f"{where}: architecture {name or record.get('model_type')} is not supported: use a "
-            "LlamaForCausalLM, GPT2LMHeadModel or GPT2Model"
+            f"{where}: architecture {name or record.get('model_type')} is not supported: use one "
+            f"of {', '.join(FAMILIES)}"
         )
-    return family
+    return str(family)
 
 
 def require(record: dict[str, Any], where, key: str, *allowed) -> None:
     """ValueError where the record's key is none of the allowed values; the first is its default."""
-    if record.get(key, allowed[0]) not in allowed:
+    value = record.get(key, allowed[0])
+    if not any(value is a or value == a and type(value) is type(a) for a in allowed):
         only = " or ".join(map(repr, allowed))
         raise ValueError(
-            f"{where}: {key} {record[key]!r} is not supported, only {only}: use a model without it"
+            f"{where}: {key} {value!r} is not supported, only {only}: use a model without it"
         )
+
+
+def flags_of(family: str, c: dict[str, Any], where, positions: int) -> dict[str, Any]:
+    """Config's fields in which a family differs from LLaMA."""
+    if family == "qwen2":
+        require(c, where, "use_sliding_window", False)
+        return {"qkv_bias": True}
+    if family == "qwen3":
+        require(c, where, "use_sliding_window", False)
+        biases = {"qkv_bias": True, "out_bias": True} if c.get("attention_bias") else {}
+        return {"qk_norm": True} | biases
+    # Mistral attends to the last `sliding_window` tokens: in a block that is no longer, to all
+    window = c.get("sliding_window")
+    if window is not None and (type(window) is not int or window < 1):
+        raise ValueError(f"{where}: sliding_window is {window!r}, no length: {DAMAGED}")
+    return {"P": min(positions, window or positions)}
 
 
 def gpt2_fields(c: dict[str, Any], where) -> dict[str, Any]:
@@ -73,10 +108,15 @@ def gpt2_fields(c: dict[str, Any], where) -> dict[str, Any]:
 
 
 def llama_fields(c: dict[str, Any], where) -> dict[str, Any]:
-    """Config's fields, as the file has them, of a LLaMA's config.json."""
+    """Config's fields, as the file has them, of a config.json of LLaMA's kin."""
     require(c, where, "hidden_act", "silu")
-    require(c, where, "attention_bias", False)
-    require(c, where, "mlp_bias", False)
+    require(c, where, "attention_bias", False, True)
+    require(c, where, "mlp_bias", False, True)
+    biases = {}
+    if c.get("attention_bias"):
+        biases |= {"qkv_bias": True, "out_bias": True}
+    if c.get("mlp_bias"):
+        biases["mlp_bias"] = True
     D, N = c["hidden_size"], c["num_attention_heads"]
     # transformers 5's, and the older
     rope = (c.get("rope_parameters") or {}) | (c.get("rope_scaling") or {})
@@ -92,20 +132,22 @@ def llama_fields(c: dict[str, Any], where) -> dict[str, Any]:
         "eps": c.get("rms_norm_eps", 1e-6),
         "theta": float(rope.get("rope_theta") or c.get("rope_theta") or 10000.0),
         "rope_scaling": rope_scaling(c, rope, where),
-    }
+    } | biases
 
 
 def rope_scaling(c: dict[str, Any], rope: dict[str, Any], where) -> tuple[float, ...] | None:
     """Config.rope_scaling of RoPE's entries in a LLaMA's config.json."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     share = rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1.0
-    if kind not in ("default", "llama3") or share != 1.0:
+    if kind not in ("default", "linear", "llama3") or share != 1.0:
         raise ValueError(
-            f"{where}: RoPE of type {kind!r} ({rope}) is not supported, only all of 'default' and "
-            "'llama3': use a model without it"
+            f"{where}: RoPE of type {kind!r} ({rope}) is not supported, only all of 'default', "
+            "'linear' and 'llama3': use a model without it"
         )
     if kind == "default":
         return None
+    if kind == "linear":
+        return (float(rope["factor"]),)
     original = rope.get(ROPE_LLAMA3[-1]) or c[ROPE_LLAMA3[-1]]
     return *(float(rope[key]) for key in ROPE_LLAMA3[:-1]), original
 
@@ -131,11 +173,19 @@ def write_config(config: model.Config) -> dict[str, Any]:
             "resid_pdrop": 0.0,
         }
     scaling = None
-    if c.rope_scaling:
+    if c.rope_scaling and len(c.rope_scaling) == 1:
+        scaling = {"rope_type": "linear", "factor": c.rope_scaling[0]}
+    elif c.rope_scaling:
         scaling = {"rope_type": "llama3"} | dict(zip(ROPE_LLAMA3, c.rope_scaling, strict=True))
+    qkv_bias, out_bias = c.qkv_bias, c.out_bias
+    name, kind = "LlamaForCausalLM", "llama"
+    if c.qk_norm:
+        name, kind = "Qwen3ForCausalLM", "qwen3"
+    elif qkv_bias and not out_bias:
+        name, kind = "Qwen2ForCausalLM", "qwen2"
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [name],
+        "model_type": kind,
         "vocab_size": c.V,
         "hidden_size": c.D,
         "intermediate_size": c.F,
@@ -148,7 +198,7 @@ def write_config(config: model.Config) -> dict[str, Any]:
         "rms_norm_eps": c.eps,
         "rope_theta": c.theta,
         "rope_scaling": scaling,
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": qkv_bias and out_bias,
+        "mlp_bias": c.mlp_bias,
         "tie_word_embeddings": c.tied,
     }

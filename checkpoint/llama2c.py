@@ -6,6 +6,7 @@ Each weight of all layers comes before the next; before the head stand two RoPE 
 import math
 import os
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,6 +14,7 @@ import model
 from checkpoint.mapping import place
 from checkpoint.tensors import Tensor, cut_short
 
+MOST, MOST_LAYERS = 2**24, 4096  # beyond what any model has
 # fmt: off
 ORDER = (
     "embed", "attn_norm", "wq", "wk", "wv", "wo", "mlp_norm", "w1", "w2", "w3", "final_norm",
@@ -31,7 +33,8 @@ def read_config(path: str) -> model.Config:
             f"{path} is llama2.c's format of version {F}: only 0 is read, export it with --version "
             "0"
         )
-    if min(D, F, L, N, K, abs(V), P) < 1 or D % N or N % K or D // N % 2:
+    sizes = (D, F, L, N, K, abs(V), P)
+    if min(sizes) < 1 or max(sizes) > MOST or D % N or N % K or D // N % 2 or L > MOST_LAYERS:
         raise ValueError(
             f"{path} is no llama2.c file: its first 28 bytes are not seven sizes (dim, hidden, "
             "layers, heads, kv heads, vocabulary, context): copy it again, or name another"
@@ -57,13 +60,12 @@ def index(path: str, config: model.Config) -> dict[str, Tensor]:
     return tensors
 
 
-def plan(config: model.Config) -> list[tuple[str, tuple[int, ...]]]:
+def plan(config: model.Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor of the file, in its order."""
-    table, tensors = model.weight_table(config), []
+    table = model.weight_table(config)
     for name in ORDER:
         if name == "rope":
-            tensors.append((name, (2, config.P, config.H // 2)))
+            yield name, (2, config.P, config.H // 2)
         elif name in table:
-            layers = range(config.L) if table[name].layered else [None]
-            tensors += [place(config, "bin", name, layer)[:2] for layer in layers]
-    return tensors
+            for layer in range(config.L) if table[name].layered else [None]:
+                yield place(config, "bin", name, layer)[:2]

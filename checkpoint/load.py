@@ -8,7 +8,6 @@ modules.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterator
 
 import jax
@@ -19,12 +18,13 @@ from jax.sharding import NamedSharding
 
 import model
 import sharding
-from checkpoint import easylm, llama2c, paths, runs, safetensors_files
+from checkpoint import easylm, gguf_file, llama2c, paths, runs, safetensors_files
+from checkpoint.gguf_file import GgufTensor
 from checkpoint.mapping import half_split, order, place, places
+from checkpoint.names import file_names
 from checkpoint.tensors import Tensor, dense, put
 
-# of older transformers: no weights
-BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+HEAD = "lm_head.weight"
 DIFFERENT = "the file and its config (or preset) are of different models"
 
 Read = Callable[[tuple], np.ndarray]  # read(index) -> that slice of a weight, in the file's dtype
@@ -46,18 +46,21 @@ def open_weights(
         return config, *run_view(path, config, runs.resolve_step(path, step))
     if kind == "bin":
         index = llama2c.index(where, config)
+    elif kind == "gguf":
+        index, kind = gguf_file.index(where), gguf_file.place_kind(where)
     elif kind == "easylm":
         index = easylm.index(where)
         config = paths.with_rows(config, index)
     else:
-        index = {n: t for n, t in safetensors_files.index(where).items() if not is_buffer(n)}
-        if config.family == "gpt2" and not any(n.startswith("transformer.") for n in index):
-            index = {f"transformer.{n}": t for n, t in index.items()}  # GPT2Model's leave it out
+        index = hf_index(where, config)
     check_tensors(where, index, {p.name: p.shape for _, p in places(config, kind)}, difference)
 
     def view(name, layer):
         p = place(config, kind, name, layer)
-        x = index[p.name].view()
+        tensor = index[p.name]
+        if isinstance(tensor, GgufTensor):
+            return tensor.read(p, half_split(config, tensor.shape[0]) if p.interleaved else None)
+        x = tensor.view()
         x = x.T if p.transposed else x
         x = x if p.part is None else x[..., p.part]
         if p.interleaved:
@@ -68,13 +71,39 @@ def open_weights(
     return config, view, {}
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a tensor is one that older transformers saved and computes anew: no weight."""
-    return BUFFERS.search("." + name) is not None
+def check(path, preset: str | None = None) -> model.Config:
+    """The Config of a model path whose weights are all there, by their headers alone.
+
+    For a program to call before it does anything slow. ValueError as open_weights.
+    """
+    return open_weights(path, paths.model_config(path, preset))[0]
+
+
+def hf_index(folder: str, config: model.Config) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder that are weights."""
+    index = safetensors_files.index(folder)
+    index = {n: t for n, t in index.items() if not safetensors_files.is_buffer(n)}
+    if config.family == "gpt2" and not any(n.startswith("transformer.") for n in index):
+        # GPT2Model's files leave it out
+        index = {n if n == HEAD else f"transformer.{n}": t for n, t in index.items()}
+    embed = index.get(file_names(config)["embed"].hf)
+    if config.tied and embed is not None and is_copy(index.get(HEAD), embed):
+        del index[HEAD]
+    return index
+
+
+def is_copy(tensor: Tensor | None, other: Tensor) -> bool:
+    """Whether a tensor has the same bits as another."""
+    if tensor is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+        return False
+    a, b = tensor.view(), other.view()
+    return all(
+        a[i : i + 4096].tobytes() == b[i : i + 4096].tobytes() for i in range(0, len(a), 4096)
+    )
 
 
 def check_tensors(
-    where: str, index: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], difference: bool
+    where: str, index: dict, wanted: dict[str, tuple[int, ...]], difference: bool
 ) -> None:
     """ValueError unless the index has the wanted tensors, of their shapes, and no others."""
     for name, shape in wanted.items():

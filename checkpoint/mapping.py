@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 import model
-from checkpoint.names import file_names
+from checkpoint.names import file_names, gguf_name
 
+HALF_SPLIT = ("hf", "gguf half-split")  # kinds of file whose RoPE has our order of pairs
 Key = tuple[str, int | None]  # a weight of ours: its name, its layer or None
 
 
@@ -23,22 +24,29 @@ class Place(NamedTuple):
 
 
 def place(config: model.Config, kind: str, name: str, layer: int | None) -> Place:
-    """Where a file of `kind` ("hf", "easylm" or "bin") keeps the weight."""
+    """Where a file of some kind keeps the weight.
+
+    kind: "hf", "easylm", "bin", "gguf" or "gguf half-split".
+    """
     row, size = model.weight_table(config)[name], model.sizes(config, padded=False)
     file = file_names(config)[name]
     if kind == "easylm" and file.easylm is None:
         raise ValueError(f"EasyLM's models have no weight {name}: use --to hf")
-    there, transposed = {
-        "hf": (file.hf.format(layer), file.hf_transposed),
-        "easylm": ((file.easylm or "").format(layer), file.easylm_transposed),
-        "bin": (f"{name}[{layer}]" if row.layered else name, row.layered and len(row.dims) == 2),
-    }[kind]
+    hf = file.hf.format(layer)
+    if kind == "bin":
+        there = f"{name}[{layer}]" if row.layered else name
+        transposed = row.layered and len(row.dims) == 2
+    elif kind == "easylm":
+        there, transposed = (file.easylm or "").format(layer), file.easylm_transposed
+    else:
+        there, transposed = hf if kind == "hf" else gguf_name(hf), file.hf_transposed
     shape, part = tuple(size[d] for d in row.dims), None
     if file.part is not None:
         bounds = np.cumsum([0, size["NH"], size["KH"], size["KH"]]).tolist()
         part, shape = slice(*bounds[file.part : file.part + 2]), shape[:-1] + (bounds[3],)
     shape = shape[::-1] if transposed else shape
-    return Place(there, shape, transposed, part, file.part in (None, 2), file.rope and kind != "hf")
+    interleaved = file.rope and kind not in HALF_SPLIT
+    return Place(there, shape, transposed, part, file.part in (None, 2), interleaved)
 
 
 def half_split(config: model.Config, width: int) -> np.ndarray:

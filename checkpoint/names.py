@@ -76,8 +76,35 @@ GPT2 = {
 }
 # fmt: on
 
+# Hugging Face's names in GGUF's words
+GGUF = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
 
 def file_names(config: model.Config) -> dict[str, FileName]:
     """name -> FileName of every weight of the model, in the order of its weight table."""
     names = {"llama": LLAMA, "gpt2": GPT2}[config.family]
     return {name: names[name] for name in model.weight_table(config)}
+
+
+def gguf_name(hf: str) -> str:
+    """GGUF's name of a tensor of the llama family, from Hugging Face's."""
+    stem, _, end = hf.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, layer, rest = stem.split(".", 3)
+        return f"blk.{layer}.{GGUF[rest]}.{end}"
+    return f"{GGUF[stem]}.{end}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import model
-from checkpoint import MODEL_PATHS, easylm, huggingface, llama2c, runs
+from checkpoint import MODEL_PATHS, easylm, gguf_file, huggingface, llama2c, runs
 from checkpoint.names import file_names
 from checkpoint.tensors import Tensor
 from host import files
@@ -22,7 +22,7 @@ def file_of(path) -> str:
 
 
 def kind_of(path) -> str:
-    """Which of "run", "hf", "easylm", "bin" a model path is; ValueError where it is none."""
+    """Which of "run", "hf", "gguf", "easylm", "bin" a model path is; else ValueError."""
     path, place = str(path), Path(file_of(path))
     if "::" in str(place):
         raise ValueError(
@@ -41,11 +41,15 @@ def kind_of(path) -> str:
         raise ValueError(f"{path} holds neither run.json nor config.json: a model is {MODEL_PATHS}")
     with open(place, "rb") as file:
         start = file.read(2)
+    if start == b"GG":
+        return "gguf"
     if start == b"PK" or start[:1] == b"\x80" or place.suffix in (".pt", ".pth", ".pkl"):
         raise ValueError(
             f"{path} is a pickled PyTorch file, which can run code when opened: convert it to "
             "safetensors (transformers' save_pretrained) and name the folder"
         )
+    if place.suffix == ".gguf":
+        raise ValueError(f"{path} does not begin as a GGUF file does: copy it again")
     if place.suffix != ".bin":
         hint = f"for an EasyLM stream write params::{path}"
         if place.suffix == ".safetensors":
@@ -62,7 +66,7 @@ def record_of(path) -> dict[str, Any]:
     kind, place = kind_of(path), Path(file_of(path))
     stream_record = Path(f"{place}.json")
     place = {"run": place / "run.json", "hf": place / "config.json"}.get(kind, stream_record)
-    return files.read_json(place) if kind != "bin" and place.exists() else {}
+    return files.read_json(place) if kind not in ("bin", "gguf") and place.exists() else {}
 
 
 def model_config(path, preset: str | None = None, difference: bool = False) -> model.Config:
@@ -78,14 +82,16 @@ def model_config(path, preset: str | None = None, difference: bool = False) -> m
         )
     if kind == "bin":
         return llama2c.read_config(path)
+    if kind == "gguf":
+        return gguf_file.read_config(path)
     if kind == "hf":
         return huggingface.read_config(record, Path(path) / "config.json")
     if record:
         try:  # dataclasses.asdict of a Config
-            fields = record["config"]
+            fields = dict(record["config"])
             scaling = fields["rope_scaling"] and tuple(fields["rope_scaling"])
             return model.Config(**fields | {"rope_scaling": scaling})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path} has no config of this project ({error}): copy it again"
             ) from None

@@ -7,6 +7,7 @@ quantised types.
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,16 +19,25 @@ from host import files
 SHARD_BYTES = 5_000_000_000  # of one file, as Hugging Face cuts them
 LISTING = "model.safetensors.index.json"
 
+# of older transformers: no weights
+BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
 # --- reading ---
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that older transformers saved and computes anew: no weight."""
+    return BUFFERS.search(name) is not None
 
 
 def index(folder) -> dict[str, Tensor]:
     """name -> Tensor of a Hugging Face folder, one file or several."""
     folder = Path(folder)
     listing = folder / LISTING
+    # transformers takes model.safetensors where it is there, whatever an index beside it says
+    if (folder / "model.safetensors").exists():
+        return header(folder / "model.safetensors")
     if not listing.exists():
-        if (folder / "model.safetensors").exists():
-            return header(folder / "model.safetensors")
         why = "copy the folder whole"
         if any(folder.glob("pytorch_model*.bin")):
             why = (
@@ -72,6 +82,9 @@ def header(path: Path) -> dict[str, Tensor]:
     n, entries = read_header(path)
     size, tensors, at = path.stat().st_size, {}, 0
     for start, end, name, dtype, shape in entries:
+        if dtype not in DTYPES and is_buffer(name):
+            at = end
+            continue
         if dtype not in DTYPES:
             raise ValueError(
                 f"{path}: tensor {name} is of type {dtype}: only {', '.join(DTYPES)} are read, use "

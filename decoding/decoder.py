@@ -181,6 +181,8 @@ class Decoder:
             i, _, kv, state, out, margins = carry
             x_B1D, kv = cache.decode_step(weights, state["token"], state["position"], kv, *dims)
             logits_BV = model.logits(x_B1D, outer, *dims)[:, 0]
+            if bounds["unused"].size:
+                logits_BV = logits_BV.at[:, bounds["unused"]].set(-jnp.inf)
             new, margin = pick(logits_BV, state, greedy, filters)
             live = state["live"]
             new_or_none = jnp.where(live, new, -1)[:, None]
@@ -352,6 +354,8 @@ class Batch:
             "stop": np.array(sorted(frozenset().union(*(s.stop_ids for s in running))) or [-2]),
         }
         bounds["stop"] = bounds["stop"].astype(np.int32)
+        # ids of no token, where a vocabulary is padded beyond its tokenizer
+        bounds["unused"] = np.array(sorted(getattr(self.tok, "unused", ())), np.int32)
         how = {"greedy": all(s.greedy for s in running), "filters": any(s.filters for s in running)}
         self.kv, out, margins = self.decoder.steps(self.weights, self.kv, self.state, bounds, **how)
         out, margins = np.asarray(out), np.asarray(margins)

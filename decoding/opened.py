@@ -10,23 +10,21 @@ in the form that scoring or decoding wants; one form is held at a time.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-import data
 import model
 import sharding
-from checkpoint import paths
+from checkpoint import paths, vocabulary
 from checkpoint.load import load_weights
 from decoding import cache, memory
 from decoding.decoder import Decoder
 from decoding.likelihood import Scorer
 from decoding.records import Output, Request, Sampling, shared_length
 from host.terminal import say
-from text import tokenizer
+from text import templates, tokenizer
 
 
 def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, batch=16) -> "Opened":
@@ -37,7 +35,11 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
     texts generated at once; times 128 tokens when scoring.
     """
     config = paths.model_config(path, preset)
-    tok = load_tokenizer(path, tokenizer_path, config)
+    tok = vocabulary.model_tokenizer(path, config, tokenizer_path)
+    if tok.normalises:
+        say(f"note: {tok.warning}")
+    template = vocabulary.trained_template(path, tok)
+    template = None if tok.chat_template and not template else template or "koala"
     mesh, note = sharding.start_devices(mesh)
     if note:
         say(f"note: {note}")
@@ -51,20 +53,7 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
     # over data the weights are replicas on purpose
     for line in model.replication_notes(config, layout._replace(data=1)):
         say(f"note: {line}")
-    return Opened(path, config, tok, mesh, layout, dtype, batch)
-
-
-def load_tokenizer(path, tokenizer_path, config):
-    """The tokenizer of a model, with role tokens where the vocabulary holds them."""
-    place = pathlib.Path(paths.file_of(path))
-    place = tokenizer_path or str(place if place.is_dir() else place.parent)
-    tok = tokenizer.load(place)
-    tokenizer.check_size(tok, config.V, path)
-    if config.V != tok.size:
-        tok = tokenizer.load(place, roles=False)
-    if tok.normalises:
-        say(f"note: {tok.warning}")
-    return tok
+    return Opened(path, config, tok, mesh, layout, dtype, batch, template)
 
 
 @dataclasses.dataclass
@@ -78,6 +67,7 @@ class Opened:
     layout: model.Layout
     dtype: jnp.dtype
     batch: int
+    template: str | None  # of conversations, by name; None: the one that the model brings
     step: int | None = None  # a checkpoint of a run; None: the last, or the only weights there are
     _weights: dict = dataclasses.field(default_factory=dict)  # {"stacked" or "decoding": weights}
     _decoder: Decoder | None = None  # made when there are weights whose specs it is compiled for
@@ -89,13 +79,13 @@ class Opened:
 
     @property
     def start(self) -> list[int]:
-        """Ids that a plain text begins with: bos, but nothing for GPT-2, as in Hugging Face."""
-        return [] if self.tok.kind == "gpt2" else [self.tok.bos]
+        """Ids that a plain text begins with: bos where the tokenizer puts one."""
+        return self.tok.start
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end what the model says."""
-        return frozenset({self.tok.eos} | ({self.tok.user} if self.roles else set()))
+        return templates.stop_ids(self.tok, self.template)
 
     @property
     def device(self) -> str:
@@ -152,10 +142,7 @@ class Opened:
 
     def chat_ids(self, conversation: list[dict]) -> list[int]:
         """Ids of turns {"from", "value"} up to where the assistant begins to speak."""
-        template = "roles" if self.roles else "koala"
-        turns = [*conversation, {"from": "gpt", "value": ""}]
-        ids = data.tokenize_dialogue({"conversations": turns}, self.tok, template)[0]
-        return ids[:-1].tolist()  # without the end of the answer
+        return templates.prompt_ids(conversation, self.tok, self.template)
 
     def truncate_shots(self, build, shots: int, room: int) -> tuple[list, str | list, int, int]:
         """The prompt build(k) with the most shots whose ids are at most `room`.

@@ -65,7 +65,8 @@ class BytePairs:
         )
         self.pieces: list[bytes] = sorted(ranks, key=ranks.__getitem__)
         self.special: set[int] = set()
-        self.bos = self.eos = -1
+        self.bos: int | None = None
+        self.eos: int | None = None
         self.id_of_rank: list[int] | None = None  # None: a token's id is its rank
 
     def encode(self, text: str) -> list[int]:
@@ -87,12 +88,8 @@ class BytePairs:
 def gpt2(files: list[Path], contents: list[bytes]) -> BytePairs:
     """GPT-2's encoding from its vocabulary and its merges."""
     vocab, _, ranks = read_gpt2(files, contents)
-    if ENDOFTEXT not in vocab:
-        raise ValueError(
-            f"tokenizer {files[0]} has no {ENDOFTEXT}, GPT-2's start and end: add it as the last id"
-        )
     encoder = BytePairs("gpt2", GPT2_PATTERN, ranks, files[0])
-    encoder.bos = encoder.eos = vocab[ENDOFTEXT]
+    encoder.bos = encoder.eos = vocab.get(ENDOFTEXT)
     byte_of = {c: b for b, c in enumerate(byte_alphabet())}
     pieces, id_of_rank = [b""] * len(vocab), [-1] * len(ranks)
     for token, i in vocab.items():

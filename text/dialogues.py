@@ -209,18 +209,20 @@ def _short(value):
 # --- dialogues ---
 
 
-def turns(dialogue: Dialogue) -> list[tuple[str, str, bool]]:
+def turns(dialogue: Dialogue, join_system: bool = True) -> list[tuple[str, str, bool]]:
     """[(speaker "human" | "gpt", text, learned)]: what the templates write, which answers are
     learned.
 
-    A system text is joined to the human turn that follows it, by a blank line; where none follows
+    Without join_system, "system" is a third speaker. With it a system text is joined to the human turn that follows it, by a blank line; where none follows
     at once it is a human turn of its own. An answer is learned where a human spoke before it: a
     piece cut out of a longer dialogue may begin with the assistant's turn, which is then context.
     Two turns in a row by one speaker stay two turns.
     """
     out, held, asked = [], [], False
     for turn in dialogue["conversations"]:
-        if turn["from"] == "system":
+        if turn["from"] == "system" and not join_system:
+            out.append(("system", turn["value"], False))
+        elif turn["from"] == "system":
             held.append(turn["value"])
         elif turn["from"] == "human":
             out.append(("human", "\n\n".join([*held, turn["value"]]), False))

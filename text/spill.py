@@ -52,7 +52,7 @@ def spill(
     if n_workers == 1:
         results = (_tokenize(job, tok, encode) for job in jobs)
     else:
-        about = (str(tok.files[0]), tok.roles, encode)
+        about = (tok.origin, encode)
         results = workers.ordered(_work, jobs, n_workers, _start_worker, about)
     last = 0
     with open(path, "wb") as file:
@@ -84,9 +84,9 @@ class _Tokenized:
     counts: collections.Counter
 
 
-def _start_worker(path, roles, encode):
+def _start_worker(origin, encode):
     global _worker
-    _worker = tokenizer.load(path, roles), encode
+    _worker = tokenizer.load(*origin), encode
 
 
 def _work(job):

@@ -1,24 +1,24 @@
-"""Text to ids and back: LLaMA's SentencePiece, GPT-2's and Llama-3's byte-pair encodings.
+"""Text to ids and back, with the tokenizer of any model.
 
     python -m text.tokenizer PATH "some text"      # what PATH holds, and how it cuts the text
 
-Two role tokens follow the vocabulary. Ids equal Hugging Face's (add_special_tokens=False). encode()
-treats its argument as plain text and never gives a control, end-of-text or role id: "<|user|>"
-typed by somebody is half a dozen ordinary tokens (injection). Left out: training a tokenizer,
-WordPiece, Hugging Face's tokenizer.json as a source (its sibling files are read instead).
+SentencePiece models, Hugging Face's tokenizer.json, GPT-2's and Llama-3's byte-pair encodings, what
+a GGUF file holds. Two role tokens follow the vocabulary. Ids equal Hugging Face's
+(add_special_tokens=False). encode() treats its argument as plain text and never gives a control,
+end-of-text or role id: "<|user|>" typed by somebody is half a dozen ordinary tokens (injection).
+Left out: training a tokenizer.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from host import files, terminal
-from text import byte_pairs
-from text.byte_pairs import is_ranks
-from text.pieces import SentencePiece, is_sentencepiece
+from text.tokenizer_files import Source, find
 
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's files
+MOST_ADDED = 100_000  # ids that a folder may leave out before a token that it adds
 ROLE_USER, ROLE_ASSISTANT = "<|user|>", "<|assistant|>"
 
 # Ordinary text that a faithful tokenizer gives back unchanged.
@@ -33,28 +33,135 @@ PROBES = (
 class Tokenizer:
     """A tokenizer of any kind; made by load().
 
-    kind: "sentencepiece", "gpt2" or "llama3".
-    base_size, size: ids of the original vocabulary; the same plus 2 with roles.
-    bos, eos: ids. user, assistant: ids base_size and base_size + 1, or None.
-    pieces: the UTF-8 of each id. special: ids that no text gives.
-    files: paths; fingerprint: sha256 hex of their bytes.
+    kind: "sentencepiece", "gpt2", "llama3" or "tokenizer.json".
+    base_size, size: rows of the original vocabulary; the same plus 2 with roles.
+    bos, eos: ids; bos is eos where the tokenizer has none. eos_ids: all that end what a model says.
+    start: what is put before a plain text. opening: what is put before a document in training.
+    user, assistant: ids of the role tokens, or None.
+    pieces: the UTF-8 of each id. special: ids that no text gives. unused: ids of no token at all,
+    as where a model's vocabulary is padded.
+    chat_template: the folder's (jinja), or None.
+    files: paths; fingerprint: sha256 hex of all that decides ids.
     normalises: whether decode(encode(x)) != x for some ordinary text, found by trying.
     """
 
-    def __init__(self, paths: list[Path], roles: bool = True):
-        self.files, self.roles = [Path(path) for path in paths], roles
-        self.contents = [path.read_bytes() for path in self.files]
-        self.fingerprint = hashlib.sha256(b"".join(self.contents)).hexdigest()
-        self.encoder = read_encoder(self.files, self.contents)
-        self.kind, self.bos, self.eos = self.encoder.kind, self.encoder.bos, self.encoder.eos
+    def __init__(self, source: Source, roles: bool = True, rows: int | None = None):
+        self.files, self.contents, settings = source.files, source.contents, source.settings
+        self.settings, self.encoder = settings, source.encoder()
+        self.kind, self.chat_template = self.encoder.kind, settings.chat_template
         self.pieces, self.special = list(self.encoder.pieces), set(self.encoder.special)
-        self.base_size = len(self.pieces)
+        self.unused = set(getattr(self.encoder, "unused", ()))
+        self.added = self._add_tokens(getattr(self.encoder, "added", {}) | settings.added)
+        self.has_role_names = self._drop_role_names()
+        self._pad(rows or settings.rows)
+        self.base_size, self.roles = len(self.pieces), roles
         self.user, self.assistant = (self.base_size, self.base_size + 1) if roles else (None, None)
         if roles:
             self.special |= {self.base_size, self.base_size + 1}
             self.pieces += [ROLE_USER.encode(), ROLE_ASSISTANT.encode()]
         self.size = len(self.pieces)
+        self._find_ends()
+        self.fingerprint = self._fingerprint()
         self.normalises = any(self.decode(self.encode(text)) != text for text in PROBES)
+
+    def _add_tokens(self, added: dict[str, int]) -> dict[str, int]:
+        """Give the folder's added tokens their ids, where the tokenizer's file has none."""
+        for token, i in sorted(added.items(), key=lambda entry: entry[1]):
+            if i > len(self.pieces) + MOST_ADDED:
+                raise ValueError(
+                    f"tokenizer {self.files[0]} has {len(self.pieces)} ids, the folder gives the "
+                    f"added token {token!r} the id {i}: copy the folder again"
+                )
+            while i >= len(self.pieces):
+                self.unused.add(len(self.pieces))
+                self.pieces.append(b"")
+            if i in self.unused:
+                self.pieces[i] = token.encode("utf-8", "replace")
+                self.special.add(i)
+                self.unused.discard(i)
+            elif self.kind == "llama3" and i in self.special:  # 3.1 renames some of Llama 3's
+                self.pieces[i] = token.encode("utf-8", "replace")
+        return added
+
+    def _drop_role_names(self) -> bool:
+        """Whether the last two tokens are the role tokens, which then are no part of the base."""
+        names = [ROLE_USER.encode(), ROLE_ASSISTANT.encode()]
+        if self.pieces[-2:] != names:
+            return False
+        del self.pieces[-2:]
+        self.special -= {len(self.pieces), len(self.pieces) + 1}
+        return True
+
+    def _pad(self, rows: int | None) -> None:
+        """Ids of no token, up to a model's rows."""
+        if rows and rows > len(self.pieces):
+            self.unused |= set(range(len(self.pieces), rows))
+            self.pieces += [b""] * (rows - len(self.pieces))
+        self.special |= self.unused
+
+    def _find_ends(self) -> None:
+        """bos, eos, eos_ids, start and opening, as the folder says, else as the tokenizer does."""
+        says = self.settings
+        first, last = self.encoder.bos, self.encoder.eos
+        bos = self._id("bos_token", says.bos_token, says.bos_id if first is None else first)
+        ids = says.eos_ids if last is None else (last, *says.eos_ids)
+        eos = self._id("eos_token", says.eos_token, ids[0] if ids else None)
+        if eos is None:
+            raise ValueError(
+                f"tokenizer {self.files[0]} has no end token: name one as eos_token in a "
+                "tokenizer_config.json beside it"
+            )
+        out = [i for i in says.eos_ids if not 0 <= i < self.size]
+        if out:
+            raise ValueError(
+                f"tokenizer {self.files[0]} has {self.size} ids, the eos_token_id {out[0]} of "
+                "generation_config.json or config.json is none of them: copy the folder again"
+            )
+        self.eos, self.eos_ids = eos, frozenset({eos, *says.eos_ids})
+        self.bos, self.has_bos = (eos, False) if bos is None else (bos, True)
+        adds_bos = says.add_bos
+        if adds_bos is None:
+            start = getattr(self.encoder, "start", None)
+            adds_bos = self.kind != "gpt2" if start is None else bool(start)
+        adds_bos = adds_bos and bos is not None
+        self.start = [self.bos] if adds_bos else []
+        # GPT-2 puts its end token between documents, and so before each
+        self.opening = [self.bos] if adds_bos or bos == eos else []
+
+    def _id(self, key: str, token: str | None, default: int | None) -> int | None:
+        """The id of a token that the folder names, or the default where it names none."""
+        if token is None:
+            return default
+        i = self.id_of(token)
+        if i is None:
+            raise ValueError(
+                f"tokenizer {self.files[0]} has no token {token!r}, which the folder names as "
+                f"{key}: copy the folder again"
+            )
+        return i
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is written so; of several, a special one."""
+        wanted = token.encode("utf-8", "replace")
+        ids = [i for i in sorted(self.special - self.unused) if self.pieces[i] == wanted]
+        ids += [i for i, piece in enumerate(self.pieces) if piece == wanted] if not ids else []
+        return ids[0] if ids else None
+
+    def _fingerprint(self) -> str:
+        """sha256 of the files, and of what the folder changes."""
+        digest = hashlib.sha256(b"".join(self.contents))
+        e = self.encoder
+        own_start = [e.bos] if self.kind != "gpt2" else []
+        changes = {
+            "ends": [self.bos, self.eos] if (self.bos, self.eos) != (e.bos, e.eos) else None,
+            "start": self.start if self.start != own_start else None,
+            "added": {t: i for t, i in self.added.items() if len(e.pieces) <= i < self.base_size},
+            "rows": self.base_size if self.unused else None,
+        }
+        changes = {key: value for key, value in changes.items() if value}
+        if changes:
+            digest.update(json.dumps(changes, sort_keys=True).encode())
+        return digest.hexdigest()
 
     @property
     def warning(self) -> str | None:
@@ -111,18 +218,17 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def save(self, folder) -> None:
-        """Copy the tokenizer's files, under their own names, each whole or not at all."""
+        """Copy the tokenizer's files and the folder's word of them, each whole or not at all."""
+        folder = Path(folder)
         for file, content in zip(self.files, self.contents, strict=True):
-            files.write_whole(Path(folder) / file.name, content)
-
-
-def read_encoder(paths: list[Path], contents: list[bytes]) -> SentencePiece | byte_pairs.BytePairs:
-    """What encodes with the tokenizer's files, told apart by content."""
-    if len(paths) == 2:
-        return byte_pairs.gpt2(paths, contents)
-    if is_ranks(contents[0]):
-        return byte_pairs.llama3(paths[0], contents[0])
-    return SentencePiece(paths[0], contents[0])
+            files.write_whole(folder / file.name, content)
+        for name, content in self.settings.files.items():
+            files.write_whole(folder / name, content)
+        if self.settings.eos_ids and "generation_config.json" not in self.settings.files:
+            ends = {"eos_token_id": sorted(self.eos_ids)}  # as config.json says, which stays behind
+            files.write_json(folder / "generation_config.json", ends)
+        if self.unused:
+            files.write_json(folder / "padding.json", {"rows": self.base_size})
 
 
 def check_size(tok: Tokenizer, rows: int, what: str = "the model") -> None:
@@ -130,86 +236,24 @@ def check_size(tok: Tokenizer, rows: int, what: str = "the model") -> None:
 
     Roles or not.
     """
-    if rows not in (tok.base_size, tok.size):
+    if rows not in (tok.base_size, tok.base_size + 2 * (tok.roles or tok.has_role_names)):
         raise ValueError(
             f"{what} has {rows} ids, tokenizer {tok.files[0]} has {tok.base_size} (with role "
             f"tokens {tok.base_size + 2}): name the tokenizer it was trained with by --tokenizer"
         )
 
 
-# --- files ---
-
-
-def load(path, roles: bool = True) -> Tokenizer:
+def load(path, roles: bool = True, rows: int | None = None) -> Tokenizer:
     """The tokenizer in `path`: a file, or a folder with its files.
 
-    A folder is Hugging Face's, a run's or a run's tokenizer/. Told apart by content: a
-    SentencePiece model, Llama-3's ranks, or GPT-2's vocabulary (encoder.json, vocab.json) with its
-    merges (vocab.bpe, merges.txt) beside it. With `roles` the two role tokens follow the
-    vocabulary. ValueError, one line, if there is none or it is damaged.
+    A folder is Hugging Face's, a run's or a run's tokenizer/; a file is a SentencePiece model, a
+    tokenizer.json, Llama-3's ranks, one of GPT-2's pair or a GGUF model. With `roles` the two role
+    tokens follow the vocabulary. rows: of the model, where its vocabulary is padded beyond the
+    tokenizer. ValueError, one line, if there is no tokenizer or it is damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(
-            f"tokenizer {path} does not exist: name a tokenizer.model, or a folder holding one, or "
-            "encoder.json + vocab.bpe (vocab.json + merges.txt)"
-        )
-    return Tokenizer(find_file(path) if path.is_file() else find_in_folder(path), roles)
-
-
-def find_file(path: Path) -> list[Path]:
-    """The files of the tokenizer that a file is, or is one half of."""
-    if is_model(path):
-        return [path]
-    for pair in pairs_in(path.parent):
-        if path in pair:
-            return pair
-    raise ValueError(
-        f"tokenizer {path} is neither a SentencePiece model nor a file of ranks, nor one of the "
-        "pairs encoder.json + vocab.bpe or vocab.json + merges.txt: name one of these"
-    )
-
-
-def find_in_folder(path: Path) -> list[Path]:
-    """The files of a folder's tokenizer: [vocabulary, merges] or [model]."""
-    for folder in (path, path / "tokenizer", path / "original"):
-        named = folder / "tokenizer.model"
-        models = [named] if named.is_file() else sorted(folder.glob("*.model"))
-        candidates = [[file] for file in models if is_model(file)] + pairs_in(folder)[:1]
-        if len(candidates) > 1:
-            names = ", ".join("+".join(f.name for f in paths) for paths in candidates)
-            raise ValueError(
-                f"tokenizer {folder} holds {len(candidates)} tokenizers ({names}): name one of the "
-                "files"
-            )
-        if candidates:
-            return candidates[0]
-    halves = {name for pair in PAIRS for name in pair} & {f.name for f in path.iterdir()}
-    if halves:
-        raise ValueError(
-            f"tokenizer {path} holds {', '.join(sorted(halves))} without its other half: "
-            "encoder.json goes with vocab.bpe, vocab.json with merges.txt"
-        )
-    only = " but tokenizer.json, which is not read" if (path / "tokenizer.json").is_file() else ""
-    raise ValueError(
-        f"tokenizer {path} holds no tokenizer{only}: it needs tokenizer.model, encoder.json + "
-        "vocab.bpe or vocab.json + merges.txt (or name another with --tokenizer)"
-    )
-
-
-def is_model(path: Path) -> bool:
-    """Whether a file is a SentencePiece model or Llama-3's ranks."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    return is_sentencepiece(head) or is_ranks(head)
-
-
-def pairs_in(folder: Path) -> list[list[Path]]:
-    """GPT-2's file pairs in a folder."""
-    pairs = [[folder / name for name in pair] for pair in PAIRS]
-    return [pair for pair in pairs if all(f.is_file() for f in pair)]
+    tok = Tokenizer(find(path), roles, rows)
+    tok.origin = (str(path), roles, rows)
+    return tok
 
 
 # --- the program ---

@@ -8,21 +8,24 @@ from pathlib import Path
 from host import files
 from text.byte_pairs import LLAMA3_PATTERN, byte_alphabet, read_gpt2, read_ranks
 from text.pieces import SentencePiece, fields
+from text.templates import jinja
 from text.tokenizer import Tokenizer
+from text.tokenizer_json import vocabulary
 
 NORMAL = 1  # SentencePiece's kinds of piece: 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 
-def write_hf(tok: Tokenizer, folder) -> None:
+def write_hf(tok: Tokenizer, folder, template: str | None = None) -> None:
     """Write what transformers' AutoTokenizer.from_pretrained(folder) needs, and load() here.
 
     Beside the weights' config.json: tokenizer.json, tokenizer_config.json, and the originals under
     the names Hugging Face uses (tokenizer.model; vocab.json + merges.txt; original/tokenizer.model
-    for Llama-3). The role tokens are added tokens with ids base_size and base_size + 1. There, as is
-    the custom with Hugging Face, a special token's string inside a text *becomes* the token, so a
-    whole row may be written as text; to get encode()'s reading of such a text, call the tokenizer
+    for Llama-3). The role tokens are added tokens with ids base_size and base_size + 1. There, as
+    is the custom with Hugging Face, a special token's string inside a text *becomes* the token, so
+    a whole row may be written as text; to get encode()'s reading of such a text, call the tokenizer
     with split_special_tokens=True. A bos is put in front for LLaMA and Llama-3, not for GPT-2, and
-    never with add_special_tokens=False. U+2581 is a space there and three bytes here. ValueError
+    never with add_special_tokens=False. U+2581 is a space there and three bytes here. template: the
+    conversation's, of those of text/templates.py; None: the one that the folder brought. ValueError
     for a SentencePiece model that is not BPE.
     """
     folder = Path(folder)
@@ -30,41 +33,82 @@ def write_hf(tok: Tokenizer, folder) -> None:
         "sentencepiece": (sentencepiece_json, ["tokenizer.model"]),
         "gpt2": (gpt2_json, ["vocab.json", "merges.txt"]),
         "llama3": (llama3_json, ["original/tokenizer.model"]),
+        "tokenizer.json": (json_of, []),
     }[tok.kind]
     backend = backend_of(tok)
-    bos, eos = tok.pieces[tok.bos].decode(), tok.pieces[tok.eos].decode()
-    flags = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    added = [{"id": i, "content": tok.pieces[i].decode(), **flags} for i in sorted(tok.special)]
-    backend = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        **backend,
-        "post_processor": post_processor(tok, bos),
-    }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": bos,
-        "eos_token": eos,
-        "unk_token": backend["model"]["unk_token"],
-        "clean_up_tokenization_spaces": False,
-    }
-    for name, content in zip(names, tok.contents, strict=True):
+    bos, eos = (tok.pieces[i].decode("utf-8", "replace") for i in (tok.bos, tok.eos))
+    if tok.kind != "tokenizer.json":
+        unk = backend["model"]["unk_token"]
+        backend = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added_tokens(tok),
+            **backend,
+            "post_processor": post_processor(tok, bos),
+        }
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos,
+            "eos_token": eos,
+            "unk_token": unk,
+            "clean_up_tokenization_spaces": False,
+        }
+    else:
+        config = {"clean_up_tokenization_spaces": False} | stated_config(tok)
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
+        config["bos_token"] = bos if tok.has_bos else None
+    config["pad_token"] = tok.settings.pad_token or unk_or_end(tok, config)
+    config["add_bos_token"] = bool(tok.start)
+    chat_template = jinja(template, tok) if template else tok.chat_template
+    config.pop("chat_template", None)
+    config |= {"chat_template": chat_template} if chat_template else {}
+    for name, content in zip(names, tok.contents, strict=len(names) > 0):
         files.write_whole(folder / name, content)
     files.write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2))
     files.write_whole(folder / "tokenizer.json", json.dumps(backend, ensure_ascii=False))
 
 
+def added_tokens(tok: Tokenizer) -> list[dict]:
+    """tokenizer.json's list of the special tokens.
+
+    An id of no token before one that has one gets a name: the library numbers them without gaps.
+    """
+    last = max(tok.special - tok.unused, default=-1)
+    ids = [i for i in sorted(tok.special) if i not in tok.unused or i < last]
+
+    def name(i):
+        return tok.pieces[i].decode("utf-8", "replace") or f"<|unused_{i}|>"
+
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [{"id": i, "content": name(i), **flags, "special": True} for i in ids]
+
+
+def unk_or_end(tok: Tokenizer, config: dict) -> str:
+    """The token that pads where the folder names none: the unknown one, which no answer ends in."""
+    return config.get("unk_token") or config["eos_token"]
+
+
+def stated_config(tok: Tokenizer) -> dict:
+    """The folder's own tokenizer_config.json, without what tokenizer.json says better."""
+    content = tok.settings.files.get("tokenizer_config.json")
+    config = json.loads(content) if content else {}
+    left_out = ("tokenizer_file", "name_or_path", "auto_map", "added_tokens_decoder", "backend")
+    return {key: value for key, value in config.items() if key not in left_out}
+
+
+def json_of(tok: Tokenizer) -> dict:
+    """The folder's own tokenizer.json, with the tokens that it does not have."""
+    data = json.loads(tok.contents[0])
+    listed = {t["id"] for t in data["added_tokens"] or []} | set(vocabulary(data["model"]).values())
+    more = [t for t in added_tokens(tok) if t["id"] not in listed]
+    data["added_tokens"] = sorted((data["added_tokens"] or []) + more, key=lambda t: t["id"])
+    return data
+
+
 def post_processor(tok: Tokenizer, bos: str) -> dict:
-    """What puts a bos in front of a text; for GPT-2 nothing does."""
-    if tok.kind == "gpt2":
+    """What puts a bos in front of a text, where one is put."""
+    if not tok.start:
         return {
             "type": "ByteLevel",
             "add_prefix_space": True,

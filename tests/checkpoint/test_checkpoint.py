@@ -488,21 +488,21 @@ def test_configs_of_both_transformers_generations_are_understood():
 @pytest.mark.parametrize(
     "base, change, says",
     [
-        (LLAMA, {"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM is not supported"),
-        (LLAMA, {"architectures": None, "model_type": "qwen2"}, "qwen2 is not supported"),
+        (LLAMA, {"architectures": ["Gemma2ForCausalLM"]}, "Gemma2ForCausalLM is not supported"),
+        (LLAMA, {"architectures": None, "model_type": "phi3"}, "phi3 is not supported"),
         (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "RoPE of type 'yarn'"),
         (
             LLAMA,
-            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
-            "RoPE of type 'linear'",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "RoPE of type 'dynamic'",
         ),
         (
             LLAMA,
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "partial_rotary_factor",
         ),
-        (LLAMA, {"attention_bias": True}, "attention_bias True is not supported"),
-        (LLAMA, {"mlp_bias": True}, "mlp_bias"),
+        (LLAMA, {"attention_bias": "yes"}, "attention_bias 'yes' is not supported"),
+        (LLAMA, {"mlp_bias": 1}, "mlp_bias 1 is not supported"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (LLAMA, {"hidden_size": None}, "gives None for a size (D)"),

@@ -1,0 +1,140 @@
+"""The tokenizer inside a GGUF file, as the files that a folder would hold.
+
+"gpt2" becomes a tokenizer.json, "llama" a SentencePiece model; the rest of the metadata becomes
+tokenizer_config.json. Left out: the other kinds of llama.cpp, which are refused by name.
+"""
+
+import json
+import struct
+from typing import Any
+
+from text import gguf_header
+
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of token; 2 unknown, 5 unused, 6 byte
+ID = "tokenizer.ggml."
+LLAMA3_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_CUT = LLAMA3_CUT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def read(path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """(all files of the tokenizer, those of them that are settings), name -> content."""
+    meta = gguf_header.read(path).metadata
+    kind = meta.get(ID + "model")
+    tokens, kinds = meta.get(ID + "tokens"), meta.get(ID + "token_type")
+    if not isinstance(tokens, list) or not isinstance(kinds, list) or len(tokens) != len(kinds):
+        raise ValueError(f"{path} holds no tokenizer ({ID}tokens and token_type): name another")
+    if kind == "gpt2":
+        name, content = "tokenizer.json", byte_level_json(meta, path)
+    elif kind == "llama":
+        name, content = "tokenizer.model", sentencepiece_model(meta, path)
+    else:
+        raise ValueError(
+            f"{path}: {ID}model {kind!r} is not supported, only 'gpt2' and 'llama': name a "
+            "tokenizer with --tokenizer"
+        )
+    settings = {"tokenizer_config.json": json.dumps(config(meta), indent=2).encode()}
+    return {name: content} | settings, settings
+
+
+def config(meta: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json of a GGUF's metadata."""
+    tokens = meta[ID + "tokens"]
+    out = {}
+    for key in ("bos", "eos", "padding"):
+        i = meta.get(f"{ID}{key}_token_id")
+        if type(i) is int and 0 <= i < len(tokens):
+            out[f"{'pad' if key == 'padding' else key}_token"] = tokens[i]
+    if isinstance(meta.get(ID + "add_bos_token"), bool):
+        out["add_bos_token"] = meta[ID + "add_bos_token"]
+    if isinstance(meta.get("tokenizer.chat_template"), str):
+        out["chat_template"] = meta["tokenizer.chat_template"]
+    return out
+
+
+def split(cut: str) -> dict[str, Any]:
+    """A pre-tokenizer that cuts by a regular expression."""
+    return {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+
+
+def byte_level_json(meta: dict[str, Any], path) -> bytes:
+    """tokenizer.json of a "gpt2" tokenizer, whose pre-tokenizer `pre` names."""
+    pre = meta.get(ID + "pre", "gpt-2")
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps = {
+        "gpt-2": [level | {"use_regex": True}],
+        "smollm": [{"type": "Digits", "individual_digits": True}, level | {"use_regex": True}],
+        "llama-bpe": [split(LLAMA3_CUT), level | {"use_regex": False}],
+        "llama3": [split(LLAMA3_CUT), level | {"use_regex": False}],
+        "qwen2": [split(QWEN2_CUT), level | {"use_regex": False}],
+    }.get(pre)
+    if steps is None:
+        raise ValueError(
+            f"{path}: {ID}pre {pre!r} is not supported, only gpt-2, smollm, llama-bpe and qwen2: "
+            "name a tokenizer.json with --tokenizer"
+        )
+    merges = meta.get(ID + "merges")
+    if not isinstance(merges, list):
+        raise ValueError(f"{path} holds no merges ({ID}merges): name a tokenizer with --tokenizer")
+    tokens, kinds = meta[ID + "tokens"], meta[ID + "token_type"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": token, **flags, "special": kind == CONTROL}
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    model = {
+        "type": "BPE",
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": [merge.split(" ", 1) for merge in merges],
+        "ignore_merges": pre in ("llama-bpe", "llama3"),
+    }
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": None,
+        "decoder": level | {"use_regex": True},
+        "model": model,
+    }
+    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def sentencepiece_model(meta: dict[str, Any], path) -> bytes:
+    """A SentencePiece model of a "llama" tokenizer: its tokens, scores and kinds."""
+    tokens, kinds, scores = (meta.get(ID + name) for name in ("tokens", "token_type", "scores"))
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise ValueError(f"{path} holds no scores ({ID}scores): name a tokenizer with --tokenizer")
+    pieces = [
+        field(1, field(1, token) + field(2, float(score)) + field(3, int(kind)))
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+    ]
+    ids = [meta.get(f"{ID}{n}_token_id", d) for n, d in (("unknown", 0), ("bos", 1), ("eos", 2))]
+    trainer = field(3, 2) + field(35, 1)  # model_type BPE, byte_fallback
+    trainer += b"".join(field(40 + k, int(i)) for k, i in enumerate(ids))
+    prefix = meta.get(ID + "add_space_prefix", True)
+    normalizer = field(1, "identity") + field(3, int(prefix)) + field(4, 0)
+    return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
+
+
+def field(number: int, value: int | float | str | bytes) -> bytes:
+    """A protobuf field: int as varint, float as 32 bits, str and bytes with their length."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    value = value.encode("utf-8", "replace") if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(n: int) -> bytes:
+    """A protobuf number."""
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
