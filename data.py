@@ -34,7 +34,7 @@ from text.sources import source_files
 from text.spill import spill
 
 TEMPLATES, PACKS = tuple(templates.TEMPLATES), ("stream", "documents", "rows")
-FORMAT = 1  # of the packed directory: raise it when the same sources and settings give other rows
+FORMAT = 2  # of the packed directory: raise it when the same sources and settings give other rows
 
 Paths = Iterable[str | os.PathLike]
 Progress, parse_count, shuffled = terminal.Progress, terminal.count, rows.shuffled  # until moved
@@ -46,8 +46,7 @@ Progress, parse_count, shuffled = terminal.Progress, terminal.count, rows.shuffl
 def tokenize_dialogue(
     dialogue: Dialogue, tok: tokenizer.Tokenizer, template: str = "roles"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens int32 [n], loss_mask int8 [n]) of a dialogue, mask 1 where that token is to be
-    predicted.
+    """(tokens int32 [n], loss_mask int8 [n]) of a dialogue, mask 1 on what is to be predicted.
 
     The templates are those of text/templates.py.
     """
@@ -173,7 +172,7 @@ def _plan(paths, tok, recipe):
                 f"{source} is packed already: give it to train.py --data as it is, alone"
             )
     for path in passed:
-        note(f"{path} is neither JSON nor .txt: passed over")
+        note(f"{path} is no data (JSON, JSON lines, .txt): passed over")
     names = ("template", "pack", "block", "tokens", "eval_fraction", "seed")
     made = {"format": FORMAT} | {name: getattr(recipe, name) for name in names}
     made |= {"vocabulary": tok.size, "tokenizer": tok.fingerprint}

@@ -8,6 +8,7 @@ out: parquet, Hugging Face's arrow.
 
 import codecs
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -15,11 +16,17 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-from text import packed
+from text import lookalikes, packed
 
 CHUNK = 1 << 20  # bytes of rows handed on at once
+LONGEST_ROW = 64 << 20  # bytes; longer ones are damage, or made to take all memory
+MOST_EXPANDED, UNMEASURED = 300, 256 << 20  # gzip gives text tenfold, and spaces a thousandfold
+# What lies beside the data in a folder of Hugging Face's.
+METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 
 BEGINS_JSON = re.compile(r'\s*(\[\s*[\[{\]]|\{\s*["}])')
+# A line that is a dialogue: the list of its turns.
+BEGINS_TURNS = re.compile(r'[ \t]*\[[ \t]*\{[ \t]*"(?:role|from|content|value)"[ \t]*:')
 # What gives JSON its shape: whole strings and brackets; a lone quote opens a string whose end is
 # not read yet.
 STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"|[{}\[\]"]', re.S)
@@ -37,7 +44,8 @@ def source_files(
     """(sources, passed over) among `paths`: files, TFDS directories, and what lies in folders.
 
     Sources keep the order of `paths`; a folder's are sorted, at any depth. In a folder, plain text
-    counts only where its name ends in .txt or .txt.gz: a README beside the data is not data.
+    counts only where its name ends in .txt or .txt.gz: a README beside the data is not data, nor is
+    METADATA.
     ValueError, one line, where there is nothing to read.
     """
     sources, passed = [], []
@@ -69,8 +77,9 @@ def _files_in(folder):
     sources, passed = list(tfds), []
     for p in inside:
         if p.is_file() and not any(up in p.parents for up in tfds):
-            named_text = re.search(r"\.txt(\.gz)?$", p.name.lower())
-            is_source = p.stat().st_size and (named_text or _kind(_head(p)) != "text")
+            named_data = lookalikes.suffix(p) in (".txt", ".json", ".jsonl")
+            is_data = named_data or _kind(_head(p)) != "text"
+            is_source = p.stat().st_size and p.name not in METADATA and is_data
             (sources if is_source else passed).append(p)
     return sorted(sources), passed
 
@@ -79,7 +88,29 @@ def _open(path, raw):
     """The bytes of a file open as `raw`, gunzipped where they are gzip's."""
     magic = raw.read(2)
     raw.seek(0)
-    return gzip.GzipFile(filename=str(path), fileobj=raw) if magic == b"\x1f\x8b" else raw
+    return io.BufferedReader(_Gunzipped(path, raw), CHUNK) if magic == b"\x1f\x8b" else raw
+
+
+class _Gunzipped(io.RawIOBase):
+    """A gzip file, until it turns out to hold next to nothing, blown up."""
+
+    def __init__(self, path, raw):
+        self.path, self.raw, self.size = path, raw, 0
+        self.gzip = gzip.GzipFile(filename=str(path), fileobj=raw)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self.gzip.read(len(buffer))
+        self.size += len(data)
+        if self.size > max(UNMEASURED, MOST_EXPANDED * self.raw.tell()):
+            raise ValueError(
+                f"{self.path} unpacks to over {MOST_EXPANDED} times its size: it is no data, but "
+                "blown-up blanks; leave it out, or give it unpacked"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _head(path):
@@ -114,18 +145,21 @@ def _kind(head):
     not start there). A text that starts with "[Chorus]" is no JSON.
     """
     begins, lines = BEGINS_JSON.match(head) is not None, head.split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    if BEGINS_TURNS.match(first) and (len(first) == len(head) >= CHUNK // 4 or _is(list, first)):
+        return "lines"
     if len(lines) == 1 and head.startswith("{") and begins and len(head) >= CHUNK // 4:
         return "lines"  # one row longer than what was looked at
     if not head.lstrip().startswith("[") and any(
-        line.startswith("{") and _is_object(line) for line in lines[:100]
+        line.startswith("{") and _is(dict, line) for line in lines[:100]
     ):
         return "lines"
     return "values" if begins else "text"
 
 
-def _is_object(text):
+def _is(kind, text):
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json.loads(text), kind)
     except (ValueError, RecursionError):
         return False
 
@@ -139,13 +173,16 @@ def raw_chunks(path: str | os.PathLike) -> Iterator[tuple[Chunk, int]]:
     if path.is_dir():
         yield from _tfds_chunks(path)
         return
-    kind = _kind(_head(path))
+    head = _head(path)
+    kind = _kind(head)
+    if kind == "text":
+        lookalikes.refuse_no_text(path, head)
     with open(path, "rb") as raw, _damage_named(path):
         stream = _open(path, raw)
         if kind == "text":
             yield [("the whole file", {"text": _whole_text(path, stream)})], raw.tell()
             return
-        rows = _lines(stream) if kind == "lines" else _values(path, stream)
+        rows = _lines(path, stream) if kind == "lines" else _values(path, stream)
         chunk, size = [], 0
         for place, row in rows:
             chunk.append((place, row))
@@ -170,12 +207,23 @@ def _whole_text(path, stream):
     return text
 
 
-def _lines(stream):
-    for number, line in enumerate(stream, 1):
+def _lines(path, stream):
+    number = 0
+    while line := stream.readline(LONGEST_ROW + 1):
+        number += 1
+        if len(line) > LONGEST_ROW:
+            raise _too_long(path, f"line {number}")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.isspace():
             yield f"line {number}", line
+
+
+def _too_long(path, place):
+    return ValueError(
+        f"{path} {place} is longer than {LONGEST_ROW >> 20} MiB: no dialogue is, fetch the file "
+        "again or split the row"
+    )
 
 
 def _values(path, stream):
@@ -201,6 +249,8 @@ def _values(path, stream):
         return taken
 
     while True:
+        if len(text) > LONGEST_ROW:
+            raise _too_long(path, f"row {row + 1} (line {line})")
         more = stream.read(max(CHUNK, len(text)))
         text += decode(more, final=not more)
         for match in STRUCTURE.finditer(text, at):

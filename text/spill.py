@@ -15,7 +15,17 @@ import numpy as np
 
 from host import terminal, workers
 from text import tokenizer
-from text.dialogues import Dialogue, Malformed, has_answer, parsed, peculiarities, split_key
+from text.dialogues import (
+    Dialogue,
+    Malformed,
+    continues,
+    has_answer,
+    parsed,
+    peculiarities,
+    piece_of,
+    question_key,
+    split_key,
+)
 from text.rows import Spill
 from text.sources import raw_chunks
 
@@ -40,7 +50,7 @@ def spill(
     sizes = [s.stat().st_size for s in sources]
     if n_workers is None:
         n_workers = (os.cpu_count() or 1) if sum(sizes) >= SMALL else 1
-    lengths, keys = array.array("q"), array.array("q")
+    lengths, keys, pieces = array.array("q"), array.array("q"), []
     counts = collections.Counter(rows=0, dialogues=0, malformed=0)
     progress = terminal.Progress("tokenizing", sum(sizes), "bytes")
     malformed = [Malformed(s, max_bad) for s in sources]
@@ -62,6 +72,7 @@ def spill(
             last = number
             malformed[number].add(chunk.rows, chunk.bad)
             file.write(chunk.ids)
+            pieces += [(len(keys) + i, *piece) for i, piece in chunk.pieces]
             lengths.extend(chunk.lengths)
             keys.extend(chunk.keys)
             counts.update(chunk.counts, rows=chunk.rows, malformed=len(chunk.bad))
@@ -69,7 +80,19 @@ def spill(
     for done in malformed[last:]:
         done.close()
     progress.close()
+    _split_false_pieces(keys, pieces)
     return Spill(path, np.array(lengths), np.array(keys), counts)
+
+
+def _split_false_pieces(keys, pieces):
+    """Give dialogues that only look like pieces of one the keys of their questions."""
+    groups = collections.defaultdict(list)
+    for piece in pieces:
+        groups[keys[piece[0]]].append(piece)
+    for group in groups.values():
+        if not continues((n, turns, speaker) for _, n, turns, speaker, _ in group):
+            for i, *_, key in group:
+                keys[i] = key
 
 
 @dataclasses.dataclass
@@ -80,6 +103,7 @@ class _Tokenized:
     ids: bytes  # of int32, id * 2 + mask
     lengths: list[int]
     keys: list[int]
+    pieces: list[tuple]  # (number in the chunk, (n, turns, first speaker, key of its questions))
     bad: list[tuple[str, str]]  # (place, reason) of the malformed rows
     counts: collections.Counter
 
@@ -97,7 +121,7 @@ def _tokenize(job, tok, encode):
     """(number of the source, bytes of it read, _Tokenized) of a job (number, name, chunk,
     bytes)."""
     number, name, chunk, at = job
-    ids, lengths, keys, bad, counts = [], [], [], [], collections.Counter()
+    ids, lengths, keys, pieces, bad, counts = [], [], [], [], [], collections.Counter()
     for dialogues in parsed(chunk, name, bad):
         counts["rows without an answer (skipped)"] += not dialogues
         for dialogue in dialogues:
@@ -106,8 +130,12 @@ def _tokenize(job, tok, encode):
             if not has_answer(dialogue):
                 counts["dialogues without an answer to learn (skipped)"] += 1
                 continue
+            if piece := piece_of(dialogue["id"]):
+                said = dialogue.get("conversations") or [{"from": ""}]
+                about = (piece[1], len(said), said[0]["from"], question_key(dialogue))
+                pieces.append((len(keys), about))
             tokens, mask = encode(dialogue, tok)
             ids.append((tokens * 2 + mask).astype(np.int32).tobytes())
             lengths.append(len(tokens))
             keys.append(split_key(dialogue))
-    return number, at, _Tokenized(len(chunk), b"".join(ids), lengths, keys, bad, counts)
+    return number, at, _Tokenized(len(chunk), b"".join(ids), lengths, keys, pieces, bad, counts)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from text import dialogues, sources
 from text.dialogues import (
+    continues,
     has_answer,
     parse_row,
     peculiarities,
@@ -115,13 +116,12 @@ def test_pairs_and_texts():
 @pytest.mark.parametrize(
     "row, reason",
     [
-        ('{"conversations": []}', "no turns"),
         ('{"conversations": "x"}', "not a list"),
         ('{"conversations": [1]}', "turn 1"),
         ('{"conversations": [{"from": "human", "value": null}]}', "turn 1 is 'null', not a string"),
         (
-            '{"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]}',
-            "turn 2 is by 'tool'",
+            '{"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]}',
+            "turn 2 is by 'narrator'",
         ),
         ('{"conversations": [{"from": ["human"], "value": "a"}]}', "speakers are"),
         ('{"conversations": [{"value": "a"}]}', "turn 1 has the keys"),
@@ -168,7 +168,7 @@ def test_files_are_told_apart_by_content_whatever_their_name(tmp_path, layout, z
     ["[Chorus]\nla la\n", "{\\bf TeX} and more", "Hello.\n", "[1] a reference\n", " \n\n {x}"],
 )
 def test_what_is_no_json_is_one_text_as_it_stands(tmp_path, text):
-    [document] = read_dialogues(write(tmp_path / "x.json", text))
+    [document] = read_dialogues(write(tmp_path / "x.txt", text))
     assert document["text"] == text
 
 
@@ -382,6 +382,21 @@ def test_pieces_of_one_sharegpt_dialogue_and_copies_share_a_split_key():
         len({split_key(d) for d in different}) == 6
     )  # one speaker or another, the same words are the same words
     assert np.int64(split_key(pieces[0])) == split_key(pieces[0])
+
+
+@pytest.mark.parametrize(
+    "pieces, whole",
+    [
+        ([(0, 4, "human"), (4, 6, "human"), (10, 2, "gpt")], True),
+        ([(209, 17, "gpt"), (570, 2, "human")], True),  # pieces between them are missing
+        ([(0, 3, "human"), (1, 5, "gpt"), (2, 2, "gpt")], True),  # n counts pieces
+        ([(0, 2, "human"), (1, 2, "human"), (2, 2, "human")], False),
+        ([(3, 2, "human"), (3, 2, "human")], False),
+        ([(5, 2, "human")], True),
+    ],
+)
+def test_pieces_are_pieces_only_where_they_continue_one_another(pieces, whole):
+    assert continues(pieces) == continues(pieces[::-1]) == whole
 
 
 # ---- real data
