@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import data
-from study import bleu
+from study.curate import bleu
 from text import dialogues
 
 FILES = (

@@ -6,7 +6,7 @@ dialogues takes.
 
 `languages` needs lingua-language-detector, langdetect and py3langid besides; one that is missing is
 left out. It works without a network: run it under `unshare -rn` to see. All detectors decide by the
-same rule (study/language.py), only the naming of a turn's language differs. `scale` makes the file
+same rule (study/curate/language.py), only the naming of a turn's language differs. `scale` makes the file
 in a temporary folder, runs `curate mix` in a process of its own and reports seconds, CPU seconds
 (what counts on a busy machine) and the largest resident memory, workers included. Left out: other
 languages' data.
@@ -29,7 +29,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from study import language
+from study.curate import language
 from text import dialogues
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -206,15 +206,10 @@ def scale(folder, n, tokenizers):
         print(
             f"{n:,} dialogues, {size / 1e6:,.0f} million characters, half of them HTML", flush=True
         )
-        program = (
-            "import sys\nfrom study import mix\nimport argparse\np ="
-            " argparse.ArgumentParser()\nmix.flags(p.add_subparsers())\na ="
-            " p.parse_args()\na.run(a)"
-        )
         command = [
             sys.executable,
-            "-c",
-            program,
+            "-m",
+            "study.curate",
             "mix",
             "--sharegpt",
             str(temp / "sharegpt.jsonl"),

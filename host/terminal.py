@@ -93,13 +93,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{name}: {printable(message, lines=False)} (see {name} --help)\n")
 
 
-def program(main: Callable[[], int | None], name: str) -> int:
+def program(main: Callable[[], int | None], name: str, stopped: str = "interrupted") -> int:
     """The exit status of `main()`: 0, or what it returns; 2 for what the user can mend, said in one
     line on stderr.
 
     The user can mend a ValueError, what a file system refuses (OSError) and a package that is
-    missing. Whoever stops reading (`| head`) ends the program quietly. Ctrl-C gives 130. Any other
-    exception is a bug and goes on to Python, which prints its traceback and exits with 1.
+    missing. Whoever stops reading (`| head`) ends the program quietly. Ctrl-C gives 130, and
+    `stopped` says whether the same command goes on. Any other exception is a bug and goes on to
+    Python, which prints its traceback and exits with 1.
     """
     try:
         status = main()
@@ -114,7 +115,7 @@ def program(main: Callable[[], int | None], name: str) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return 0
     except KeyboardInterrupt:
-        say(f"{name}: interrupted")
+        say(f"{name}: {stopped}")
         return 130
     except (ValueError, OSError, ModuleNotFoundError) as error:
         say(f"{name}: {printable(_reason(error), lines=False)}")

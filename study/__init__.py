@@ -1,4 +1,5 @@
-"""What concerns the paper rather than the machine: curation, synthesis, style, preference, judge, toxicity, report.
+"""The study around the model: curation, synthesis, style, preference, judge, toxicity, report.
 
-Text in, text out: no module here imports JAX, and nothing outside imports this package. Each is run as `python -m study.NAME`.
+Text in, text out: nothing here imports JAX, and nothing outside imports this package. Each folder
+or file is one command, `python -m study.NAME`; shared are rows.py, answers.py and endpoint.py.
 """

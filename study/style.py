@@ -1,30 +1,37 @@
-"""Does a model write like its teacher? Table 2 of the paper: lists, closing summaries, unigram overlap, lengths and tone against the teacher's answers to the
-same questions.
+"""Does a model write like its teacher? Table 2 of the paper.
 
-    python -m study.style answer_vicuna-13b.jsonl --teacher answer_gpt35.jsonl --out results/style/vicuna-13b
+Measured are lists, closing summaries, unigram overlap, lengths and tone against the teacher's
+answers to the same questions.
 
-What a list and a summary are stands at has_list and has_summary: the paper does not say, so its figures are marks to stand beside and not to be equalled. Tone
-needs a judge (--judge) and is left out, and said so, without one. Left out: answers that do not pair (counted), languages other than English (the closing
-phrases are English).
+    python -m study.style answer_vicuna-13b.jsonl --teacher answer_gpt35.jsonl --out DIR
+
+What a list and a summary are stands at has_list and has_summary: the paper does not say, so its
+figures are marks to stand beside and not to be equalled. Tone needs a judge (--judge) and is left
+out, and said so, without one. Left out: answers that do not pair (counted), languages other than
+English (the closing phrases are English).
 """
 
-import argparse
 import collections
 import html
 import json
 import pathlib
 import re
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
+from host import files, terminal
 from study import answers
 from tasks import results, scores
+from tasks.page import page as result_page
 
 FENCE = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-# 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's lists
+# 1. 1) (1) 1: a. a) **1.** Step 1: ; the text may follow on the next line, as in the base model's
+# lists
 NUMBERED = re.compile(
-    r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] )[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)"
+    r"^\s*(?:#{1,6}\s+)?(?:\*\*|__)?(?:(?P<word>[A-Z][a-z]+) )?\(?(?P<number>\d{1,3}|(?<![A-Za-z] "
+    r")[A-Za-z](?=[.)]))(?:[.)](?!\d)|(?<=\d):)(?:\*\*|__)?(?:\s|$)"
 )
 BULLET = re.compile(r"^\s*(?P<mark>[-*+•‣◦▪●·–—])\s+\S")
 RULE = re.compile(r"^\s*([-*_])(\s*\1){2,}\s*$")
@@ -33,8 +40,11 @@ ORDINALS = re.compile(r"(?:^|(?<=[.!?:;]\s)|(?<=\n))(?:\*\*)?(First|Second|Third
 
 CLOSING = re.compile(
     r"(?:^|(?<=[.!?]\s))[\"'*_#\s]*(?:"
-    r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to (?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing up|summary\b|conclusion\b|tl;?dr"
-    r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
+    r"overall\b|(?:in|as a) (?:summary|conclusion|short|essence|brief|closing|a nutshell|sum)\b|to "
+    r"(?:sum(?: it)? up|summari[sz]e|conclude|wrap up|recap)\b|summing "
+    r"up|summary\b|conclusion\b|tl;?dr"
+    r"|all in all|ultimately|in the end\b|all (?:of )?these\b|these are (?:just |only )?(?:a "
+    r"few|some)\b|by (?:\w+ly )?\w+ing (?:all )?(?:of )?(?:these|those|the above|this)\b"
     r"|with (?:all )?(?:of )?these\b|remember[,:]? |so, in "
     r")",
     re.IGNORECASE,
@@ -42,43 +52,61 @@ CLOSING = re.compile(
 
 
 def has_list(text):
-    """Whether an answer holds a list, outside fenced code. Ours (the paper gives no definition); any of
+    """Whether an answer holds a list, outside fenced code.
 
-      numbered  two lines, the second numbered like the first or one higher: "1.", "1)", "(1)", "1:", "a.", "**1.**", "Step 1:"; other lines may stand between
-      bulleted  two lines that begin with the same mark of -*+•‣◦▪●·–— and white space; a ruled line (---) is none
-      plain     "First… Second…" with each word at the beginning of a sentence, or 1. 2. 3. (three, from 1 on) within one paragraph
-    Not a list: short lines without a mark (poems, addresses), "a, b and c" in a sentence, tables, code.
+    Ours (the paper gives no definition); any of
+
+      numbered  two lines, the second numbered like the first or one higher: "1.", "1)", "(1)",
+                "1:", "a.", "**1.**", "Step 1:"; other lines may stand between
+      bulleted  two lines that begin with the same mark of -*+•‣◦▪●·–— and white space; a ruled
+                line (---) is none
+      plain     "First… Second…" with each word at the beginning of a sentence, or 1. 2. 3. (three,
+                from 1 on) within one paragraph
+
+    Not a list: short lines without a mark (poems, addresses), "a, b and c" in a sentence, tables,
+    code.
     """
     text = FENCE.sub("", text)
     last, marks = {}, collections.Counter()
     for line in text.split("\n"):
-        if found := NUMBERED.match(line):
-            number = (
-                int(found["number"]) if found["number"].isdigit() else ord(found["number"].lower())
-            )
-            kind = found["word"] or found["number"].isdigit()
+        if numbered := NUMBERED.match(line):
+            kind, number = _number(numbered)
             if kind in last and number - last[kind] in (0, 1):
                 return True
             last[kind] = number
-        elif (found := BULLET.match(line)) and not RULE.match(line):
-            marks[found["mark"]] += 1
-            if marks[found["mark"]] == 2:
+        elif (bullet := BULLET.match(line)) and not RULE.match(line):
+            marks[bullet["mark"]] += 1
+            if marks[bullet["mark"]] == 2:
                 return True
-        want = 1
-        for found in INLINE.finditer(line):
-            want += int(found[1]) == want
-        if want > 3:
+        if _counts_to_three(line):
             return True
-    ordinals = [found[1] for found in ORDINALS.finditer(text)]
+    ordinals = [m[1] for m in ORDINALS.finditer(text)]
     return "First" in ordinals and "Second" in ordinals[ordinals.index("First") :]
 
 
-def has_summary(text):
-    """Whether an answer closes with a summary: its last paragraph is prose, another paragraph stands before it, and one of its sentences begins with a closing
-    phrase (CLOSING). Ours.
+def _number(numbered):
+    """(kind, number) of an item: "Step 1" and "1" are two kinds, letters a third."""
+    digits = numbered["number"].isdigit()
+    number = int(numbered["number"]) if digits else ord(numbered["number"].lower())
+    return numbered["word"] or digits, number
 
-    Paragraphs are what blank lines part; also a last line of prose right behind a list. Prose: neither an item of a list nor code. One phrase alone on the line
-    before ("Conclusion") counts as its beginning. "I hope this helps" is no summary, nor is a single paragraph that ends with "Overall, …".
+
+def _counts_to_three(line):
+    """Whether 1. 2. 3. stand within one paragraph."""
+    want = 1
+    for inline in INLINE.finditer(line):
+        want += int(inline[1]) == want
+    return want > 3
+
+
+def has_summary(text):
+    """Whether an answer closes with a summary: its last paragraph is prose, another paragraph
+    stands before it, and one of its sentences begins with a closing phrase (CLOSING). Ours.
+
+    Paragraphs are what blank lines part; also a last line of prose right behind a list. Prose:
+    neither an item of a list nor code. One phrase alone on the line before ("Conclusion") counts as
+    its beginning. "I hope this helps" is no summary, nor is a single paragraph that ends with
+    "Overall, …".
     """
     text = text.strip()
     code = FENCE.search(text)
@@ -102,20 +130,25 @@ def has_summary(text):
 
 
 def words(text):
-    """Lower-case words (letters, digits, _ of any script), punctuation dropped; an apostrophe parts, as in ROUGE."""
+    """Lower-case words (letters, digits, _ of any script), punctuation dropped; an apostrophe
+    parts, as in ROUGE.
+    """
     return re.findall(r"\w+", text.lower())
 
 
 def unigram_overlap(ours, teacher):
-    """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 2). 1 where
-    both have no word, 0 where one has none.
+    """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A
+    Package for Automatic Evaluation of Summaries, section 2). 1 where both have no word, 0 where
+    one has none.
     """
     a, b = collections.Counter(words(ours)), collections.Counter(words(teacher))
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
 
 
 def pearson(x, y, resamples=10_000, seed=0):
-    """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low, high)); (None, None) where one side does not vary."""
+    """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low,
+    high)); (None, None) where one side does not vary.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None, None
@@ -136,43 +169,38 @@ def pearson(x, y, resamples=10_000, seed=0):
     return float(r_of(columns.mean(0))), (float(low), float(high))
 
 
+def share(values, seed=0):
+    """A mean of booleans or numbers with its interval; None where there are none."""
+    if not values:
+        return {"score": None, "n": 0, "interval": None}
+    # Drawing again from none of 25 gives none each time, an interval of no width: Wilson's then.
+    if len(set(values)) == 1 and isinstance(values[0], bool):
+        interval = scores.wilson(sum(values), len(values))
+    else:
+        interval = scores.bootstrap(values, seed=seed)
+    return {"score": float(np.mean(values)), "n": len(values), "interval": interval}
+
+
 def measure(items, seed=0):
-    """The figures of Table 2 from items as compare() makes them -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where
-    items have it.
+    """The figures of Table 2 from items as compare() makes them.
+
+    -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where
+    items have it. NAME_without: where the teacher has none, which imitation does not explain.
     """
-
-    def share(values):
-        if not values:
-            return {"score": None, "n": 0, "interval": None}
-        same = (
-            len(set(values)) == 1 and isinstance(values[0], bool)
-        )  # drawing again from none of 25 gives none each time, and an interval of no width: Wilson's then
-        return {
-            "score": float(np.mean(values)),
-            "n": len(values),
-            "interval": scores.wilson(sum(values), len(values))
-            if same
-            else scores.bootstrap(values, seed=seed),
-        }
-
-    found = {}
+    figures = {}
     for name in ("list", "summary"):
-        found[name] = share([i[name] for i in items if i[f"teacher_{name}"]])
-        found[f"{name}_without"] = share(
-            [i[name] for i in items if not i[f"teacher_{name}"]]
-        )  # where the teacher has none: what imitation alone does not explain
-        found[f"{name}_ours"], found[f"{name}_teacher"] = (
-            share([i[name] for i in items]),
-            share([i[f"teacher_{name}"] for i in items]),
-        )
-    found["unigram"] = share([i["unigram"] for i in items])
-    r, interval = pearson(
-        [i["words"] for i in items], [i["teacher_words"] for i in items], seed=seed
-    )
-    found["length"] = {"score": r, "n": len(items), "interval": interval}
+        has = [i[name] for i in items if i[f"teacher_{name}"]]
+        without = [i[name] for i in items if not i[f"teacher_{name}"]]
+        figures[name], figures[f"{name}_without"] = share(has, seed), share(without, seed)
+        figures[f"{name}_ours"] = share([i[name] for i in items], seed)
+        figures[f"{name}_teacher"] = share([i[f"teacher_{name}"] for i in items], seed)
+    figures["unigram"] = share([i["unigram"] for i in items], seed)
+    ours, theirs = [i["words"] for i in items], [i["teacher_words"] for i in items]
+    r, interval = pearson(ours, theirs, seed=seed)
+    figures["length"] = {"score": r, "n": len(items), "interval": interval}
     if any("tone" in i for i in items):
-        found["tone"] = share([i["tone"] for i in items if i["tone"] is not None])
-    return found
+        figures["tone"] = share([i["tone"] for i in items if i["tone"] is not None], seed)
+    return figures
 
 
 def compare(pairs):
@@ -195,9 +223,11 @@ def compare(pairs):
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------------ tone
+# --- tone ---
 
-TONE = """Below are a question and an answer to it. Is the answer written in an authoritative tone, that is: confident, factual and sure of itself, as an expert would write? \
+TONE = """\
+Below are a question and an answer to it. Is the answer written in an authoritative tone, that is: \
+confident, factual and sure of itself, as an expert would write? \
 Judge the tone alone, not whether what is said is true. Reply with one word, Yes or No.
 
 [Question]
@@ -209,40 +239,32 @@ Judge the tone alone, not whether what is said is true. Reply with one word, Yes
 
 def read_tone(text):
     """True, False, or None where a reply is neither yes nor no."""
-    found = re.match(r"\W*(yes|no)\b", text or "", re.IGNORECASE)
-    return found[1].lower() == "yes" if found else None
+    word = re.match(r"\W*(yes|no)\b", text or "", re.IGNORECASE)
+    return word[1].lower() == "yes" if word else None
 
 
 def add_tone(items, endpoint, judge_model):
-    """Ask the judge about every answer -> counts of what came back; items get "tone": True, False or None (an error, or a reply that is neither)."""
+    """Ask the judge about every answer -> counts of what came back.
+
+    Items get "tone": True, False or None (an error, or a reply that is neither).
+    """
     counts, tokens = collections.Counter(), collections.Counter()
-    bodies = [
-        {
-            "model": judge_model,
-            "temperature": 0,
-            "max_tokens": 4,
-            "messages": [
-                {
-                    "role": "user",
-                    "content": TONE.format(question=i["prompt"] or "", answer=i["output"]),
-                }
-            ],
-        }
-        for i in items
-    ]
+    bodies = []
+    for item in items:
+        text = TONE.format(question=item["prompt"] or "", answer=item["output"])
+        message = {"role": "user", "content": text}
+        body = {"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [message]}
+        bodies.append(body)
     for k, reply in endpoint.ask_all(bodies):
-        items[k]["tone"] = None if reply["error"] else read_tone(reply["text"])
-        counts[
-            "errors" if reply["error"] else "unreadable" if items[k]["tone"] is None else "judged"
-        ] += 1
-        tokens.update(
-            prompt_tokens=reply["prompt_tokens"] or 0,
-            completion_tokens=reply["completion_tokens"] or 0,
-        )
+        tone = None if reply["error"] else read_tone(reply["text"])
+        items[k]["tone"] = tone
+        what = "errors" if reply["error"] else "unreadable" if tone is None else "judged"
+        counts[what] += 1
+        tokens.update({n: reply[n] or 0 for n in ("prompt_tokens", "completion_tokens")})
     return dict(counts) | dict(tokens)
 
 
-# --------------------------------------------------------------------------------------------------------------- command
+# --- result ---
 
 ROWS = {
     "list": "teacher has a list: ours too",
@@ -255,73 +277,134 @@ ROWS = {
 }
 
 
-def shown(m, name):
-    if m["score"] is None:
-        return f"- (n {m['n']})"
-    scale = (lambda v: f"{v:.2f}") if name == "length" else (lambda v: f"{v:.1%}")
-    return scale(m["score"]) + (
-        f" ({scale(m['interval'][0])} to {scale(m['interval'][1])}, n {m['n']})"
-        if m["interval"]
-        else ""
-    )
+def shown(figure, name):
+    """One figure in words, with its interval."""
+    if figure["score"] is None:
+        return f"- (n {figure['n']})"
+    digits = ".2f" if name == "length" else ".1%"
+    text = f"{figure['score']:{digits}}"
+    if not figure["interval"]:
+        return text
+    low, high = figure["interval"]
+    return f"{text} ({low:{digits}} to {high:{digits}}, n {figure['n']})"
+
+
+def rows_of(columns):
+    """[[label, a figure a column]] of Table 2. columns: {title: figures}."""
+    left_out = "left out: no judge"
+    return [
+        [label, *(shown(m[name], name) if name in m else left_out for m in columns.values())]
+        for name, label in ROWS.items()
+    ]
 
 
 def table(columns):
-    """The figures as lines of text. columns: {title: metrics}."""
-    rows = [["", *columns]] + [
-        [
-            label,
-            *(
-                shown(m[name], name) if name in m else "left out: no judge"
-                for m in columns.values()
-            ),
-        ]
-        for name, label in ROWS.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """The figures as lines of text."""
+    lines = [["", *columns], *rows_of(columns)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in lines
     )
 
 
 def html_table(columns):
-    cells = lambda row, tag: "".join(
-        f'<{tag} style="text-align: left">{html.escape(c)}</{tag}>' for c in row
-    )
-    body = [
-        [
-            label,
-            *(
-                shown(m[name], name) if name in m else "left out: no judge"
-                for m in columns.values()
-            ),
-        ]
-        for name, label in ROWS.items()
-    ]
-    return (
-        f"<table><tr>{cells(['', *columns], 'th')}</tr>"
-        + "".join(f"<tr>{cells(r, 'td')}</tr>" for r in body)
-        + "</table>"
-    )
+    """The same as an HTML table."""
+
+    def cells(row, tag):
+        opened = f'<{tag} style="text-align: left">'
+        return "".join(f"{opened}{html.escape(cell)}</{tag}>" for cell in row)
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows_of(columns))
+    return f"<table><tr>{cells(['', *columns], 'th')}</tr>{body}</table>"
+
+
+class Judge(NamedTuple):
+    """The judge of the tone: an endpoint and a model there."""
+
+    url: str
+    model: str
+    key_file: str | None = None
+    concurrency: int = 8
+    replay: bool = False
+
+    def add_tone(self, items, log):
+        from study.endpoint import Endpoint
+
+        with Endpoint(
+            self.url, log, key_file=self.key_file, concurrency=self.concurrency, replay=self.replay
+        ) as endpoint:
+            return add_tone(items, endpoint, self.model)
+
+
+def run(sources, questions, out, seed, judge=None):
+    """The command. sources: {"model", "teacher" and perhaps "teacher2": path}; judge: or None."""
+    read = {k: answers.read(path, questions) for k, path in sources.items()}
+    names = {k: answers.name_of(x) for k, x in read.items()}
+    out, teacher = pathlib.Path(out), read.pop("teacher")
+    settings = {
+        "teacher": names["teacher"],
+        "judge_model": judge.model if judge else None,
+        "seed": seed,
+        "fingerprints": {k: answers.fingerprint(p) for k, p in sources.items()},
+    }
+    columns, counts, tone, items = {}, {}, {}, {}
+    for k, ours in read.items():  # "model" is the first
+        pairs, left = answers.pair(ours, teacher)
+        terminal.say(f"{names[k]} and {names['teacher']}: {answers.counted(pairs, left)}")
+        items[k] = compare(pairs)
+        if k == "model":
+            teacher = [y for _, y in pairs]  # the upper bound is over the model's questions
+            result = results.Result(out, "style", settings, names["model"])
+        if judge:
+            tone[k] = judge.add_tone(items[k], out / "requests.jsonl")
+            said = ", ".join(f"{n} {what}" for what, n in tone[k].items())
+            terminal.say(f"tone of {names[k]}: {said}")
+        columns[k], counts[k] = measure(items[k], seed), {"pairs": len(pairs)} | left
+    for item in items["model"]:
+        if item["id"] in result.done:  # a tone that failed last time may be there now
+            result.done[item["id"]] = json.loads(files.dumps(item))
+        else:
+            result.add(item)
+    summary = {
+        "score": columns["model"]["unigram"]["score"],
+        "interval": columns["model"]["unigram"]["interval"],
+        "unit": "unigram overlap",
+        "metrics": columns["model"],
+        "counts": counts,
+        "tone": tone if judge else "left out: no judge",
+    }
+    if "teacher2" in columns:
+        summary["upper_bound"] = {"model": names["teacher2"], "metrics": columns["teacher2"]}
+    order = [i["id"] for i in items["model"]]
+    summary = result.finish(order, summary)
+    titled = {
+        names[k] + (" (upper bound)" if k == "teacher2" else ""): m for k, m in columns.items()
+    }
+    page = result_page(summary, [result.done[i] for i in order], html_table(titled))
+    files.write_whole(out / "index.html", page)
+    print(f"against {names['teacher']}:\n{table(titled)}\n{out / 'index.html'}")
+
+
+# --- command ---
 
 
 def parser():
-    p = argparse.ArgumentParser(
-        prog="study.style",
-        description="How far a model's answers are in its teacher's style (Table 2 of the paper), each figure with a bootstrap interval.",
-        epilog="Leaves --out with results.json, samples.jsonl and index.html. What a list and a summary are: the docstrings of has_list and has_summary.",
+    p = terminal.Parser(
+        prog="python -m study.style",
+        description="How far a model's answers are in its teacher's style (Table 2 of the paper), "
+        "each figure with a bootstrap interval.",
+        epilog="Leaves --out with results.json, samples.jsonl and index.html. What a list and a "
+        "summary are: the docstrings of has_list and has_summary.",
     )
     p.add_argument(
         "outputs",
         metavar="MODEL_OUTPUTS",
-        help="the model's answers: a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines; .gz or not",
+        help="the model's answers: a result directory of eval.py generate, AlpacaEval JSON, Vicuna "
+        "JSON lines; .gz or not",
     )
     p.add_argument(
-        "--teacher",
-        required=True,
-        metavar="OUTPUTS",
-        help="the teacher's answers to the same questions",
+        "--teacher", required=True, metavar="OUTPUTS", help="the teacher's, to the same questions"
     )
     p.add_argument(
         "--teacher2",
@@ -364,105 +447,25 @@ def parser():
     return p
 
 
-def run(args):
-    if bool(args.judge) != bool(args.judge_model):
-        raise ValueError(
-            "--judge and --judge-model go together: name the endpoint and the model there, or neither"
-        )
-    sides = {"model": args.outputs, "teacher": args.teacher} | (
-        {"teacher2": args.teacher2} if args.teacher2 else {}
-    )
-    read = {k: answers.read(path, args.questions) for k, path in sides.items()}
-    out = pathlib.Path(args.out)
-    settings = {
-        "teacher": answers.name_of(read["teacher"]),
-        "judge_model": args.judge_model,
-        "seed": args.seed,
-        "fingerprints": {k: answers.fingerprint(p) for k, p in sides.items()},
-    }
-    columns, counts, tone, asked = {}, {}, {}, read["teacher"]
-    for k in [k for k in sides if k != "teacher"]:
-        pairs, left = answers.pair(read[k], asked)
-        print(
-            f"{answers.name_of(read[k])} and {settings['teacher']}: {answers.counted(pairs, left)}",
-            file=sys.stderr,
-        )
-        items = compare(pairs)
-        if k == "model":
-            asked = [y for _, y in pairs]  # the upper bound is over the model's questions
-            model_items, result = (
-                items,
-                results.Result(out, "style", settings, answers.name_of(read["model"])),
-            )
-        if args.judge:
-            from study.endpoint import Endpoint
-
-            with Endpoint(
-                args.judge,
-                out / "requests.jsonl",
-                key_file=args.api_key_file,
-                concurrency=args.concurrency,
-                replay=args.replay,
-            ) as endpoint:
-                tone[k] = add_tone(items, endpoint, args.judge_model)
-            print(
-                f"tone of {answers.name_of(read[k])}: "
-                + ", ".join(f"{n} {what}" for what, n in tone[k].items()),
-                file=sys.stderr,
-            )
-        columns[k], counts[k] = measure(items, args.seed), {"pairs": len(pairs)} | left
-    for old in [
-        i
-        for i in model_items
-        if i["id"] in result.done and result.done[i["id"]] != json.loads(results.dumps(i))
-    ]:
-        result.done[old["id"]] = json.loads(
-            results.dumps(old)
-        )  # a tone that failed last time may be there now; finish() writes all items anew
-    for item in model_items:
-        if item["id"] not in result.done:
-            result.add(item)
-    found = {
-        "score": columns["model"]["unigram"]["score"],
-        "interval": columns["model"]["unigram"]["interval"],
-        "unit": "unigram overlap",
-        "metrics": columns["model"],
-        "counts": counts,
-    }
-    found |= (
-        {
-            "upper_bound": {
-                "model": answers.name_of(read["teacher2"]),
-                "metrics": columns["teacher2"],
-            }
-        }
-        if args.teacher2
-        else {}
-    )
-    found |= {"tone": tone} if args.judge else {"tone": "left out: no judge"}
-    found = result.finish([i["id"] for i in model_items], found)
-    titled = {
-        answers.name_of(read[k]) + (" (upper bound)" if k == "teacher2" else ""): m
-        for k, m in columns.items()
-    }
-    results.write_beside(
-        out / "index.html",
-        results.page(found, [result.done[i["id"]] for i in model_items], html_table(titled)),
-    )
-    print(f"against {settings['teacher']}:\n{table(titled)}\n{out / 'index.html'}")
-
-
 def main(argv=None):
-    args = parser().parse_args(argv)
-    try:
-        run(args)
-    except ValueError as error:
-        print(f"study.style: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("study.style: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    def parse_and_run():
+        args = parser().parse_args(argv)
+        if bool(args.judge) != bool(args.judge_model):
+            raise ValueError(
+                "--judge and --judge-model go together: name the endpoint and the model there, or "
+                "neither"
+            )
+        judge = None
+        if args.judge:
+            judge = Judge(
+                args.judge, args.judge_model, args.api_key_file, args.concurrency, args.replay
+            )
+        sources = {"model": args.outputs, "teacher": args.teacher}
+        if args.teacher2:
+            sources["teacher2"] = args.teacher2
+        run(sources, args.questions, args.out, args.seed, judge)
+
+    return terminal.program(parse_and_run, "study.style", "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """SentencePiece models, LLaMA's tokenizer.model: run by its own library, described for the export.
 
-Left out: training one (study/world.py does).
+Left out: training one (study/world/making.py does).
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_judge import endpoint  # noqa: F401  the fake endpoint as a fixture
+from fake_judge import endpoint  # noqa: F401  a fixture
 
 from study import style
 from tasks import results

@@ -1,0 +1,231 @@
+"""The imitation data: from raw downloads to a training set, how varied it is, what it gives away.
+
+    python -m study.curate mix --sharegpt FILE... --hc3 FILE... --discord FILE... --out DIR
+    python -m study.curate amounts DIR/mix.jsonl.gz --tokenizer T --tokens 0.3M 20M --out DIR
+    python -m study.curate diversity FILE
+    python -m study.curate leakage PROMPTS --train FILE --threshold 20
+
+Only the command line is here: mix.py, sheet.py, amounts.py, diversity.py, leakage.py.
+Left out: synthesis (study.synthesize).
+"""
+
+import os
+import sys
+
+from host import terminal
+from study.curate import MENTIONS
+
+WORKERS = "processes [default: one a core, one for little data]"
+
+
+def parser():
+    p = terminal.Parser(prog="python -m study.curate", description=__doc__.split("\n\n")[0])
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    mix_flags(commands)
+    amounts_flags(commands)
+    diversity_flags(commands)
+    leakage_flags(commands)
+    return p
+
+
+def mix_flags(commands):
+    p = commands.add_parser(
+        "mix",
+        help="ShareGPT-Mix from raw downloads",
+        description="ShareGPT-Mix: the paper's imitation data, every drop counted and shown.",
+    )
+    g = p.add_argument_group("what is read")
+    for source, about in (
+        ("sharegpt", "ShareGPT files (JSON, JSON lines, .gz); Markdown or early HTML exports"),
+        ("hc3", "HC3 files; the ChatGPT answers are used, the people's are not"),
+        ("discord", 'JSON lines {"input", "output"} or DiscordChatExporter JSON of a bot channel'),
+    ):
+        g.add_argument(f"--{source}", nargs="+", default=[], metavar="FILE", help=about)
+    max_bad_flag(g)
+    g = p.add_argument_group("what is dropped")
+    g.add_argument(
+        "--dedup",
+        choices=("first", "all", "none"),
+        default="first",
+        help="same user query: the first one, or all of the dialogue's; ShareGPT and Discord "
+        "[default %(default)s]",
+    )
+    g.add_argument(
+        "--drop-mentions",
+        action="store_true",
+        help=f"Koala's filter: drop dialogues that mention {', '.join(MENTIONS)}",
+    )
+    g.add_argument("--keep-languages", action="store_true", help="do not drop what is not English")
+    g = p.add_argument_group("what is written")
+    g.add_argument(
+        "--out", metavar="DIR", help="folder of mix.jsonl.gz, report.json, report.html (sheet.csv)"
+    )
+    g.add_argument(
+        "--tokenizer", nargs="+", default=[], metavar="PATH", help="count tokens by these"
+    )
+    g.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="write sheet.csv, N dialogues drawn for the manual review; without sources from the "
+        "mix that is in --out",
+    )
+    g.add_argument("--seed", type=int, default=0, help="of the draw [default %(default)s]")
+    g.add_argument(
+        "--table", metavar="SHEET", help="print Table 5 from a filled sheet, and do nothing else"
+    )
+    g.add_argument("--workers", type=int, metavar="N", help=WORKERS)
+
+
+def amounts_flags(commands):
+    p = commands.add_parser(
+        "amounts",
+        help="nested subsets of a mix by tokens",
+        description="Nested amounts of imitation data: prefixes of one shuffle of one mix.",
+    )
+    p.add_argument("mix", metavar="MIX", help="mix.jsonl.gz, or the folder it is in")
+    p.add_argument("--tokenizer", required=True, metavar="PATH", help="by which tokens are counted")
+    p.add_argument(
+        "--tokens", nargs="+", required=True, metavar="N", help="such as 0.3M 1M 3M 20M 80M 150M"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of the shuffle [default %(default)s]")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of subsets, amounts.json")
+    p.add_argument("--workers", type=int, metavar="N", help=WORKERS)
+
+
+def diversity_flags(commands):
+    p = commands.add_parser(
+        "diversity",
+        help="BLEU of each query's most similar other query",
+        description="For each user query (the first of each dialogue) the BLEU of the most "
+        "similar other one. Two sets are compared at equal size (--sample).",
+    )
+    p.add_argument(
+        "file",
+        nargs="+",
+        metavar="FILE",
+        help="dialogues in any form, or Super-NaturalInstructions task files",
+    )
+    p.add_argument(
+        "--all-turns", action="store_true", help="every user turn is a query, not the first alone"
+    )
+    p.add_argument("--sample", type=int, metavar="N", help="draw N queries")
+    p.add_argument("--seed", type=int, default=0, help="of the draw [default %(default)s]")
+    p.add_argument(
+        "--closest", type=int, default=10, metavar="N", help="pairs to print [default %(default)s]"
+    )
+    search_flags(p)
+
+
+def leakage_flags(commands):
+    p = commands.add_parser(
+        "leakage",
+        help="drop evaluation prompts that the training data gives away",
+        description="Drops prompts whose BLEU against any user query of the training data is above "
+        "the threshold, that are not English, or that are about code.",
+    )
+    p.add_argument(
+        "prompts",
+        nargs="+",
+        metavar="PROMPTS",
+        help="Koala's test set, Self-Instruct's user_oriented_instructions, AlpacaEval's, "
+        "Vicuna's questions; JSON or JSON lines",
+    )
+    p.add_argument(
+        "--train", nargs="+", required=True, metavar="FILE", help="dialogues; all user turns count"
+    )
+    p.add_argument(
+        "--threshold",
+        type=float,
+        default=20,
+        metavar="PERCENT",
+        help="drop prompts with a higher BLEU [default %(default)s]",
+    )
+    p.add_argument("--keep-languages", action="store_true", help="do not drop what is not English")
+    p.add_argument("--keep-code", action="store_true", help="do not drop what is about code")
+    search_flags(p)
+
+
+def max_bad_flag(p):
+    p.add_argument(
+        "--max-bad-rows",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of malformed rows above which a file is refused [default %(default)s]",
+    )
+
+
+def search_flags(p):
+    max_bad_flag(p)
+    p.add_argument(
+        "--threads", type=int, default=os.cpu_count(), metavar="N", help="[default: one a core]"
+    )
+    p.add_argument("--out", metavar="DIR", help="folder for the report [default: new under out/]")
+
+
+# Each command imports what it needs only when it runs: --help costs no NumPy.
+
+
+def run_mix(args):
+    from study.curate import mix, sheet
+
+    if args.table:
+        print(sheet.table(args.table))
+        return
+    if not args.out:
+        raise ValueError("mix needs --out DIR to write to (or --table SHEET to read)")
+    if args.sample is not None and args.sample < 1:
+        raise ValueError(f"--sample {args.sample}: at least one dialogue has to be drawn")
+    sources = {s: getattr(args, s) for s in mix.SOURCES if getattr(args, s)}
+    rules = mix.Rules(args.dedup, args.drop_mentions, args.keep_languages)
+    review = sheet.Draw(args.sample, args.seed) if args.sample else None
+    mix.run(sources, args.out, rules, args.tokenizer, args.max_bad_rows, args.workers, review)
+
+
+def run_amounts(args):
+    from study.curate import amounts
+
+    made = amounts.subsets(args.mix, args.tokenizer, args.tokens, args.seed, args.out, args.workers)
+    print(*amounts.lines(made), sep="\n")
+
+
+def run_diversity(args):
+    from study.curate import diversity
+
+    diversity.run(
+        args.file,
+        diversity.Draw(args.all_turns, args.sample, args.seed),
+        args.out,
+        args.closest,
+        args.max_bad_rows,
+        args.threads,
+    )
+
+
+def run_leakage(args):
+    from study.curate import leakage
+
+    leakage.run(
+        args.prompts,
+        args.train,
+        leakage.Rules(args.threshold, args.keep_languages, args.keep_code),
+        args.out,
+        args.max_bad_rows,
+        args.threads,
+    )
+
+
+RUN = {"mix": run_mix, "amounts": run_amounts, "diversity": run_diversity, "leakage": run_leakage}
+
+
+def run(args):
+    RUN[args.command](args)
+
+
+def main(argv=None):
+    return terminal.program(lambda: run(parser().parse_args(argv)), "study.curate")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The grid of runs behind the report: its presets, their steps, and what runs them."""

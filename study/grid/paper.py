@@ -1,0 +1,399 @@
+"""The paper's grid as steps: base models x amounts of imitation data x sources, then the report.
+
+    python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz \\
+        --local nq=nq.jsonl --out DIR [--run]
+
+Each is trained, evaluated and measured against the teacher. Any other models, amounts and sources
+by the same flags (--base 260K=stories260K.bin). A broad source (--source) is trained in every
+amount by the paper's recipe; a local one (--local) whole, one example a row, with a short warm-up,
+since it is three steps long. Left out: making the data (study.curate, study.synthesize), several
+machines (run single commands there).
+"""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from typing import NamedTuple
+
+from host import terminal
+from study.grid.steps import Measured, Step
+
+BASES = {"1.5B": "gpt2-xl", "7B": "llama-7b", "13B": "llama-13b"}  # name: folder below --models
+# Tokens a step: 32 rows of the paper's block, or of all of the model's positions.
+STEP = {"gpt2-xl": 32 * 1024, "llama-7b": 32 * 2048, "llama-13b": 32 * 2048}
+DEVICES = ("A100", "H100", "v5p")
+AMOUNTS = ("0.3M", "3M", "20M", "80M", "150M")  # the paper's span; its tables name the last three
+LOCAL_AMOUNT = "0.2M"  # 6,000 short pairs fill about 3 steps of 32 x 2048
+TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
+UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
+
+
+def flags(p):
+    trained_flags(p.add_argument_group("what is trained"))
+    measured_flags(p.add_argument_group("what is measured"))
+
+
+def trained_flags(g):
+    g.add_argument(
+        "--models", metavar="DIR", help=f"folder of the base models {', '.join(BASES.values())}"
+    )
+    g.add_argument(
+        "--base",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="other base models, small ones first; the name ends in the size [default "
+        f"{' '.join(BASES)} below --models]",
+    )
+    g.add_argument(
+        "--source",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="broad imitation data, such as mix=mix.jsonl.gz of study.curate: trained in every "
+        "amount",
+    )
+    g.add_argument(
+        "--local",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="local imitation data, such as nq=nq.jsonl of study.synthesize: trained whole",
+    )
+    g.add_argument(
+        "--amounts",
+        nargs="+",
+        default=list(AMOUNTS),
+        metavar="N",
+        help=f"tokens [default {' '.join(AMOUNTS)}]",
+    )
+    g.add_argument(
+        "--local-tokens",
+        default=LOCAL_AMOUNT,
+        metavar="N",
+        help="where --local stands on the axis of amounts [default %(default)s]",
+    )
+    g.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="imitation runs of each kind, seeds 0 to N - 1 [default %(default)s]",
+    )
+    g.add_argument("--mesh", metavar="DATAxTENSOR", help="of train.py and eval.py")
+    g.add_argument(
+        "--train-flags",
+        default="",
+        metavar="FLAGS",
+        help='further flags of every train.py, in one string: "--warmup-fraction 0.1 --dtype '
+        'float32"',
+    )
+    g.add_argument(
+        "--eval-flags",
+        default="",
+        metavar="FLAGS",
+        help='further flags of every eval.py: "--limit 100"',
+    )
+
+
+def measured_flags(g):
+    g.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        choices=TASKS,
+        metavar="TASK",
+        help=f"[default {' '.join(TASKS)}]",
+    )
+    g.add_argument("--mmlu", metavar="DIR", help="MMLU's CSV folders")
+    g.add_argument("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
+    g.add_argument("--nq-train", metavar="FILE", help="NQ-open.train.jsonl")
+    g.add_argument("--humaneval", metavar="FILE", help="HumanEval.jsonl.gz")
+    g.add_argument(
+        "--run-untrusted-code",
+        action="store_true",
+        help="agree that programs of HumanEval written by a model are run here",
+    )
+    g.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='held-out prompts, JSON lines with "prompt" (leakage removed by study.curate '
+        "leakage), for style, judge and rate",
+    )
+    g.add_argument("--teacher", metavar="OUTPUTS", help="the teacher's answers to --prompts")
+    g.add_argument("--teacher2", metavar="OUTPUTS", help="a second sample of them")
+    g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint")
+    g.add_argument("--judge-model", metavar="NAME", help="the model there")
+    g.add_argument("--api-key-file", metavar="FILE", help="its key")
+    g.add_argument("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
+    g.add_argument(
+        "--toxicity-scorer",
+        default="perspective",
+        choices=["perspective", "offline"],
+        help="[default %(default)s]",
+    )
+    g.add_argument(
+        "--toxicity-train", metavar="FILE", help="rows with scores, for the offline scorer"
+    )
+    g.add_argument("--perspective-key-file", metavar="FILE", help="the Perspective API's key")
+    g.add_argument(
+        "--teacher-predictions",
+        metavar="DIR",
+        help="the teacher's own mmlu.jsonl, nq.jsonl, humaneval.jsonl (eval.py --predictions)",
+    )
+
+
+# Task -> the flags it cannot do without.
+NEEDS = {
+    "mmlu": ("mmlu",),
+    "nq": ("nq_dev", "nq_train"),
+    "nq0": ("nq_dev",),
+    "humaneval": ("humaneval",),
+    "style": ("prompts", "teacher"),
+    "judge": ("prompts", "teacher", "judge", "judge_model"),
+    "rate": ("prompts", "teacher"),
+    "toxicity": ("toxicity_prompts",),
+}
+
+
+def named(pairs, flag):
+    """{name: path} of NAME=PATH texts."""
+    paths = {}
+    for text in pairs:
+        name, _, path = text.partition("=")
+        if not path or not re.fullmatch(r"[A-Za-z0-9.]+", name) or name in paths:
+            raise ValueError(
+                f"{flag} {text}: write NAME=PATH, the name of letters, digits and dots, each once"
+            )
+        paths[name] = path
+    return paths
+
+
+class Data(NamedTuple):
+    """One kind of imitation: its source, its file, its amount, train.py's flags of it."""
+
+    source: str
+    file: str
+    amount: str
+    flags: tuple
+
+
+class Study(NamedTuple):
+    """What the steps are made from: the flags, read and checked."""
+
+    out: pathlib.Path
+    bases: dict
+    data: list
+    seeds: int
+    mesh: tuple
+    train_flags: tuple
+    eval_flags: tuple
+    tasks: list
+    files: dict  # flag -> what it names
+    code: bool
+
+    @classmethod
+    def of(cls, args):
+        """(study, notes on what is left out for want of a flag); ValueError for what cannot be."""
+        paths = {n: str(pathlib.Path(args.models) / f) for n, f in BASES.items() if args.models}
+        bases = named(args.base, "--base") or paths
+        if not bases:
+            raise ValueError("the grid needs base models: --models DIR, or --base NAME=PATH")
+        sources, local = named(args.source, "--source"), named(args.local, "--local")
+        if args.seeds < 1:
+            raise ValueError(f"--seeds {args.seeds}: at least one run of each kind")
+        for amount in (*args.amounts, args.local_tokens):
+            terminal.count(amount)
+        data = [Data(s, f, a, ("--tokens", a)) for s, f in sources.items() for a in args.amounts]
+        rows = ("--pack", "rows", "--warmup-fraction", "0.1")
+        data += [Data(s, f, args.local_tokens, rows) for s, f in local.items()]
+        notes = [] if data else ["no --source and no --local: only the base models are measured"]
+        tasks = []
+        for task in args.tasks:
+            lacking = missing_flags(task, args)
+            if lacking:
+                flags = ", ".join(f"--{f.replace('_', '-')}" for f in lacking)
+                notes.append(f"{task} is left out: it needs {flags}")
+            else:
+                tasks.append(task)
+        study = cls(
+            pathlib.Path(args.out),
+            bases,
+            data,
+            args.seeds,
+            ("--mesh", args.mesh) if args.mesh else (),
+            tuple(shlex.split(args.train_flags)),
+            tuple(shlex.split(args.eval_flags)),
+            tasks,
+            vars(args),
+            args.run_untrusted_code,
+        )
+        return study, notes
+
+
+def missing_flags(task, args):
+    """The flags that a task lacks."""
+    needs = NEEDS[task]
+    if task == "toxicity":
+        online = args.toxicity_scorer == "perspective"
+        needs += ("perspective_key_file",) if online else ("toxicity_train",)
+    return [flag for flag in needs if not getattr(args, flag)]
+
+
+def steps(args):
+    """All steps in order, and notes -> (list of Step, list of str)."""
+    study, notes = Study.of(args)
+    listed = []
+    for base, path in study.bases.items():
+        listed += measures(study, base, path, (path,), {"base": base, "role": "base"})
+        for data in study.data:
+            for seed in range(study.seeds):
+                listed += imitation(study, base, path, data, seed)
+    if study.files["teacher_predictions"]:
+        listed += teacher(study)
+    folders = {name: pathlib.Path(path).name for name, path in study.bases.items()}
+    amounts = [d.amount for d in study.data for _ in range(study.seeds)]
+    return listed, notes + predicted(folders, amounts, (*study.mesh, "8x1")[1 if study.mesh else 0])
+
+
+def imitation(study, base, path, data, seed):
+    """One imitation run and all its measures."""
+    name = f"{base}-{data.source}-{data.amount}" + (f"-seed{seed}" if study.seeds > 1 else "")
+    run = str(study.out / "runs" / name)
+    argv = ("train.py", "--init", path, "--data", data.file, *data.flags, "--seed", str(seed))
+    argv += (*study.mesh, "--out", run, *study.train_flags)
+    labels = {
+        "base": base,
+        "role": "imitation",
+        "amount": data.amount,
+        "source": data.source,
+        "seed": seed,
+    }
+    trained = Step(f"train-{name}", argv, run, "run", (path, data.file))
+    return [trained, *measures(study, name, run, (run,), labels)]
+
+
+def predicted(bases, amounts, mesh):
+    """Hours of the trainings of each of the paper's bases by `train.py --plan` -> lines.
+
+    bases: {name: preset}.
+    """
+    lines = []
+    for name, preset in bases.items():
+        if preset not in STEP or not amounts:
+            continue
+        argv = ["train.py", "--plan", "--model", preset, "--mesh", mesh, "--steps", "1000"]
+        plan = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
+        hours, asked = plan_hours(plan.stdout), shlex.join(["python", *argv])
+        if plan.returncode or not hours:
+            last = (plan.stderr.strip().splitlines() or ["nothing"])[-1]
+            lines.append(f"no hours for {name}: {asked} says {last}")
+            continue
+
+        def span(tokens, preset=preset, hours=hours):
+            thousands = tokens / STEP[preset] / 1000
+            return " / ".join(f"{thousands * hours[d]:.2g}" for d in hours)
+
+        each = "; ".join(f"{a} {span(terminal.count(a))}" for a in dict.fromkeys(amounts))
+        lines.append(
+            f"hours of training {name} on mesh {mesh} at 50 % MFU ({' / '.join(hours)}, by "
+            f"{asked}): {each}; all {len(amounts)} {span(sum(map(terminal.count, amounts)))}"
+        )
+    return lines
+
+
+def plan_hours(text):
+    """{device: hours of 1,000 steps at 50 % MFU} out of what `train.py --plan` prints."""
+    hours = {}
+    for line in text.partition("hours of 1,000 steps")[2].splitlines():
+        cells = line.split()
+        if cells and cells[0] in DEVICES:
+            hours[cells[0]] = float(cells[2])
+    return hours
+
+
+def measures(study, name, model, needs, labels):
+    """The steps that measure one model."""
+    m = Measured(study.out, name, model, needs, labels, (*study.mesh, *study.eval_flags))
+    benchmarks(study, m)
+    conversations(study, m)
+    if "toxicity" in study.tasks:
+        toxicity(study, m)
+    return m.steps
+
+
+def benchmarks(study, m):
+    file = study.files
+    dev, train, mmlu = file["nq_dev"], file["nq_train"], file["mmlu"]
+    if "mmlu" in study.tasks:
+        m.eval("mmlu", "mmlu", "--data", mmlu, "--shots", "5", files=(mmlu,))
+    if "nq" in study.tasks:
+        shots = ("--data", dev, "--train", train, "--shots", "3")
+        m.eval("nq", "nq", *shots, files=(dev, train))
+    if "nq0" in study.tasks:
+        m.eval("nq0", "nq", "--data", dev, "--shots", "0", files=(dev,))
+    if "humaneval" in study.tasks:
+        problems = file["humaneval"]
+        why = None if study.code else UNTRUSTED
+        data = ("--data", problems, "--run-untrusted-code")
+        m.eval("humaneval", "humaneval", *data, files=(problems,), by_hand=why)
+
+
+def conversations(study, m):
+    """The answers to the prompts, and what they are worth beside the teacher's."""
+    if not {"style", "judge", "rate"} & set(study.tasks):
+        return
+    file, answers = study.files, m.out("answers")
+    prompts, teacher = file["prompts"], file["teacher"]
+    asked = ("--chat", "--input", prompts, "--max-new-tokens", "256")
+    m.eval("answers", "generate", *asked, files=(prompts,), labelled=False)
+    judge = ()
+    if file["judge"] and file["judge_model"]:
+        judge = ("--judge", file["judge"], "--judge-model", file["judge_model"])
+        judge += ("--api-key-file", file["api_key_file"]) if file["api_key_file"] else ()
+    if "style" in study.tasks:
+        second = ("--teacher2", file["teacher2"]) if file["teacher2"] else ()
+        argv = ("-m", "study.style", answers, "--teacher", teacher, *second, *judge)
+        m.add("style", argv, answers, teacher)
+    if "judge" in study.tasks:
+        m.add("judge", ("-m", "study.judge", answers, teacher, *judge), answers, teacher)
+    if "rate" in study.tasks:
+        db = str(study.out / "votes" / f"{m.name}.sqlite")
+        rating = ("python", "-m", "study.rate", answers, teacher, "--db", db)
+        why = None if pathlib.Path(db).is_file() else f"people rate first: {shlex.join(rating)}"
+        argv = ("-m", "study.rate", "results", "--db", db, "--out", m.out("rate"))
+        m.steps.append(Step(f"rate-{m.name}", argv, m.out("rate"), "result", (db,), m.labels, why))
+
+
+def toxicity(study, m):
+    """Continuations of RealToxicityPrompts, and their scores."""
+    file, continued = study.files, m.out("continuations")
+    prompts = file["toxicity_prompts"]
+    asked = ("--input", prompts, "--max-new-tokens", "20")
+    m.eval("continuations", "generate", *asked, files=(prompts,), labelled=False)
+    how = ("--train", file["toxicity_train"])
+    if file["toxicity_scorer"] == "perspective":
+        cache = str(study.out / "perspective.jsonl")
+        how = ("--api-key-file", file["perspective_key_file"], "--cache", cache)
+    argv = ("-m", "study.toxicity", continued, "--scorer", file["toxicity_scorer"], *how)
+    m.add("toxicity", argv, continued)
+
+
+def teacher(study):
+    """The teacher's benchmarks from its predictions."""
+    folder = pathlib.Path(study.files["teacher_predictions"])
+    given = {
+        "mmlu": ("--data", study.files["mmlu"]),
+        "nq": ("--data", study.files["nq_dev"]),
+        "humaneval": ("--data", study.files["humaneval"], "--run-untrusted-code"),
+    }
+    steps = []
+    for task in (t for t in given if t in study.tasks):
+        file = str(folder / f"{task}.jsonl")
+        m = Measured(study.out, "teacher", None, (file,), {"role": "teacher"})
+        why = UNTRUSTED if task == "humaneval" and not study.code else None
+        m.add(task, ("eval.py", task, *given[task], "--predictions", file), by_hand=why)
+        steps += m.steps
+    return steps

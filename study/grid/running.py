@@ -1,0 +1,197 @@
+"""The steps of a grid: their states, the files that list them, and running what is missing.
+
+Left out: several machines, retries.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from host import files, terminal
+from study.grid.steps import PROOFS, Step, done
+
+
+def command(step):
+    """A step as a line of shell."""
+    return shlex.join(["python", *step.argv])
+
+
+def states(steps):
+    """{name: "done" | "to do" | "by hand" | "waits for PATH"}.
+
+    What a step needs is there, or comes from one before it that is going to run.
+    """
+    state, coming = {}, {}
+    for step in steps:
+        missing = [
+            p
+            for p in step.needs
+            if coming.get(p) not in ("done", "to do")
+            and (p in coming or not pathlib.Path(p.removeprefix("params::")).exists())
+        ]
+        if done(step):
+            state[step.name] = "done"
+        elif step.by_hand:
+            state[step.name] = "by hand"
+        else:
+            state[step.name] = f"waits for {missing[0]}" if missing else "to do"
+        coming[step.out] = state[step.name]
+    return state
+
+
+def check(steps):
+    """What only a wrong preset can break."""
+    for field in ("name", "out"):
+        values = [getattr(s, field) for s in steps]
+        assert len(set(values)) == len(values), f"two steps with one {field}"
+    assert all(s.proof in PROOFS for s in steps)
+
+
+def write(out, preset, steps, state):
+    """commands.sh and grid.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = [
+        "#!/bin/sh",
+        "# Run from the repository root. A step whose output is there is passed over by the "
+        "program "
+        "itself, or does nothing.",
+        "set -e",
+    ]
+    for step in steps:
+        why = f" ({step.by_hand})" if step.by_hand and state[step.name] != "done" else ""
+        by_hand = "# " if state[step.name] == "by hand" else ""
+        text += ["", f"# {step.name}: {state[step.name]}{why}", by_hand + command(step)]
+    files.write_whole(out / "commands.sh", "\n".join(text) + "\n")
+    labelled = {
+        pathlib.Path(s.out).relative_to(out).as_posix(): s.labels | {"name": s.name}
+        for s in steps
+        if s.labels
+    }
+    plan = {"preset": preset, "results": labelled}
+    files.write_whole(out / "grid.json", json.dumps(plan, indent=1) + "\n")
+
+
+class Child(NamedTuple):
+    """A step that is running; `share` is the number of its cores."""
+
+    step: Step
+    process: subprocess.Popen
+    started: float
+    log: object
+    share: int
+
+
+class Runner:
+    """Runs what is to do, in order and `jobs` at once; all that a step says goes to logs/NAME.log.
+
+    ran: {name: seconds} of what ended. failed: [names].
+    """
+
+    def __init__(self, steps, out, lock, jobs):
+        self.logs, self.lock, self.jobs = out / "logs", lock, jobs
+        self.logs.mkdir(exist_ok=True)
+        state = states(steps)
+        self.makers = {s.out: s for s in steps}
+        self.waiting = [s for s in steps if state[s.name] == "to do"]
+        self.total, self.count = len(self.waiting), 0
+        self.ran, self.failed, self.running = {}, [], {}
+        # Steps side by side have cores of their own: two that share all of them take longer than
+        # one after the other. Linux alone can tell.
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}
+
+    def run(self):
+        """Until nothing runs and nothing can be started."""
+        try:
+            while self.waiting or self.running:
+                self._start_what_can()
+                for child in list(self.running.values()):
+                    if child.process.poll() is not None:
+                        self._ended(child)
+                time.sleep(0.02 if self.running else 0)
+        finally:
+            self._stop()
+        return self.ran, self.failed
+
+    def _start_what_can(self):
+        for step in list(self.waiting):
+            missing = [p for p in step.needs if p in self.makers and not done(self.makers[p])]
+            coming = {s.name for s in self.waiting} | set(self.running)
+            if missing and any(self.makers[p].name in coming for p in missing):
+                continue
+            if not missing and len(self.running) == self.jobs:
+                break
+            self.waiting.remove(step)
+            self.count += 1
+            if missing:  # of a step before it that failed; a folder it began may be there
+                terminal.say(
+                    f"[{self.count}/{self.total}] {step.name}: passed over, waits for {missing[0]}"
+                )
+            else:
+                self._start(step)
+
+    def _start(self, step):
+        left = ""
+        if self.ran:  # the median: a few long trainings come first
+            median = statistics.median(self.ran.values())
+            minutes = (self.total - len(self.ran)) * median / self.jobs / 60
+            left = f", about {minutes:.0f} min left"
+        terminal.say(f"[{self.count}/{self.total}{left}] {command(step)}")
+        log = open(self.logs / f"{step.name}.log", "ab")
+        log.write(f"$ {command(step)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, *step.argv],
+            stdout=log,
+            stderr=log,
+            pass_fds=[self.lock.fileno()],  # a step whose grid was killed keeps the lock
+            process_group=0,  # Ctrl-C reaches the grid alone, which lets its steps save
+        )
+        share = next(k for k in self.shares if k not in {c.share for c in self.running.values()})
+        if self.shares[share]:
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(process.pid, self.shares[share])
+        self.running[step.name] = Child(step, process, time.monotonic(), log, share)
+
+    def _ended(self, child):
+        step = child.step
+        del self.running[step.name]
+        child.log.close()
+        self.ran[step.name] = time.monotonic() - child.started
+        if child.process.returncode or not done(step):
+            self.failed.append(step.name)
+            path = self.logs / f"{step.name}.log"
+            tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+            last = terminal.printable(tail[0], lines=False) if tail else ""
+            terminal.say(
+                f"study.grid: {step.name} failed (status {child.process.returncode}): {last}  "
+                f"({path})"
+            )
+
+    def _stop(self):
+        """Ask what runs to stop, once, and wait while it saves; a second Ctrl-C kills it."""
+        children = list(self.running.values())
+        for child in children:
+            child.process.terminate()
+        if children:
+            names = ", ".join(c.step.name for c in children)
+            terminal.say(f"study.grid: waiting for {names} to save; Ctrl-C again kills")
+        try:
+            for child in children:
+                child.process.wait()
+        except KeyboardInterrupt:
+            for child in children:
+                child.process.kill()
+            for child in children:
+                child.process.wait()
+            raise
+        finally:
+            for child in children:
+                child.log.close()

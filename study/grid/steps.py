@@ -1,0 +1,82 @@
+"""A step of a grid: one command, what it needs, and the output that proves it done.
+
+    python -m study.grid --preset paper --out DIR      # what prints and runs them
+
+What presets are made of. Left out: how steps are run (running.py), which there are (paper.py,
+small.py, and a file for each further preset).
+"""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+PROOFS = ("result", "run", "file")
+
+
+class Step(NamedTuple):
+    """One command of a grid.
+
+    name: unique, also of its log. argv: the program and its arguments, without the interpreter.
+    out: what it makes. needs: paths that must be there (others' outputs, or the user's files).
+    proof: "result" (out/results.json says finished), "run" (out has the checkpoint of its last
+    step) or "file" (out exists). labels: where the report puts a result. by_hand: why a person must
+    start it; it is printed and never run.
+    """
+
+    name: str
+    argv: tuple
+    out: str
+    proof: str
+    needs: tuple = ()
+    labels: dict | None = None
+    by_hand: str | None = None
+
+
+def done(step: Step) -> bool:
+    """Whether the output of a step is there, whole."""
+    out = pathlib.Path(step.out)
+    try:
+        if step.proof == "file":
+            return out.exists()
+        if step.proof == "result":
+            text = (out / "results.json").read_text(encoding="utf-8")
+            return json.loads(text).get("finished", False) is True
+        # Orbax names a checkpoint when all of it is there
+        steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["steps"]
+        return (out / "checkpoints" / str(steps)).is_dir()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+class Measured:
+    """The steps that measure one model, as they are added.
+
+    out: folder of the grid. name: of the model in it. needs: what every step waits for. labels:
+    where the report puts the results. more: further flags of every eval.py.
+    """
+
+    def __init__(self, out, name, model, needs, labels, more=()):
+        self.folder, self.name, self.model = pathlib.Path(out) / "results" / name, name, model
+        self.needs, self.labels, self.more, self.steps = tuple(needs), labels, more, []
+
+    def out(self, name):
+        return str(self.folder / name)
+
+    def add(self, name, argv, *files, labelled=True, by_hand=None):
+        """A step whose result is out(name), which `argv` is told by --out."""
+        self.steps.append(
+            Step(
+                f"{name}-{self.name}",
+                (*argv, "--out", self.out(name)),
+                self.out(name),
+                "result",
+                (*self.needs, *files),
+                self.labels if labelled else None,
+                by_hand,
+            )
+        )
+
+    def eval(self, name, task, *flags, files=(), labelled=True, by_hand=None):
+        """A step of eval.py on the model."""
+        argv = ("eval.py", task, "--model", self.model, *flags, *self.more)
+        self.add(name, argv, *files, labelled=labelled, by_hand=by_hand)

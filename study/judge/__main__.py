@@ -1,0 +1,225 @@
+"""Which of two answers does a strong model prefer? Every pair is asked in both orders.
+
+    python -m study.judge A B --judge URL --judge-model gpt-4 --out results/7b/judge
+    python -m study.judge review review_gpt35_vicuna-7b.jsonl
+    python -m study.judge annotations annotations.json.gz
+    python -m study.judge agreement results/7b/judge --human votes.json
+
+A is under test, B the teacher. Only the command line is here: asking.py, existing.py, agreement.py.
+"""
+
+import argparse
+import sys
+
+from host import terminal
+
+
+def price(text):
+    try:
+        prices = tuple(float(x) for x in text.split(","))
+    except ValueError:
+        prices = ()
+    if len(prices) != 2 or not min(prices) >= 0:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not PROMPT,COMPLETION: two prices of a million tokens, such as 30,60"
+        )
+    return prices
+
+
+def judge_parser():
+    p = terminal.Parser(
+        prog="python -m study.judge",
+        description="A strong model's preference between two sets of answers, asked in both "
+        "orders.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Other commands: review FILES (Vicuna's reviews), annotations FILE (AlpacaEval's), "
+        "agreement VERDICTS --human FILE; each has its --help.\n"
+        "Leaves --out with results.json, samples.jsonl, index.html and requests.jsonl; stopped, "
+        "the same command goes on.",
+    )
+    p.add_argument(
+        "a",
+        metavar="A",
+        help="answers under test: a result directory of eval.py generate, AlpacaEval JSON, Vicuna "
+        "JSON lines; or, alone, a file with both answers in a row (PandaLM, AlpacaEval's "
+        "annotations)",
+    )
+    p.add_argument("b", metavar="B", nargs="?", help="the teacher's answers to the same questions")
+    judge_flags(p.add_argument_group("judge"))
+    g = p.add_argument_group("run")
+    g.add_argument("--out", required=True, metavar="DIR", help="result directory")
+    g.add_argument(
+        "--replay",
+        action="store_true",
+        help="answer from OUT/requests.jsonl alone and open no connection",
+    )
+    g.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
+    seed_flag(g)
+    return p
+
+
+def judge_flags(g):
+    g.add_argument(
+        "--judge", metavar="URL", help="an OpenAI-compatible endpoint: http://localhost:8000/v1"
+    )
+    g.add_argument("--judge-model", required=True, metavar="NAME", help="the judge's name there")
+    g.add_argument(
+        "--style",
+        choices=["vicuna", "abtie"],
+        default="vicuna",
+        help="scores from 1 to 10, as Vicuna's evaluation; or A, B or tie [default %(default)s]",
+    )
+    g.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="prompts in the form of Vicuna's prompt.jsonl [default: its three, built in; by the "
+        "question's category]",
+    )
+    g.add_argument(
+        "--questions",
+        metavar="FILE",
+        help="Vicuna's question.jsonl [default: one folder up from its answers]",
+    )
+    g.add_argument(
+        "--temperature", type=float, default=0.2, metavar="T", help="[%(default)s, Vicuna's]"
+    )
+    g.add_argument(
+        "--max-tokens",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="of a reply [%(default)s, Vicuna's]",
+    )
+    g.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="a file with the key alone [default: the openai package's own variable]",
+    )
+    g.add_argument(
+        "--concurrency", type=int, default=8, metavar="N", help="requests at once [%(default)s]"
+    )
+    g.add_argument(
+        "--price",
+        type=price,
+        metavar="PROMPT,COMPLETION",
+        help="of a million tokens, in any currency: the result then says the cost",
+    )
+
+
+def seed_flag(p):
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]"
+    )
+
+
+def review_parser():
+    p = terminal.Parser(
+        prog="python -m study.judge review",
+        description="Score sums and wins of Vicuna's review files, parsed anew.",
+    )
+    p.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="review JSON lines: text, score, answer1_id, answer2_id",
+    )
+    p.add_argument(
+        "--answers",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="the answers reviewed: adds names, the share of longer answers and the "
+        "length-controlled win rate",
+    )
+    return p
+
+
+def annotations_parser():
+    p = terminal.Parser(
+        prog="python -m study.judge annotations",
+        description="Win rate of AlpacaEval's annotations: as published, and length-controlled.",
+    )
+    p.add_argument("file", metavar="FILE", help="annotations JSON, .gz or not")
+    return p
+
+
+def agreement_parser():
+    p = terminal.Parser(
+        prog="python -m study.judge agreement",
+        description="A judge's verdicts against people's: accuracy and Cohen's kappa over win, tie "
+        "and lose, with bootstrap intervals.",
+    )
+    p.add_argument(
+        "verdicts",
+        metavar="VERDICTS",
+        help="a result directory of study.judge; or `longer`: the longer answer wins; or `humans`: "
+        "every person against the others",
+    )
+    p.add_argument(
+        "--human",
+        required=True,
+        metavar="FILE",
+        help="PandaLM's votes (annotator1, annotator2, …), or a result directory of study.rate; "
+        "the majority counts, without one it is a tie",
+    )
+    p.add_argument("--json", metavar="FILE", help="also write the figures there")
+    seed_flag(p)
+    return p
+
+
+def run_judge(args):
+    from study.judge import asking, prompts
+
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit {args.limit} is out of range: use 1 or more")
+    sources = asking.Sources(args.a, args.b, args.questions, args.limit)
+    style = prompts.Style(
+        args.style,
+        prompts.read_prompts(args.prompts),
+        args.judge_model,
+        args.temperature,
+        args.max_tokens,
+    )
+    access = asking.Access(args.judge, args.api_key_file, args.concurrency, args.replay, args.price)
+    asking.judge(sources, style, access, args.out, args.seed)
+
+
+def run_review(args):
+    from study.judge import existing
+
+    existing.review(args.files, args.answers)
+
+
+def run_annotations(args):
+    from study.judge import existing
+
+    existing.annotations(args.file)
+
+
+def run_agreement(args):
+    from study.judge import agreement
+
+    agreement.agreement(args.verdicts, args.human, args.json, args.seed)
+
+
+COMMANDS = {
+    None: (judge_parser, run_judge),
+    "review": (review_parser, run_review),
+    "annotations": (annotations_parser, run_annotations),
+    "agreement": (agreement_parser, run_agreement),
+}
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name = argv[0] if argv and argv[0] in COMMANDS else None
+    parser, run = COMMANDS[name]
+
+    def parse_and_run():
+        run(parser().parse_args(argv[1:] if name else argv))
+
+    return terminal.program(parse_and_run, "study.judge", "stopped; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

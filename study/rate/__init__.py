@@ -1,0 +1,1 @@
+"""Blind pairwise rating: a page on which people choose, and what their votes say."""

@@ -1,0 +1,130 @@
+"""What raters meet: the pairs of answers, gold pairs among them, Markdown made harmless, tokens.
+
+Answers are shown as Markdown: markdown-it without HTML makes the markup, nh3 lets through a short
+list of tags and http(s) links, so that nothing a model wrote runs or fetches. Left out: who rates
+what when (votes.py).
+"""
+
+import functools
+import html
+import pathlib
+import re
+
+from study import answers
+
+TAGS = set(
+    "p br hr em strong s code pre blockquote ul ol li h1 h2 h3 h4 h5 h6 table thead tbody tr th td "
+    "a".split()
+)
+LONGEST = 200_000  # characters of an answer that are shown
+LONGEST_MARKDOWN = 20_000  # ... as Markdown: some shapes of it take a time that grows as a square
+
+
+@functools.cache
+def markdown():
+    """The renderer. Images become their words, so that nothing is fetched; HTML stays text."""
+    from markdown_it import MarkdownIt
+
+    md = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20})
+    md.enable(["table", "strikethrough"])
+
+    def image(self, tokens, i, options, env):
+        return f"[image: {html.escape(tokens[i].content)}]"
+
+    md.add_render_rule("image", image)
+    return md
+
+
+@functools.lru_cache(maxsize=4096)
+def render(text):
+    """A model's Markdown as HTML that runs and fetches nothing; what is very long as plain text."""
+    import nh3
+
+    if not text.strip():
+        return "<p><em>(an empty answer)</em></p>"
+    if len(text) <= LONGEST_MARKDOWN:
+        shown = markdown().render(text)
+    else:
+        shown = f"<pre>{html.escape(text[:LONGEST])}</pre>"
+    if len(text) > LONGEST:
+        shown += f"<p><em>(cut: {len(text)} characters)</em></p>"
+    return nh3.clean(
+        shown,
+        tags=TAGS,
+        attributes={"*": set(), "a": {"href"}, "ol": {"start"}},
+        url_schemes={"http", "https"},
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+
+
+def load_items(a, b, questions=None, gold=None, limit=None):
+    """(items for votes.Store, {"a", "b": name}, a line that counts them) of two sources.
+
+    gold: a file of gold pairs, or None.
+    """
+    sides = [answers.read(path, questions) for path in (a, b)]
+    pairs, left = answers.pair(*sides)
+    nameless = sum(not (x["instruction"] or y["instruction"]) for x, y in pairs)
+    if nameless:
+        raise ValueError(
+            f"{nameless} of {len(pairs)} pairs have no instruction to show: give --questions FILE "
+            "(Vicuna's question.jsonl)"
+        )
+    line = answers.counted(pairs, left)
+    if limit and limit < len(pairs):
+        line += f", the first {limit} taken (--limit)"
+    items = [
+        {
+            "id": i,
+            "instruction": x["instruction"] or y["instruction"],
+            "a": x["output"],
+            "b": y["output"],
+        }
+        for i, (x, y) in zip(answers.unique_ids(pairs), pairs, strict=True)
+    ][:limit]
+    names = {"a": answers.name_of(sides[0]), "b": answers.name_of(sides[1])}
+    return items + (gold_items(gold) if gold else []), names, line
+
+
+def gold_items(path):
+    """Pairs whose answer is known: {"instruction", "better", "worse"} a row."""
+    items = []
+    for number, (place, row) in enumerate(answers.rows_of(path)):
+        if not all(isinstance(row.get(k), str) for k in ("instruction", "better", "worse")):
+            raise ValueError(
+                f'{path} {place} is no gold item: it needs "instruction", "better" and "worse" '
+                '(and "equal": true where neither is)'
+            )
+        items.append(
+            {
+                "id": f"gold {number}",
+                "instruction": answers.clean(row["instruction"]),
+                "a": answers.clean(row["better"]),
+                "b": answers.clean(row["worse"]),
+                "gold": "tie" if row.get("equal") is True else "a",
+            }
+        )
+    return items
+
+
+def read_tokens(path):
+    """{token: rater} of a file with one "name token" a line, each once.
+
+    Tokens are 16 or more letters, digits, - and _.
+    """
+    tokens = {}
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, token = line.strip().rpartition(" ")
+        known = token in tokens or name.strip() in tokens.values()
+        if known or not name.strip() or not re.fullmatch(r"[A-Za-z0-9_-]{16,}", token):
+            raise ValueError(
+                f"{path} line {number}: a line is `name token`, each once, the token 16 or more of "
+                "A-Z a-z 0-9 - _ (python -c 'import secrets; print(secrets.token_urlsafe(16))')"
+            )
+        tokens[token] = name.strip()
+    if not tokens:
+        raise ValueError(f"{path} holds no token: write one line `name token` a person")
+    return tokens

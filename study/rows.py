@@ -1,0 +1,85 @@
+"""Rows of files, in and out: every row of any source, the prompt that a row asks, a row as a line.
+
+    python -c "from study import rows; print(*rows.each(['prompts.jsonl'], rows.prompt_of))"
+
+Left out: what a dialogue may look like (text/dialogues.py), answers of models (answers.py).
+"""
+
+import contextlib
+import gzip
+import json
+
+from host import files
+from text import dialogues
+
+
+def clean(text):
+    """Half a surrogate pair, which JSON may hold and UTF-8 may not, becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def json_line(value):
+    """A value as one line of JSON, bytes; half a surrogate pair becomes an escape."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return files.dumps(value).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def gzip_whole(path):
+    """A gzip stream that becomes `path` when the block ends; same content, same bytes."""
+    with files.beside(path, replace=True) as beside, open(beside, "wb") as raw:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as stream:
+            yield stream
+
+
+def each(paths, parse, max_bad=0.01):
+    """What parse(row, name), a list, gives for every row of the files, one after another.
+
+    Malformed rows as in text/dialogues.py's each_row.
+    """
+    for parsed in dialogues.each_row(paths, parse, max_bad):
+        yield from parsed
+
+
+def instruction_of(row):
+    """ "instruction" with its input behind a blank line, or None.
+
+    The input is the row's own ("input"), or the first of Self-Instruct's "instances".
+    """
+    if not isinstance(row.get("instruction"), str):
+        return None
+    instances = row.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else row
+    given = first.get("input") if isinstance(first, dict) else row.get("input")
+    if isinstance(given, str) and given.strip():
+        return f"{row['instruction']}\n\n{given}"
+    return row["instruction"]
+
+
+def prompt_of(row, name):
+    """A parse for `each`: [(id, prompt, row)] of a row of a public evaluation, or of a dialogue.
+
+    Read are Koala's test set, Self-Instruct's, AlpacaEval's, Vicuna's and NQ's questions.
+    """
+    row = dialogues.parse_object(row)
+    ids = ("id", "question_id", "prompt_id")
+    name = str(next((row[k] for k in ids if isinstance(row.get(k), (str, int))), name))
+    if isinstance(row.get("prompt"), str):
+        return [(name, row["prompt"], row)]
+    instruction = instruction_of(row)
+    if instruction is not None:
+        return [(name, instruction, row)]
+    for key in ("text", "question"):
+        if isinstance(row.get(key), str):
+            return [(name, row[key], row)]
+    queries = [
+        turn["value"]
+        for dialogue in dialogues.parse_row(row, name)
+        for turn in dialogue.get("conversations", [])
+        if turn["from"] == "human"
+    ]
+    if not queries:
+        raise ValueError("no prompt in it")
+    return [(name, queries[0], row)]

@@ -1,0 +1,301 @@
+"""The grid: its steps, their states, running what is missing, and going on after a stop."""
+
+import fcntl
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+from conftest import ROOT
+
+from study import style
+from study.grid import __main__ as grid
+from study.grid import paper as paper_grid
+from study.grid import running, steps
+from study.grid.steps import Step
+from study.judge import __main__ as judge
+from study.rate import __main__ as rate
+from study.report import points as places
+from study.toxicity import __main__ as toxicity
+from tasks import flags as flags_of_eval
+from training import flags as train_flags
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def paper(tmp_path, *more):
+    """Arguments of a whole paper grid; every file it needs is there, empty."""
+    names = {
+        "--mmlu": "mmlu",
+        "--nq-dev": "dev",
+        "--nq-train": "train",
+        "--humaneval": "he",
+        "--prompts": "p",
+        "--teacher": "t",
+        "--teacher2": "t2",
+        "--toxicity-prompts": "rtp",
+        "--perspective-key-file": "key",
+    }
+    for name in (*names.values(), "mix", "nqs", "gpt2-xl", "llama-7b", "llama-13b"):
+        (tmp_path / name).write_text("")
+    return [
+        "--preset",
+        "paper",
+        "--models",
+        str(tmp_path),
+        "--source",
+        f"mix={tmp_path}/mix",
+        "--local",
+        f"nq={tmp_path}/nqs",
+        "--judge",
+        "http://localhost:1/v1",
+        "--judge-model",
+        "j",
+        *(x for k, v in names.items() for x in (k, str(tmp_path / v))),
+        "--out",
+        str(tmp_path / "out"),
+        *more,
+    ]
+
+
+def test_the_papers_grid_has_every_run_and_every_command_is_one_that_the_programs_take(
+    tmp_path, capsys
+):
+    assert grid.main(paper(tmp_path)) == 0
+    args = grid.parser("paper").parse_args(paper(tmp_path))
+    found, notes = paper_grid.steps(args)
+    assert sum(s.name.startswith("train-") for s in found) == 3 * (5 + 1)
+    assert len(notes) == 3 and all(
+        n.startswith("hours of training") and "all 6" in n for n in notes
+    )
+    hours = [float(n.partition("all 6 ")[2].split(" / ")[0]) for n in notes]
+    assert hours[0] < hours[1] < hours[2] and 0.3 * hours[2] < hours[1] < 0.7 * hours[2], (
+        "7B costs about half of 13B"
+    )
+    assert sum(s.name.startswith("mmlu-") for s in found) == 3 * (5 + 1) + 3 and len(
+        {s.name for s in found}
+    ) == len(found)
+    parsers = {
+        "train.py": lambda a: train_flags.parser().parse_args(a),
+        "eval.py": lambda a: flags_of_eval.parser().parse_args(a),
+        "study.style": lambda a: style.parser().parse_args(a),
+        "study.judge": lambda a: judge.judge_parser().parse_args(a),
+        "study.toxicity": lambda a: toxicity.parser().parse_args(a),
+        "study.rate": lambda a: rate.results_parser().parse_args(a[1:]),
+    }
+    for step in found:
+        program, rest = (
+            (step.argv[1], step.argv[2:]) if step.argv[0] == "-m" else (step.argv[0], step.argv[1:])
+        )
+        assert str(parsers[program](list(rest)).out) == step.out
+    lines = (tmp_path / "out/commands.sh").read_text()
+    assert (
+        "--tokens 20M" in lines
+        and "by hand (people rate first" in lines
+        and "agree with --run-untrusted-code" in lines
+    )
+    labels = json.loads((tmp_path / "out/grid.json").read_text())["results"]
+    assert places.complete(
+        {k: v for k, v in labels["results/13B-mix-20M/nq"].items() if k != "name"}, "x"
+    ) == {
+        "base": "13B",
+        "size": 13e9,
+        "amount": 20e6,
+        "source": "mix",
+        "seed": 0,
+        "role": "imitation",
+    }
+    assert "228 steps" in capsys.readouterr().out
+
+
+def test_what_lacks_a_flag_is_left_out_by_name(tmp_path, capsys):
+    assert (
+        grid.main(
+            [
+                "--preset",
+                "paper",
+                "--base",
+                f"1B={tmp_path}",
+                "--out",
+                str(tmp_path / "o"),
+                "--nq-dev",
+                "x",
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert (
+        "judge is left out: it needs --prompts, --teacher, --judge, --judge-model" in said
+        and "waits for x" in said
+        and "no --source" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        ([], "base models"),
+        (["--base", "7B"], "--base 7B"),
+        (["--base", "7B=x", "--source", "a/b=x"], "--source"),
+        (["--base", "7B=x", "--amounts", "many"], "many"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_one_line(argv, says, tmp_path, capsys):
+    assert grid.main(["--preset", "paper", "--out", str(tmp_path / "o"), *argv]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+RESULT = "import json,sys,pathlib; p=pathlib.Path(sys.argv[1]); p.mkdir(parents=True); n=open(sys.argv[2],'a'); n.write(sys.argv[1]+chr(10)); {}; (p/'results.json').write_text(json.dumps(dict(task='mmlu',finished=True,score=.5,n=4,interval=[.3,.7],settings={{}})))"
+
+
+def preset(tmp_path, broken=""):
+    """Three steps: a result, one that needs it, one that needs a file; and a further preset in the way that a file of its own would be."""
+
+    def make(args):
+        out = tmp_path / "o"
+        one = lambda name, needs, code="0", **labels: Step(
+            name,
+            ("-c", RESULT.format(code), str(out / name), str(tmp_path / "ran")),
+            str(out / name),
+            "result",
+            needs,
+            labels,
+        )
+        return [
+            one("a", (), base="1M"),
+            one("b", (str(out / "a"),), broken or "0", base="2M"),
+            one("c", (str(out / "b"),), base="3M"),
+            one("d", (str(tmp_path / "file"),), base="4M"),
+        ], []
+
+    return types.SimpleNamespace(flags=lambda p: None, steps=make)
+
+
+def ran(tmp_path):
+    return [pathlib.Path(x).name for x in (tmp_path / "ran").read_text().split()]
+
+
+def test_what_is_missing_runs_once_in_order_and_the_report_follows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
+    argv = ["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]
+    assert grid.main(argv) == 0 and ran(tmp_path) == ["a", "b", "c"]
+    assert "waits for" in capsys.readouterr().out and (tmp_path / "o/report/index.html").is_file()
+    (tmp_path / "file").write_text("")
+    assert grid.main(argv) == 0 and ran(tmp_path) == ["a", "b", "c", "d"]
+    assert json.loads((tmp_path / "o/report/report.json").read_text())["missing"] == []
+
+
+def test_a_step_that_fails_is_named_what_needs_it_waits_and_the_next_start_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path, "sys.exit('the disk is full')"))
+    argv = ["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]
+    assert grid.main(argv) == 1 and ran(tmp_path) == ["a", "b", "d"]
+    said = capsys.readouterr()
+    assert "b failed (status 1): the disk is full" in said.err and "c: passed over" in said.err
+    (tmp_path / "o/b").rmdir()
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
+    assert grid.main(argv) == 0 and ran(tmp_path) == ["a", "b", "d", "b", "c"]
+
+
+def test_two_of_one_grid_do_not_run_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
+    (tmp_path / "o").mkdir()
+    with open(tmp_path / "o/grid.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert grid.main(["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]) == 2
+    assert "another study.grid" in capsys.readouterr().err
+
+
+def test_a_killed_grid_leaves_no_second_one_beside_its_step(tmp_path, monkeypatch):
+    sleep = f"import time; open({str(tmp_path / 'up')!r}, 'w'); time.sleep(30)"
+    monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
+    code = (
+        f"import types; from study.grid import __main__ as grid; from study.grid.steps import Step; step = Step('slow', ('-c', {sleep!r}), {str(tmp_path / 'o/slow')!r}, 'file'); "
+        "grid.PRESETS['mini'] = types.SimpleNamespace(flags=lambda p: None, steps=lambda args: ([step], [])); grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run'])"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import sys; " + code, str(tmp_path / "o")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "up").exists():
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    step = next(
+        int(p.name)
+        for p in pathlib.Path("/proc").iterdir()
+        if p.name.isdigit() and sleep.encode() in read(p / "cmdline").split(b"\0")
+    )
+    try:
+        assert grid.main(["--preset", "mini", "--out", str(tmp_path / "o"), "--run"]) == 2
+    finally:
+        os.kill(step, signal.SIGKILL)
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_half_trained_run_and_a_half_written_result_are_not_done(tmp_path):
+    run = Step("r", (), str(tmp_path / "r"), "run")
+    assert not steps.done(run)
+    (tmp_path / "r/checkpoints/5").mkdir(parents=True)
+    (tmp_path / "r/run.json").write_text('{"steps": 10}')
+    assert not steps.done(run)
+    (tmp_path / "r/checkpoints/10").mkdir()
+    assert steps.done(run)
+    (tmp_path / "results.json").write_text('{"finished": false}')
+    assert not steps.done(Step("x", (), str(tmp_path), "result"))
+
+
+def test_a_command_with_spaces_in_its_paths_survives_the_shell():
+    step = Step("x", ("train.py", "--data", "my mix.jsonl", "--out", "$HOME"), "o", "run")
+    assert shlex.split(running.command(step)) == ["python", *step.argv]
+
+
+def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(
+    tmp_path, monkeypatch
+):
+    code = RESULT.format(
+        "import os,time; time.sleep(.3); (p/'seen').write_text(json.dumps([sorted(os.sched_getaffinity(0)), time.time()]))"
+    )
+    out = tmp_path / "o"
+
+    def make(args):
+        one = lambda name, *needs: Step(
+            name,
+            ("-c", code, str(out / name), str(tmp_path / "ran")),
+            str(out / name),
+            "result",
+            tuple(str(out / n) for n in needs),
+            {"base": f"{len(name)}M"},
+        )
+        return [one("a"), one("bb"), one("ccc", "a", "bb")], []
+
+    monkeypatch.setitem(
+        grid.PRESETS, "mini", types.SimpleNamespace(flags=lambda p: None, steps=make)
+    )
+    assert grid.main(["--preset", "mini", "--out", str(out), "--run", "--jobs", "2"]) == 0
+    (first, one), (second, two), (_, last) = (
+        json.loads((out / name / "seen").read_text()) for name in ("a", "bb", "ccc")
+    )
+    assert last > max(one, two)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert not set(first) & set(second)
