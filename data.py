@@ -159,6 +159,7 @@ def pack(
     number of workers (processes; None: by size). Where `out` is there and was made from the same,
     nothing is done. ValueError, one line, for what the user can mend.
     """
+    files.check_place(out)
     return _plan(paths, tok, _recipe(settings, tok)).run(pathlib.Path(out), workers)
 
 
@@ -316,8 +317,12 @@ def open_dataset(
             note(f"packing into {path}")
             for line in summary(packing.run(path, workers)):
                 note(line)
-    validation = "validation" in packed.splits(path)
-    return Dataset(path, "train"), Dataset(path, "validation") if validation else None
+    names = ["train", *(name for name in packed.splits(path) if name == "validation")]
+    datasets = [Dataset(path, name, tok.size) for name in names]
+    if not packed.record(path):
+        for dataset in datasets:
+            dataset.check()
+    return datasets[0], datasets[1] if len(datasets) > 1 else None
 
 
 def _check_same(path, tok, settings):

@@ -83,6 +83,25 @@ def beside(
         os.close(lock)
 
 
+def check_place(path: str | os.PathLike) -> None:
+    """ValueError, one line, where no folder can be made or written at `path`."""
+    path = pathlib.Path(os.path.abspath(path))
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > 240:  # what is written beside it has a longer name
+        raise ValueError(f"{str(path)[:60]}… has a name of {longest} bytes: use a shorter one")
+    for above in (path, *path.parents):
+        if os.path.lexists(above):
+            break
+    if above.is_symlink() and not above.exists():
+        raise ValueError(
+            f"{above} is a link to what is not there: name another place, or remove it"
+        )
+    if not above.is_dir():
+        raise ValueError(f"{above} is a file and no folder: name another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{above} cannot be written to: name another place")
+
+
 @contextlib.contextmanager
 def folder_once(dst: str | os.PathLike) -> Iterator[pathlib.Path | None]:
     """A folder beside `dst` to fill, which becomes dst where the block ends without error; None

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -55,18 +56,19 @@ def write_rows(folder: pathlib.Path, split: str, rows: Iterable[Row]) -> list[in
     for row, segment in rows:
         if writer is None or shards[-1] == SHARD:
             if writer:
-                writer.close()
+                _said(writer.close)
             # group_size 1: a record is read without its neighbours.
-            writer = ArrayRecordWriter(str(folder / f"{split}-{len(shards)}"), "group_size:1")
+            path = str(folder / f"{split}-{len(shards)}")
+            writer = _said(ArrayRecordWriter, path, "group_size:1")
             shards.append(0)
         example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
         for name, values in zip(DTYPES, (row >> 1, row & 1, segment), strict=True):
             if values is not None:
                 example.features.feature[name].int64_list.value.extend(values.tolist())
-        writer.write(example.SerializeToString(deterministic=True))
+        _said(writer.write, example.SerializeToString(deterministic=True))
         shards[-1] += 1
     if writer:
-        writer.close()
+        _said(writer.close)
     for i, name in enumerate(_shard_names(NAME, split, len(shards))):
         os.rename(folder / f"{split}-{i}", folder / name)
     return shards
@@ -112,7 +114,17 @@ def write_split(
             f"{split}: none of its {len(chosen):,} dialogues has a loss token within --block "
             f"{block}: use a longer one"
         )
-    return counts | {"shards": shards}
+    names = _shard_names(NAME, split, len(shards))
+    return counts | {"shards": shards, "sha256": [files.sha256(folder / n) for n in names]}
+
+
+def _said(write, *args):
+    """write(*args); the library's error, a RuntimeError of several lines, as an OSError of one."""
+    try:
+        return write(*args)
+    except RuntimeError as error:
+        reason = str(error).split(";")[0].splitlines()[0]
+        raise OSError(f"rows cannot be written ({reason}): make room, then try again") from None
 
 
 def write_metadata(
@@ -175,10 +187,18 @@ def widths(path: str | os.PathLike) -> dict[str, int]:
 
 def record(path: str | os.PathLike) -> dict[str, Any]:
     """pack.json of a packed directory: how it was made; {} where somebody else made it."""
+    path = pathlib.Path(path) / "pack.json"
     try:
-        return files.read_json(pathlib.Path(path) / "pack.json")
+        made = files.read_json(path)
     except FileNotFoundError:
         return {}
+    kinds = {"fingerprint": str, "tokenizer": str, "splits": dict, "tokens": int | None}
+    for key, kind in kinds.items():
+        if key not in made or not isinstance(made[key], kind):
+            raise ValueError(f"{path} does not say its {key}: copy the directory again")
+    if not all(isinstance(counts, dict) for counts in made["splits"].values()):
+        raise ValueError(f"{path} does not describe its splits: copy the directory again")
+    return made
 
 
 def splits(path: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
@@ -326,26 +346,65 @@ class Dataset:
     """The rows of one split of a packed directory, by random access; none of them stays in memory.
 
     len(); columns {name: ids a row}; fingerprint (str: of what made the directory, and the split).
+    ValueError where a file is another than the one that pack.json tells of, and at a row that holds
+    an id of `vocabulary` (its size) or more.
     """
 
-    def __init__(self, path: str | os.PathLike, split: str):
-        path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike, split: str, vocabulary: int = 2**31):
+        self.path, self.split, self.vocabulary = pathlib.Path(path), split, vocabulary
         self._records = Records(path, split)
         self.columns = {name: n for name, n in widths(path).items() if name in DTYPES}
-        self.fingerprint = f"{record(path).get('fingerprint') or files.sha256(path)}/{split}"
+        self.fingerprint = f"{_verified(self.path, split)}/{split}"
 
     def __len__(self) -> int:
         return len(self._records)
 
     def rows(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """{"tokens" int32, "loss_mask" int8, for documents and rows "segment" int32}, each [n,
-        block + 1]."""
-        examples = self._records.items(indices)
-        columns = {}
+        """{"tokens" int32, "loss_mask" int8, and "segment" int32 where packed so}, [n, block +
+        1]."""
+        indices = [int(i) for i in indices]
+        examples, columns = self._records.items(indices), {}
         for name, width in self.columns.items():
             values = np.array([example[name] for example in examples]).reshape(-1, width)
+            self._check(name, values, indices)
             columns[name] = values.astype(DTYPES[name], copy=False)
         return columns
+
+    def _check(self, name, values, indices):
+        """ValueError that names the first row whose values cannot be what the column is."""
+        end = {"tokens": self.vocabulary, "loss_mask": 2}.get(name, 2**31)
+        wrong = np.argwhere((values < 0) | (values >= end) | (values != np.floor(values)))
+        if len(wrong):
+            row, at = wrong[0].tolist()
+            what = {"tokens": "id", "loss_mask": "loss mask"}.get(name, name)
+            raise ValueError(
+                f"{self.path}, {self.split} row {indices[row]}: {what} {values[row, at]} at place "
+                f"{at} is not in 0 to {end - 1}: use the tokenizer it was packed with, or pack it again"
+            )
+
+    def check(self, most: int = 10_000) -> None:
+        """Read the first rows, at most `most`: ValueError where one cannot be trained on."""
+        for start in range(0, min(len(self), most), 256):
+            self.rows(range(start, min(start + 256, len(self), most)))
+
+
+def _verified(path, split):
+    """The fingerprint of a directory whose files are those that pack.json was written for."""
+    made = record(path)
+    if not made:
+        return files.sha256(path)
+    shards = splits(path)[split]
+    digests, said = [files.sha256(f) for f in shards], made["splits"].get(split, {}).get("sha256")
+    if said is None:  # packed before digests were kept
+        return f"{made['fingerprint']}+{'+'.join(digests)}"
+    for file, digest, expected in zip_longest(shards, digests, said):
+        if digest != expected:
+            name = file.name if file else f"a file of {split}"
+            raise ValueError(
+                f"{path}: {name} is not what was packed there (pack.json): copy the directory "
+                "again, or pack it again"
+            )
+    return made["fingerprint"]
 
 
 def plain(value: Any) -> Any:
