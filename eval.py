@@ -18,7 +18,7 @@ from host.terminal import Progress, say
 from tasks import flags, inputs, results, scores
 from tasks.generate import sampling_of
 from tasks.humaneval import Finished
-from tasks.page import curve_svg, page
+from tasks.page import curve_svg, is_share, page
 
 if TYPE_CHECKING:
     from decoding.opened import Opened
@@ -146,7 +146,7 @@ def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) 
     series = {k: found[k] for k in ("task", "model", "settings", "unit") if k in found}
     series |= {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
     results.write_json(out / "results.json", series)
-    curve = curve_svg(points, head[0])
+    curve = curve_svg(points, head[0], is_share(series, points))
     results.write_whole(out / "index.html", page(series, points, curve))
     print(f"{len(points)} checkpoints: {out / 'index.html'}")
 

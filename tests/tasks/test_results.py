@@ -149,17 +149,17 @@ def test_the_page_carries_a_models_text_as_data_and_never_as_markup(tmp_path):
     r = results.Result(tmp_path / "r", "nq", {"note": NASTY}, NASTY)
     r.add(item(0, output=NASTY, prompt=NASTY))
     r.finish([0], {"score": 0.0, "interval": (0, 1)})
-    page = (tmp_path / "r" / "index.html").read_text()
+    text = (tmp_path / "r" / "index.html").read_text()
     assert (
-        page.count("<script") == 2
-        and page.count("</script>") == 2
-        and "<img" not in page
-        and "<!--" not in page
+        text.count("<script") == 2
+        and text.count("</script>") == 2
+        and "<img" not in text
+        and "<!--" not in text
     )
-    assert "\u2028" not in page.split('type="application/json">')[1]
-    data = page.split('type="application/json">')[1].split("</script>")[0]
-    assert json.loads(data)[0]["output"] == NASTY
-    assert "innerHTML" not in page and "http" not in re.sub(r"http-equiv", "", page), (
+    assert "\u2028" not in text.split('type="application/json">')[1]
+    data = text.split('type="application/json">')[1].split("</script>")[0]
+    assert json.loads(data)["items"][0]["output"] == NASTY
+    assert "innerHTML" not in text and "http" not in re.sub(r"http-equiv", "", text), (
         "nothing is fetched"
     )
 
