@@ -1,6 +1,7 @@
 """Every automatic evaluation, on any model path, and the comparison of two results.
 
     python eval.py mmlu --model LLAMA-7B --data mmlu/ --shots 5 --out results/7b/mmlu
+    python eval.py run mmlu nq humaneval --model LLAMA-7B --data BENCHMARKS --out results/7b
     python eval.py compare results/7b/mmlu results/7b-20m/mmlu
 
 Each leaves --out with results.json, samples.jsonl and index.html; stopped, the same command goes
@@ -36,27 +37,20 @@ def open_model(args: argparse.Namespace) -> "Opened":
 # --- one task ---
 
 
-def evaluate(args: argparse.Namespace, model: "Opened | None") -> int:
-    """One task over the checkpoints asked for, each in a directory that goes on when stopped."""
-    task = flags.TASKS[args.task].Task(flags.options_of(args), model)
-    if getattr(args, "write_prompts", None):
-        inputs.write_prompts(args.write_prompts, task.prompts())
-        return 0
+def evaluate(args: argparse.Namespace, model: "Opened | None", task) -> dict | None:
+    """One task over the checkpoints asked for, each in a directory that goes on when stopped.
+
+    -> its last results.json; None where there is no score yet.
+    """
     out = pathlib.Path(args.out or terminal.new_out(args.task))
     head = args.task, flags.settings_of(args) | task.settings, args.model
     try:
-        if args.checkpoints:
-            evaluate_checkpoints(head, model, task, out)
-            return 0
-        result = evaluate_one(head, model, task, out)
+        if model and args.checkpoints:
+            return evaluate_checkpoints(head, model, task, out)
+        return evaluate_one(head, model, task, out)
     except Finished as finished:
         say(finished)
-        return 0
-    if getattr(args, "self_test", False):
-        right = round(result["score"] * result["n"])
-        print(f"self-test: {right} of {result['n']} canonical solutions pass")
-        return 0 if right == result["n"] else 1
-    return 0
+        return None
 
 
 def evaluate_one(head: tuple, model: "Opened | None", task, folder: pathlib.Path) -> dict:
@@ -130,7 +124,7 @@ def line_of(head: tuple, model: "Opened | None", found: dict) -> str:
 # --- every checkpoint of a run ---
 
 
-def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) -> None:
+def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) -> dict:
     """Evaluate each saved checkpoint into OUT/step-N, and draw the curve of their scores."""
     from checkpoint import runs
 
@@ -142,13 +136,14 @@ def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) 
         point = {"id": f"step {step}", "step": step, "tokens": tokens.get(step)}
         points.append(point | {k: found[k] for k in ("score", "n", "interval")})
     if found["score"] is None:
-        return
+        return found
     series = {k: found[k] for k in ("task", "model", "settings", "unit") if k in found}
     series |= {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
     results.write_json(out / "results.json", series)
     curve = curve_svg(points, head[0], is_share(series, points))
     results.write_whole(out / "index.html", page(series, points, curve))
     print(f"{len(points)} checkpoints: {out / 'index.html'}")
+    return found
 
 
 def tokens_seen(run: str) -> dict[int, int]:
@@ -166,7 +161,7 @@ def tokens_seen(run: str) -> dict[int, int]:
 def compare(args: argparse.Namespace) -> int:
     """Print the paired difference of two result directories."""
     task = results.read_result(args.a).get("task")
-    metric = {"loglik": "loglik", "perplexity": "nats"}.get(task, "verdict")
+    metric = {"loglik": "loglik", "perplexity": "nats"}.get(str(task), "verdict")
     task, a, b, differ = results.pair(args.a, args.b, metric)
     difference, (low, high) = scores.paired_bootstrap(a, b, seed=args.seed)
     print(f"{task}, {len(a)} items, mean {metric}: A {a.mean():.4f}, B {b.mean():.4f}")
@@ -181,6 +176,33 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
+# --- several tasks ---
+
+
+def evaluate_several(args: argparse.Namespace) -> int:
+    """Several tasks on a model that is opened once, each into OUT/TASK, and one table of scores."""
+    out = args.out or str(terminal.new_out("run"))
+    commands = [flags.parser().parse_args(line) for line in flags.commands_of(args, out)]
+    for command in commands:
+        flags.check(command)
+    model = open_model(args)
+    tasks = [flags.TASKS[c.task].Task(flags.options_of(c), model) for c in commands]
+    table = [("task", "score", "95 % interval", "n", "")]
+    for command, task in zip(commands, tasks, strict=True):
+        model.at(None)
+        found = evaluate(command, model, task) or {"score": None, "interval": None, "n": 0}
+        low, high = found["interval"] or (None, None)
+        ends = "-" if low is None else f"{low:.4g} to {high:.4g}"
+        score = "-" if found["score"] is None else f"{found['score']:.4f}"
+        sample = "a sample" if "sample" in task.settings else ""
+        table.append((command.task, score, ends, f"{found['n']:,}", sample))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
+    return 0
+
+
 # --- command line ---
 
 
@@ -192,22 +214,29 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoints:
         from checkpoint import paths
 
-        if (
-            not flags.needs_model(args)
-            or args.task == "chat"
-            or (paths.kind_of(args.model) != "run")
-        ):
+        if not flags.needs_model(args) or args.task == "chat" or paths.kind_of(args.model) != "run":
             raise ValueError(
                 "--checkpoints all needs a --model that is a run directory, and a task that scores "
                 f"it: leave it out for {args.model or args.task}"
             )
-    model = open_model(args) if flags.needs_model(args) else None
+    if args.task == "run":
+        return evaluate_several(args)
     if args.task == "chat":
         from decoding import conversation
 
-        conversation.converse(model, sampling_of(args))
+        conversation.converse(open_model(args), sampling_of(args))
         return 0
-    return evaluate(args, model)
+    model = open_model(args) if flags.needs_model(args) else None
+    task = flags.TASKS[args.task].Task(flags.options_of(args), model)
+    if getattr(args, "write_prompts", None):
+        inputs.write_prompts(args.write_prompts, task.prompts())
+        return 0
+    result = evaluate(args, model, task)
+    if result and getattr(args, "self_test", False):
+        right = round(result["score"] * result["n"])
+        print(f"self-test: {right} of {result['n']} canonical solutions pass")
+        return 0 if right == result["n"] else 1
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,8 @@ Importing this costs no JAX. A task's Options are its part of the parsed flags.
 
 import argparse
 import dataclasses
+import pathlib
+import shlex
 
 from host.terminal import Parser, say
 from tasks import generate, humaneval, loglik, mmlu, nq, perplexity
@@ -34,6 +36,18 @@ LEAST = {
     "stride": 1,
     "workers": 1,
 }
+# flags that every task of `run` gets
+SHARED = (
+    "model",
+    "tokenizer",
+    "model_preset",
+    "mesh",
+    "dtype",
+    "batch",
+    "limit",
+    "seed",
+    "checkpoints",
+)
 # what says where a result goes and what it is of, but is no setting of the measurement
 NO_SETTINGS = (
     "task",
@@ -52,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         prog="eval.py",
         description="Evaluate a model: any of "
         + ", ".join([*TASKS, "chat"])
-        + "; or compare two results.",
+        + "; several of them (run); or compare two results.",
         epilog="Each leaves --out with results.json, samples.jsonl and index.html; stopped, the "
         "same command goes on.",
     )
@@ -66,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     text = "a conversation in the terminal"
     chat = commands.add_parser("chat", help=text, description=text, parents=[common])
     generate.add_sampling_flags(chat, 0.7, 512)
+    text = "several tasks on one model, and one table of their scores"
+    add_run_flags(commands.add_parser("run", help=text, description=text, parents=[common]))
     compare = commands.add_parser(
         "compare",
         help="paired difference of two result directories",
@@ -78,9 +94,60 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def shared_flags() -> argparse.ArgumentParser:
+def add_run_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of several tasks in one call."""
+    add = command.add_argument_group("tasks").add_argument
+    add(
+        "tasks",
+        nargs="+",
+        metavar="TASK",
+        help=f"of {', '.join(in_folder())}; with its own flags in quotes: 'mmlu --shots 0'",
+    )
+    add(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="a folder of the public benchmarks: mmlu/, nq_open/, humaneval/",
+    )
+    add(
+        "--run-untrusted-code",
+        action="store_true",
+        help="agree that programs written by a model are run here (humaneval)",
+    )
+
+
+def in_folder() -> list[str]:
+    """The tasks whose files are found in a folder of the public benchmarks."""
+    return [name for name, task in TASKS.items() if hasattr(task, "flags_for")]
+
+
+def commands_of(args: argparse.Namespace, out: str) -> list[list[str]]:
+    """The command line of each task of `run`."""
+    shared = []
+    for name in SHARED:
+        value = getattr(args, name)
+        if value is not None:
+            shared += [f"--{name.replace('_', '-')}", str(value)]
+    commands = []
+    for line in args.tasks:
+        name, *own = shlex.split(line)
+        if name not in in_folder():
+            raise ValueError(f"{name} is no task of run: use {', '.join(in_folder())}")
+        files = TASKS[name].flags_for(pathlib.Path(args.data))
+        agreed = ["--run-untrusted-code"] * (args.run_untrusted_code and name == "humaneval")
+        commands.append(
+            [name, *shared, *files, *agreed, "--out", str(pathlib.Path(out) / name), *own]
+        )
+    names = [command[0] for command in commands]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} is there twice: give it an eval.py call of its own")
+    return commands
+
+
+def shared_flags() -> Parser:
     """The flags of every command but compare."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     add = common.add_argument_group("model and devices").add_argument
     add(
         "--model",

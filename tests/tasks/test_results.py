@@ -115,6 +115,46 @@ def test_another_evaluation_in_the_same_folder_is_refused(tmp_path, task, settin
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
 
 
+HOSTILE = {
+    "deep": "[" * 30_000,
+    "list": "[1]",
+    "settings": '{"task": "nq", "settings": [1], "finished": true}',
+    "seconds": '{"task": "nq", "settings": {}, "seconds": "\\u001b[31m"}',
+    "score": '{"task": "nq", "settings": {}, "score": {"a": 1}}',
+    "nan": '{"task": "nq", "settings": {}, "score": NaN}',
+    "text": "git-lfs pointer",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_foreign_results_json_is_one_line(tmp_path, case):
+    finished(tmp_path / "r", [1, 0])
+    (tmp_path / "r" / "results.json").write_text(HOSTILE[case])
+    for use in (
+        lambda: results.Result(tmp_path / "r", "nq", {"shots": 3}, "m"),
+        lambda: results.pair(tmp_path / "r", tmp_path / "r"),
+    ):
+        with pytest.raises(ValueError, match=r"results\.json") as error:
+            use()
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 30_000, "3", '{"verdict": 1}', '{"id": [1]}', '{"id": 0, "verdict": NaN}']
+)
+def test_a_foreign_samples_jsonl_is_one_line_with_its_number(tmp_path, line):
+    finished(tmp_path / "r", [1, 0])
+    with open(tmp_path / "r" / "samples.jsonl", "a") as file:
+        file.write(line + '\n{"id": 9}\n')
+    for use in (
+        lambda: results.Result(tmp_path / "r", "nq", {"shots": 3}, "m"),
+        lambda: results.pair(tmp_path / "r", tmp_path / "r"),
+    ):
+        with pytest.raises(ValueError, match=r"samples\.jsonl, line 3") as error:
+            use()
+        assert str(error.value).isprintable()
+
+
 def test_what_does_not_change_the_measurement_may_change(tmp_path):
     finished(tmp_path / "r", [1, 0], {"shots": 3, "batch": 8})
     assert results.Result(tmp_path / "r", "nq", {"shots": 3, "batch": 1}, "m").finished
