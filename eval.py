@@ -29,9 +29,11 @@ def open_model(args: argparse.Namespace) -> "Opened":
     """The model of the command line. JAX is imported here, so that --help need not wait for it."""
     from decoding import opened
 
-    return opened.open_model(
+    model = opened.open_model(
         args.model, args.tokenizer, args.model_preset, args.mesh, args.dtype, args.batch
     )
+    model.use_template(getattr(args, "template", None))
+    return model
 
 
 # --- one task ---

@@ -121,13 +121,14 @@ class Stream:
 
 def converse(model: Opened, sampling: Sampling) -> None:
     """Read messages and commands until the end of the input."""
-    terminal = sys.stdin.isatty()
+    terminal, template = sys.stdin.isatty(), model.need_template()
     if terminal:
         try:
             import readline  # noqa: F401  gives input() line editing and a history
         except ImportError:
             pass  # a Python without it: lines cannot be edited, all else works
-    say(f"{model.path}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
+    say(f"{model.path}, in the template: {template}")
+    say("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves")
     conversation = Conversation(model, sampling)
     while True:
         try:

@@ -27,6 +27,9 @@ from host.terminal import say
 from text import templates, tokenizer
 
 
+OWN = "own"  # the chat template that a model brings, which is none of ours
+
+
 def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, batch=16) -> "Opened":
     """Open a model path; ValueError where it, its tokenizer or the mesh do not fit one another.
 
@@ -38,8 +41,7 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
     tok = vocabulary.model_tokenizer(path, config, tokenizer_path)
     if tok.normalises:
         say(f"note: {tok.warning}")
-    template = vocabulary.trained_template(path, tok)
-    template = None if tok.chat_template and not template else template or "koala"
+    template = vocabulary.trained_template(path, tok) or (OWN if tok.chat_template else None)
     mesh, note = sharding.start_devices(mesh)
     if note:
         say(f"note: {note}")
@@ -67,7 +69,7 @@ class Opened:
     layout: model.Layout
     dtype: jnp.dtype
     batch: int
-    template: str | None  # of conversations, by name; None: the one that the model brings
+    template: str | None  # of conversations: a name of ours, or OWN; None: nothing says which
     step: int | None = None  # a checkpoint of a run; None: the last, or the only weights there are
     _weights: dict = dataclasses.field(default_factory=dict)  # {"stacked" or "decoding": weights}
     _decoder: Decoder | None = None  # made when there are weights whose specs it is compiled for
@@ -85,7 +87,7 @@ class Opened:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end what the model says."""
-        return templates.stop_ids(self.tok, self.template)
+        return templates.stop_ids(self.tok, None if self.template == OWN else self.template)
 
     @property
     def device(self) -> str:
@@ -136,13 +138,30 @@ class Opened:
         sampling = dataclasses.replace(sampling, stop_ids=stops)
         return decoder.generate(weights, prompts, sampling, self.tok, self.batch, names, watch)
 
-    def chat_template_name(self) -> str:
-        """Which template turns are put into."""
-        return "roles" if self.roles else "koala"
+    def use_template(self, name: str | None) -> None:
+        """Write conversations in a template of this name; None leaves the model's."""
+        if name:
+            templates.needed(self.tok, name)  # says which token is missing
+            self.template = name
+
+    def need_template(self) -> str:
+        """Which template conversations are written in, for a reader.
+
+        ValueError where nothing says which: another one than it was trained with would spoil what
+        the model says, in silence.
+        """
+        if self.template is None:
+            raise ValueError(
+                f"{self.path} does not say how conversations are written (no role tokens, no chat "
+                "template): name one with --template koala, chatml or llama3"
+            )
+        return "the model's own chat template" if self.template == OWN else self.template
 
     def chat_ids(self, conversation: list[dict]) -> list[int]:
         """Ids of turns {"from", "value"} up to where the assistant begins to speak."""
-        return templates.prompt_ids(conversation, self.tok, self.template)
+        self.need_template()
+        name = None if self.template == OWN else self.template
+        return templates.prompt_ids(conversation, self.tok, name)
 
     def truncate_shots(self, build, shots: int, room: int) -> tuple[list, str | list, int, int]:
         """The prompt build(k) with the most shots whose ids are at most `room`.

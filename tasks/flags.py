@@ -57,6 +57,7 @@ NO_SETTINGS = (
     "checkpoints",
     "write_prompts",
     "run_untrusted_code",
+    "template",  # the one in force is a setting of the task
 )
 
 
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
             add_api_flags(command)
     text = "a conversation in the terminal"
     chat = commands.add_parser("chat", help=text, description=text, parents=[common])
+    generate.add_template_flag(chat)
     generate.add_sampling_flags(chat, 0.7, 512)
     text = "several tasks on one model, and one table of their scores"
     add_run_flags(commands.add_parser("run", help=text, description=text, parents=[common]))
@@ -243,6 +245,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--top-p {args.top_p} is out of range: use more than 0, at most 1")
     if getattr(args, "n", 1) > 1 and args.temperature == 0:
         say(f"note: --n {args.n} with --temperature 0 gives the same sample {args.n} times")
+    if getattr(args, "template", None) and not getattr(args, "chat", True):
+        raise ValueError(f"--template {args.template} needs --chat: without it nothing is a turn")
     if not args.model and needs_model(args):
         raise ValueError(
             f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a "

@@ -80,6 +80,22 @@ def add_sampling_flags(
     return group
 
 
+def add_template_flag(parser: argparse.ArgumentParser) -> None:
+    """--template."""
+    parser.add_argument(
+        "--template",
+        choices=["roles", "koala", "chatml", "llama3"],
+        help="how conversations are written [default: the model's own; refused where it says none]",
+    )
+
+
+def said_template(model) -> str:
+    """The template in force, which the user is told."""
+    name = model.need_template()
+    say(f"note: conversations are written in the template: {name}")
+    return name
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("input").add_argument
     add(
@@ -93,6 +109,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="prompts are a human's turns, in the model's own template; rows of turns need it",
     )
+    add_template_flag(parser)
     add = add_sampling_flags(parser, 0.0, 256).add_argument
     add("--n", type=int, default=1, metavar="N", help="samples of each prompt [default 1]")
     add("--stop", nargs="+", metavar="STR", help="end before any of these")
@@ -152,7 +169,7 @@ class Task:
         self.ids = list(self.samples)
         self.settings["input_fingerprint"] = inputs.fingerprint([row for _, row in rows])
         if options.chat:
-            self.settings["template"] = model.chat_template_name()
+            self.settings["template"] = said_template(model)
         elif model.roles:
             say(
                 "note: this model has role tokens, so it was trained to answer turns; without "

@@ -17,6 +17,7 @@ import numpy as np
 from decoding.records import Sampling, finite
 from host.terminal import say
 from tasks import inputs, scores
+from tasks.generate import add_template_flag, said_template
 
 HELP = "Natural Questions, closed book"
 STOPS = ("\n",)
@@ -48,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="training pairs drawn by --seed, 0 to 64 [default %(default)s]",
     )
     add("--chat", action="store_true", help="ask as a human's turn in the model's own template")
+    add_template_flag(parser)
     add("--max-new-tokens", type=int, default=32, metavar="N", help="[default %(default)s]")
     add(
         "--stop-at-punctuation",
@@ -132,7 +134,7 @@ class Task:
         self.settings["input_fingerprint"] = inputs.fingerprint(self.rows)
         self.ids = [str(i) for i in range(len(self.rows))]
         if options.chat and model:
-            self.settings["template"] = model.chat_template_name()
+            self.settings["template"] = said_template(model)
 
     def _draw(self):
         o = self.options

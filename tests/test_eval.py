@@ -110,13 +110,44 @@ def test_generate_answers_conversations_in_the_models_template(tmp_path, place, 
         assert item["output"] == completion(tok, ids, greedy(logp, ids, {tok.eos, tok.user}, 5))[0]
 
 
-def test_a_base_model_is_asked_in_koalas_text(place):
+def test_a_base_model_is_asked_in_a_template_that_is_named_and_never_in_one_guessed(
+    tmp_path, place, capsys
+):
     m = opened.open_model(str(place / "base"))
-    assert (
-        m.tok.decode(m.chat_ids([{"from": "human", "value": "Hi"}]))
-        == "<s>BEGINNING OF CONVERSATION: USER: Hi GPT:"
-    )
     assert m.tok.user is None
+    turns = [{"from": "human", "value": "Hi"}]
+    with pytest.raises(ValueError, match="does not say how conversations are written"):
+        m.chat_ids(turns)
+    m.use_template("koala")
+    prompt = "<s>BEGINNING OF CONVERSATION: USER: Hi GPT:"
+    assert m.tok.decode(m.chat_ids(turns)) == prompt
+    rows = write_lines(tmp_path / "in.jsonl", [{"prompt": "Hi"}])
+    how = ["generate", "--model", place / "base", "--input", rows, "--max-new-tokens", 2]
+    how += ["--chat", "--out", tmp_path / "o"]
+    assert "--template koala, chatml or llama3" in call(*how, expect=2, capsys=capsys)
+    _, err = call(*how, "--template", "koala", capsys=capsys)
+    assert "written in the template: koala" in err
+    assert samples(tmp_path / "o")[0]["prompt"] == prompt
+    assert result(tmp_path / "o")["settings"]["template"] == "koala"
+    other = [*how[:-1], tmp_path / "c", "--template", "chatml"]
+    assert "needs the token <|im_start|>" in call(*other, expect=2, capsys=capsys)
+    without = ["generate", "--model", place / "base", "--input", rows, "--template", "koala"]
+    assert "needs --chat" in call(*without, expect=2, capsys=capsys)
+
+
+def test_a_model_is_asked_in_the_chat_template_it_brings(tmp_path, place, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(place / "base", own)
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}<<{{m.role}}>>{{m.content}}\n{% endfor %}<<assistant>>"
+    )
+    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    rows = write_lines(tmp_path / "in.jsonl", [{"prompt": "Hi"}])
+    how = ["--input", rows, "--max-new-tokens", 2, "--chat", "--out", tmp_path / "o"]
+    _, err = call("generate", "--model", own, *how, capsys=capsys)
+    assert samples(tmp_path / "o")[0]["prompt"] == "<<user>>Hi\n<<assistant>>"
+    assert "the model's own chat template" in err
 
 
 def test_samples_are_the_same_in_any_batch_and_a_stopped_run_goes_on_where_it_was(
@@ -859,10 +890,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, place, case, capsys,
         alphabet = byte_alphabet()
         (other / "vocab.json").write_text(
             json.dumps(
-                {alphabet[b]: i for i, b in enumerate(range(256))} | {"<|endoftext|>": len(tokens)}
+                {alphabet[b]: i for i, b in enumerate(range(256))}
+                | {"19": len(tokens), "<|endoftext|>": len(tokens) + 1}
             )
         )
-        (other / "merges.txt").write_text("#version: 0.2\n")
+        (other / "merges.txt").write_text("#version: 0.2\n1 9\n")
+        (other / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     args = [
         {"IN": path, "tuned": place / "tuned", "other": tmp_path / "other"}.get(a, a) for a in args
     ]
