@@ -10,7 +10,7 @@ import gzip
 import json
 
 from host import files
-from text import dialogues
+from text import dialogues, forms
 
 
 def clean(text):
@@ -43,6 +43,14 @@ def each(paths, parse, max_bad=0.01):
         yield from parsed
 
 
+def parse_object(row):
+    """A raw row as a dict; ValueError, a reason without the place, where it is none."""
+    value = forms.parse_json(row)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
 def instruction_of(row):
     """ "instruction" with its input behind a blank line, or None.
 
@@ -63,7 +71,7 @@ def prompt_of(row, name):
 
     Read are Koala's test set, Self-Instruct's, AlpacaEval's, Vicuna's and NQ's questions.
     """
-    row = dialogues.parse_object(row)
+    row = parse_object(row)
     ids = ("id", "question_id", "prompt_id")
     name = str(next((row[k] for k in ids if isinstance(row.get(k), (str, int))), name))
     if isinstance(row.get("prompt"), str):
@@ -76,7 +84,7 @@ def prompt_of(row, name):
             return [(name, row[key], row)]
     queries = [
         turn["value"]
-        for dialogue in dialogues.parse_row(row, name)
+        for dialogue in forms.parse_row(row, name)
         for turn in dialogue.get("conversations", [])
         if turn["from"] == "human"
     ]

@@ -104,7 +104,7 @@ def _read(paths, stats, max_bad):
                 stats[source].counts["dialogues"] += 1
                 row = json.dumps(dialogue, ensure_ascii=False).encode("utf-8", "surrogatepass")
                 size += len(row)
-                piece = upstream.piece_of(dialogue["id"]) if source == "sharegpt" else None
+                piece = dialogues.piece_of(dialogue["id"]) if source == "sharegpt" else None
                 if piece and piece[0] in unit_of:
                     units[unit_of[piece[0]]][1].append(row)
                     continue

@@ -7,7 +7,7 @@ where a query is the definition, a blank line, the input. Left out: what a query
 from host import terminal
 from study import rows
 from study.curate import bleu
-from text import dialogues
+from text import forms
 
 
 def parse_with(all_turns, counts):
@@ -19,12 +19,12 @@ def parse_with(all_turns, counts):
     def parse(row, name):
         encoded = row.encode("utf-8", "replace") if isinstance(row, str) else row
         if isinstance(row, dict) or b'"Instances"' in encoded:
-            task = dialogues.parse_object(row)
+            task = rows.parse_object(row)
             if "Definition" in task and "Instances" in task:
                 counts["tasks"] += 1
                 return instances(task, name)
         queries = []
-        for d in dialogues.parse_row(row, name):
+        for d in forms.parse_row(row, name):
             queries += _queries(d, all_turns, counts)
         return queries
 

@@ -7,18 +7,11 @@ Used by mix.py. ShareGPT and HC3 rows are read by text/dialogues.py, Discord's J
 
 import itertools
 import json
-import re
 import unicodedata
 
 from study.curate import discord, html_text
-from text import dialogues
+from text import dialogues, forms
 from text.sources import raw_chunks, source_files
-
-PIECE = re.compile(r"(.+)_(\d{1,6})")
-SHAREGPT_ID = re.compile(r"[A-Za-z0-9]{7}")
-# Pieces of one dialogue that are numbered one by one; more of them are the numbers of dialogues.
-MOST_PIECES = 32
-
 
 # --- reading ---
 
@@ -63,9 +56,7 @@ def _object(row):
 
 def _row(row, name, source, counts):
     value = _object(row)
-    if isinstance(value, dict) and value.get("conversations") == []:
-        return [{"id": str(value.get("id", name)), "conversations": []}]
-    read = dialogues.parse_row(value if isinstance(value, dict) else row, name)
+    read = forms.parse_row(value if isinstance(value, dict) else row, name)
     if any("text" in d for d in read):
         raise ValueError("it is plain text, not a dialogue")
     if source == "hc3":
@@ -97,27 +88,20 @@ def _discord(row, name, bad, counts):
 # --- pieces ---
 
 
-def piece_of(name):
-    """(id of the dialogue, n) of a piece's id `<id>_<n>`, else None."""
-    m = PIECE.fullmatch(name)
-    return (m[1], int(m[2])) if m else None
-
-
 def join(pieces, notes):
     """Pieces [dialogue] of one `<id>` -> whole dialogues, mostly one. notes: a Counter.
 
-    n counts turns (FastChat cut long dialogues and named each piece by its first turn) or, where
-    that does not fit, pieces. Equal pieces count once. Where pieces are missing between two, a gap,
-    an answer that has lost its question is taken out: joined, it would become part of the answer
-    before it. Other ids (not ShareGPT's seven letters) that number more than MOST_PIECES
-    overlapping dialogues, such as identity_0 to identity_499, are no pieces.
+    n counts turns: FastChat cut long dialogues and named each piece by its first turn. Pieces are
+    some only where they continue one another (text/dialogues.py's continues); medical_0 to
+    medical_199 are 200 dialogues. Equal pieces count once. Where pieces are missing between two, a
+    gap, an answer that has lost its question is taken out: joined, it would become part of the
+    answer before it.
     """
     if len(pieces) == 1:
         return pieces
-    base, _ = piece_of(pieces[0]["id"])
     numbered = {}
     for piece in pieces:
-        n = piece_of(piece["id"])[1]
+        n = dialogues.piece_of(piece["id"])[1]
         if n not in numbered:
             numbered[n] = piece
         elif numbered[n]["conversations"] == piece["conversations"]:
@@ -125,20 +109,19 @@ def join(pieces, notes):
         else:
             return pieces  # two dialogues under one id: nothing says which belong together
     ns = sorted(numbered)
-    by_turn = all(a + len(numbered[a]["conversations"]) <= b for a, b in itertools.pairwise(ns))
-    if not by_turn and len(ns) > MOST_PIECES and not SHAREGPT_ID.fullmatch(base):
-        return pieces
-    turns = []
-    for before, n in itertools.pairwise([None, *ns]):
-        more = numbered[n]["conversations"]
-        if before is not None:
-            step = len(numbered[before]["conversations"]) if by_turn else 1
-            if before + step != n:
-                notes["gaps between pieces"] += 1
-                if more and more[0]["from"] == "gpt":
-                    notes["answers after a gap, without their question, taken out"] += 1
-                    more = more[1:]
-        turns = turns + more
+    turns_of = {n: numbered[n]["conversations"] for n in ns}
+    first = {n: turns[0]["from"] if turns else "" for n, turns in turns_of.items()}
+    if not dialogues.continues((n, len(turns_of[n]), first[n]) for n in ns):
+        return list(numbered.values())
+    turns = list(turns_of[ns[0]])
+    for before, n in itertools.pairwise(ns):
+        more = turns_of[n]
+        if before + len(turns_of[before]) < n:
+            notes["gaps between pieces"] += 1
+            if first[n] == "gpt":
+                notes["answers after a gap, without their question, taken out"] += 1
+                more = more[1:]
+        turns += more
     notes["pieces joined"] += len(ns)
     return [{**numbered[ns[0]], "conversations": turns}]
 
@@ -163,11 +146,11 @@ def clean(dialogue, notes):
         notes["turns with HTML or 'Copy code' made Markdown"] += text != value
         if not text.strip():
             notes["empty turns taken out"] += 1
-        elif turns and turns[-1]["from"] == turn["from"]:
+        elif turns and all(turns[-1].get(k) == turn.get(k) for k in ("from", "weight")):
             notes["turns merged with the one before"] += 1
             turns[-1]["value"] += "\n\n" + text
-        else:
-            turns.append({"from": turn["from"], "value": text})
+        else:  # its weight 0 marks an answer that is context, and stays
+            turns.append({**turn, "value": text})
     return {**dialogue, "conversations": turns}
 
 
@@ -186,8 +169,8 @@ def query_key(dialogue, which):
     queries = [normalised(t["value"]) for t in turns if t["from"] == "human"]
     if not queries:
         return None
-    piece = piece_of(dialogue["id"])
+    piece = dialogues.piece_of(dialogue["id"])
     if turns[0]["from"] != "human":
         return "\0".join([turns[0]["value"], *queries])
-    headless = piece and SHAREGPT_ID.fullmatch(piece[0]) and piece[1] > 0
+    headless = piece and piece[1] > 0
     return "\0".join(queries) if which == "all" or headless else queries[0]

@@ -18,7 +18,6 @@ from host import terminal
 from study import rows
 from study.synthesize.teacher import at_least, dialogue, finish
 from tasks import scores
-from text import dialogues
 
 # Table 3 of the paper, as written there.
 SEEDS = [
@@ -69,7 +68,7 @@ def read_seeds(path):
     """[(question, answer)] of JSON lines {"question", "answer": str or [str]}; None: the ten."""
 
     def pair(row, name):
-        row = dialogues.parse_object(row)
+        row = rows.parse_object(row)
         question, answer = row.get("question"), row.get("answer")
         answer = answer[0] if isinstance(answer, list) and answer else answer
         if not all(isinstance(x, str) and x.strip() for x in (question, answer)):

@@ -302,6 +302,16 @@ def test_the_command_line_gives_one_line_and_status_2(tmp_path, capsys):
     assert err.startswith("study.curate: ") and err.count("\n") == 1
 
 
+def test_200_numbered_dialogues_stay_200(files):
+    rows = [row(f"medical_{k}", f"What does symptom {k} mean?", f"{LONG} {k}") for k in range(200)]
+    (files / "share.jsonl").write_text(lines_of(rows))
+    report, kept = make(files, files / "out")
+    share = report["sources"]["sharegpt"]
+    assert share["kept"]["dialogues"] == 200 and share["kept"]["turns"] == 400
+    assert share["pieces_that_became_part_of_another"] == 0
+    assert {d["id"] for d in kept} >= {r["id"] for r in rows}
+
+
 # ---- the manual review
 
 

@@ -42,12 +42,12 @@ def test_pieces_are_joined_by_the_number_of_their_first_turn_whatever_their_orde
     assert notes == {"pieces joined": 3}
 
 
-def test_pieces_numbered_one_by_one_are_joined_too():
+def test_pieces_numbered_one_by_one_are_joined_where_each_goes_on_with_an_answer():
     notes = collections.Counter()
     [whole] = upstream.join(
-        [talk("abc_1", "c", "d"), talk("abc_0", "a", "b"), talk("abc_2", "e", "f")], notes
+        [talk("AbCdEf1_1", "b", "c", first="gpt"), talk("AbCdEf1_0", "a", "lost?")], notes
     )
-    assert "".join(said(whole)) == "abcdef" and notes["gaps between pieces"] == 0
+    assert "".join(said(whole)) == "alost?bc" and notes["gaps between pieces"] == 0
 
 
 def test_an_answer_after_a_gap_is_taken_out_and_counted():
@@ -74,12 +74,22 @@ def test_a_piece_that_is_there_twice_counts_once_and_two_dialogues_of_one_id_sta
     )
 
 
-def test_numbered_dialogues_are_no_pieces():
-    rows = [
-        talk(f"identity_{k}", "who are you?", "me", "ok", "yes")
-        for k in range(upstream.MOST_PIECES + 1)
+@pytest.mark.parametrize("name", ["identity", "medical", "quora_1"])
+def test_numbered_dialogues_are_no_pieces(name):
+    rows = [talk(f"{name}_{k}", "who are you?", "me", "ok", "yes") for k in range(200)]
+    parts = [[r] for r in rows] if name != "medical" else [rows]  # seven letters, as ShareGPT's
+    assert [d for part in parts for d in upstream.join(part, collections.Counter())] == rows
+
+
+def test_an_answer_that_is_context_stays_context():
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b", "weight": 0},
+        {"from": "gpt", "value": "c"},
+        {"from": "gpt", "value": "d"},
     ]
-    assert upstream.join(rows, collections.Counter()) == rows
+    clean = upstream.clean({"id": "x", "conversations": turns}, collections.Counter())
+    assert clean["conversations"] == [*turns[:2], {"from": "gpt", "value": "c\n\nd"}]
 
 
 # ---- forms
