@@ -1,4 +1,5 @@
-"""runs/*.sh: the commands they would run are read by the programs' own parsers and carry the paper's values; what their headers predict is what the plan computes now.
+"""runs/*.sh: the commands they would run are read by the programs' own parsers and carry the
+paper's values; what their headers predict is what the plan computes now.
 
 python -m pytest tests/test_runs.py
 """
@@ -71,7 +72,10 @@ def predicted(preset):
     state = 12 * model.parameter_count(config) / plan.GIB
     lines = [
         f"#   memory a device   {total:.2f} GiB (an A100-80 and an H100 hold 74.5, a v5p 95)",
-        f"#   disk              {state:.0f} GiB a checkpoint, two kept of each training; the Hugging Face folder {state / 3:.0f} GiB",
+        (
+            f"#   disk              {state:.0f} GiB a checkpoint, two kept of each training; "
+            f"the Hugging Face folder {state / 3:.0f} GiB"
+        ),
         f"#   {'hours, training alone':<32}" + "".join(f"{'8 x ' + name:>24}" for name in HARDWARE),
         f"#   {'':<32}"
         + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(HARDWARE),
@@ -84,8 +88,9 @@ def predicted(preset):
     for what, steps, rows, T in kinds:
         figures = ""
         for name in HARDWARE:
+            device, sizes = plan.DEVICES[name], dict(batch=rows, T=T)
             figures += "".join(
-                f"{plan.hours(steps, config, layout, compute, plan.DEVICES[name], batch=rows, T=T, mfu=mfu):>8.3f}"
+                f"{plan.hours(steps, config, layout, compute, device, **sizes, mfu=mfu):>8.3f}"
                 for mfu in (None, 0.5, 0.4)
             )
         lines.append(f"#     {what:<15}{steps:>6,} steps   {figures}")
@@ -112,7 +117,10 @@ def test_every_script_is_tested_here():
 
 @pytest.mark.parametrize("preset", SCRIPTS)
 def test_the_programs_take_the_commands_as_they_are(preset):
-    """Order: the base is measured, then each training is packed, trained, exported and measured. Every flag exists, and every input of a command was made by one before it."""
+    """Order: the base is measured, then each training is packed, trained, exported and measured.
+
+    Every flag exists, and every input of a command was made by one before it.
+    """
     commands = dry_run(preset, RUN_UNTRUSTED_CODE="1")
     measured = ["eval.py mmlu", "eval.py nq", "eval.py humaneval"]
     kinds = [
@@ -145,7 +153,9 @@ def test_the_programs_take_the_commands_as_they_are(preset):
 
 @pytest.mark.parametrize("preset", SCRIPTS)
 def test_the_values_are_the_papers(preset):
-    """Learning rate 2e-3 after 1000 steps, one epoch, 32 x 2048 tokens a step (GPT-2: 64 x 1024, the same tokens), AdamW scaled by the weights."""
+    """Learning rate 2e-3 after 1000 steps, one epoch, 32 x 2048 tokens a step (GPT-2: 64 x 1024,
+    the same tokens), AdamW scaled by the weights.
+    """
     batch, block = SCRIPTS[preset]
     assert batch * block == flags.DEFAULTS["batch"][1] * flags.DEFAULTS["block"][1] == 65536
     commands = dry_run(preset)
@@ -200,13 +210,15 @@ def test_a_missing_path_is_one_line_and_status_2(tmp_path):
     )
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
     assert (
-        f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name it, WEIGHTS=PATH sh "
-        in done.stderr
-    )
+        f"WEIGHTS={tmp_path}/none is not there (the base model's Hugging Face folder): name "
+        "it, WEIGHTS=PATH sh "
+    ) in done.stderr
 
 
 def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
-    """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of processor time, most of it starting six programs and compiling."""
+    """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of
+    processor time, most of it starting six programs and compiling.
+    """
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
     config = model.llama(tok.base_size, 32, 2, 4, 96, 512, 1e-5)
     weights = {
@@ -215,13 +227,19 @@ def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
             config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0
         ).items()
     }
-    of = lambda name, layer: weights[name] if layer is None else weights[name][layer]
+
+    def of(name, layer):
+        return weights[name] if layer is None else weights[name][layer]
+
     rows = (
         (n, i, of(n, i)[: config.V] if model.weight_table(config)[n].dims[0] == "V" else of(n, i))
         for n, i in order(config)
     )
     export.write_hf(str(tmp_path / "base"), config, rows, tok)
-    lines = lambda *records: "".join(json.dumps(r) + "\n" for r in records)
+
+    def lines(*records):
+        return "".join(json.dumps(r) + "\n" for r in records)
+
     pairs = [
         {
             "id": str(i),

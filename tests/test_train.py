@@ -1,4 +1,6 @@
-"""train.py: schedules, optimizers against optax, the step on every mesh, accumulation, the command line, stopping and resuming."""
+"""train.py: schedules, optimizers against optax, the step on every mesh, accumulation, the command
+line, stopping and resuming.
+"""
 
 import dataclasses
 import functools
@@ -43,7 +45,7 @@ def relative(a, b):
     return np.linalg.norm(np.asarray(a) - np.asarray(b)) / (np.linalg.norm(np.asarray(b)) + 1e-30)
 
 
-# -------------------------------------------------------------------------------------------------------------- schedule
+# --- schedule ---
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
@@ -63,11 +65,13 @@ def test_schedules_equal_optax(name):
     assert ours[0] == 0 and ours[warmup] == pytest.approx(lr)
 
 
-# ------------------------------------------------------------------------------------------------------------- optimizer
+# --- optimizer ---
 
 
 def optax_twin(name, lr, b1, b2, decay, mask):
-    """What optax computes for each mode, from its own parts; easylm as EasyLM chains them (decay after Adafactor, by the schedule)."""
+    """What optax computes for each mode, from its own parts; easylm as EasyLM chains them (decay
+    after Adafactor, by the schedule).
+    """
     if name == "adamw":
         return optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -123,7 +127,9 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
     weights = model.initialise(config, mesh, layout, 0)
 
     def gradient(key, s):
-        """Random gradients, zero on padding rows, of a norm that is clipped at some steps and not at others."""
+        """Random gradients, zero on padding rows, of a norm that is clipped at some steps and not
+        at others.
+        """
         out = {}
         for i, (n, w) in enumerate(weights.items()):
             g = (
@@ -152,19 +158,19 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
             check_vma=False,
         )
     )
-    apart = lambda tree: (
-        {
+
+    def apart(tree):
+        return {
             (n, i): x[i][: config.V] if table[n].dims[0] == "V" else x[i]
             for n, x in tree.items()
             for i in range(config.L)
             if table[n].layered
-        }
-        | {
+        } | {
             (n, None): x[: config.V] if table[n].dims[0] == "V" else x
             for n, x in tree.items()
             if not table[n].layered
         }
-    )
+
     theirs_w = apart(jax.tree.map(np.asarray, weights))
     twin = optax_twin(name, schedule, b1, b2, decay, {k: table[k[0]].decay for k in theirs_w})
     twin_state = twin.init(theirs_w)
@@ -189,7 +195,7 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
     assert not np.any(np.asarray(weights["embed"])[config.V :]), "padding rows stay zero"
 
 
-# ------------------------------------------------------------------------------------------------------------------ step
+# --- step ---
 
 
 def random_batches(count, B=16, T=16, V=300, seed=0):
@@ -214,7 +220,9 @@ def train_few(
     warmup=2,
     rings=(),
 ):
-    """(losses, metrics of the last step, weights) after the steps of `rows` from the weights of seed 0."""
+    """(losses, metrics of the last step, weights) after the steps of `rows` from the weights of
+    seed 0.
+    """
     mesh, layout = (
         sharding.make_mesh(*mesh_shape),
         model.make_layout(config, *mesh_shape, stages=rings),
@@ -238,7 +246,7 @@ def train_few(
     losses, got = [], None
     for batch in rows if rows is not None else random_batches(5):
         data = batches.device_batch(
-            lambda i: {k: v[i] for k, v in batch.items()},
+            lambda i, batch=batch: {k: v[i] for k, v in batch.items()},
             np.arange(len(batch["tokens"])),
             accumulate,
             mesh,
@@ -262,7 +270,8 @@ def test_five_steps_on_every_mesh_equal_one_device(config_name, name, mesh_shape
     with jax.default_matmul_precision("highest"):
         got, _, sharded = train_few(CONFIGS[config_name], mesh_shape, name)
     np.testing.assert_allclose(got, losses, rtol=1e-5)
-    # GPT-2's key biases have gradient zero in exact arithmetic: what Adam makes of the rounding differs
+    # GPT-2's key biases have gradient zero in exact arithmetic: what Adam makes of the rounding
+    # differs
     worst = max((relative(sharded[n], w), n) for n, w in weights.items() if n != "bk")
     assert worst[0] < 1e-5, worst
 
@@ -289,7 +298,8 @@ def test_accumulation_equals_the_big_batch(loss_mean):
     rows = list(random_batches(3))
     for batch in rows:
         batch["loss_mask"][:9] = (
-            0  # micro-batches with very different numbers of loss tokens: a mean of means would differ
+            # micro-batches with very different numbers of loss tokens: a mean of means would differ
+            0
         )
         batch["loss_mask"][9, 3] = 1
     whole, _, w1 = train_few(LLAMA, (2, 1), rows=rows, loss_mean=loss_mean)
@@ -364,7 +374,7 @@ def test_a_bfloat16_first_moment_stays_close_to_float32():
     assert 0 < distance < 2e-3
 
 
-# ---------------------------------------------------------------------------------------------------------- command line
+# --- command line ---
 
 
 def command(*arguments, home, **kwargs):
@@ -541,7 +551,9 @@ def test_a_run_leaves_what_the_design_says(straight):
 
 @pytest.fixture(scope="session")
 def killed(straight, tmp_path_factory, home):
-    """The same run killed ten times: before the first checkpoint, three times within a save, six times at random steps; then left to finish."""
+    """The same run killed ten times: before the first checkpoint, three times within a save, six
+    times at random steps; then left to finish.
+    """
     out = tmp_path_factory.mktemp("killed") / "run"
     arguments = [
         *SMALL,
@@ -560,11 +572,14 @@ def killed(straight, tmp_path_factory, home):
     kinds = ["before", *rng.sample(["save"] * 3 + ["step"] * 6, 9)]
     hits = dict.fromkeys(kinds, 0)
     checkpoints = out / "checkpoints"
-    unfinished = lambda: (
-        {(p.name, p.stat().st_ino) for p in checkpoints.glob("*tmp*")}
-        if checkpoints.exists()
-        else set()
-    )
+
+    def unfinished():
+        return (
+            {(p.name, p.stat().st_ino) for p in checkpoints.glob("*tmp*")}
+            if checkpoints.exists()
+            else set()
+        )
+
     for kind in kinds:
         for _ in range(
             5
@@ -606,7 +621,10 @@ def test_killed_ten_times_and_started_again_the_weights_are_bit_for_bit_the_same
     assert want.keys() == got.keys() and len(want) > 30
     different = [k for k in want if not np.array_equal(want[k], got[k])]
     assert not different
-    drop = lambda m: {k: v for k, v in m.items() if k not in ("ms", "tokens_per_s")}
+
+    def drop(m):
+        return {k: v for k, v in m.items() if k not in ("ms", "tokens_per_s")}
+
     assert [drop(m) for m in metrics_of(out)] == [drop(m) for m in metrics_of(straight[0])], (
         "every step once, with the same numbers"
     )
@@ -699,9 +717,9 @@ def test_a_tokenizer_that_does_not_match_the_weights_is_refused_with_both_sizes(
     )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        f"has {size} tokens (+ 2 roles) but the weights of {tmp_path / 'run'} have 999: use the tokenizer"
-        in error
-    )
+        f"has {size} tokens (+ 2 roles) but the weights of {tmp_path / 'run'} have 999: use "
+        "the tokenizer"
+    ) in error
 
 
 def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_path, home):
@@ -710,7 +728,10 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
         "".join(
             json.dumps(
                 {
-                    "text": f"The lighthouse number {n} stands on a rock of its own, far from the others. "
+                    "text": (
+                        f"The lighthouse number {n} stands on a rock of its own, far from "
+                        "the others. "
+                    )
                     * 3
                 }
             )
@@ -748,7 +769,10 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
     )
     alone, mixed = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "mixed")
     assert alone[0]["loss"] < metrics_of(straight[0])[0]["loss"] - 1, "the weights came along"
-    share = lambda lines: sum(m["loss_share"] for m in lines)
+
+    def share(lines):
+        return sum(m["loss_share"] for m in lines)
+
     assert share(mixed) > share(alone) + 0.1, "all tokens of the text carry loss"
 
 
@@ -776,7 +800,10 @@ def test_no_gathered_weight_is_kept_for_the_backward_pass(remat, monkeypatch):
         out_specs=(Spec(), specs),
         check_vma=False,
     )
-    f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def f32(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     jax.eval_shape(
         f,
         {n: f32(*s) for n, s in model.shapes(config).items()},
@@ -887,6 +914,9 @@ def test_nan_stops_with_the_step_and_the_rows(tmp_path, home):
     )
     last = text.strip().splitlines()[-1]
     assert re.search(
-        r"train.py: step \d+: loss .*; rows \[\d+.*\]: the weights of step \d+ are untouched.*lower --lr",
+        (
+            r"train.py: step \d+: loss .*; rows \[\d+.*\]: the weights of step \d+ are "
+            r"untouched.*lower --lr"
+        ),
         last,
     ), last

@@ -1,4 +1,5 @@
-"""A run's own checkpoints: any mesh, kills in the middle of a save, every kind of damage named with the last whole step.
+"""A run's own checkpoints: any mesh, kills in the middle of a save, every kind of damage named with
+the last whole step.
 
 python -m pytest tests/checkpoint/test_run_checkpoints.py
 """
@@ -30,9 +31,12 @@ def state_on(data, tensor, config, seed=0):
     mesh, layout = mesh_of(data, tensor), model.make_layout(config, data, tensor)
     spec = sharding.shardings(layout.stacked(config), mesh)
     weights = model.initialise(config, mesh, layout, seed)
-    other = lambda dtype, k: {
-        n: jax.device_put(np.asarray(x * k).astype(dtype), spec[n]) for n, x in weights.items()
-    }
+
+    def other(dtype, k):
+        return {
+            n: jax.device_put(np.asarray(x * k).astype(dtype), spec[n]) for n, x in weights.items()
+        }
+
     return {
         "weights": weights,
         "m": other(ml_dtypes.bfloat16, 0.3),
@@ -191,9 +195,9 @@ def test_a_damaged_checkpoint_is_refused_with_its_step_and_the_last_whole_one(
         HARMS[harm](run / "checkpoints" / str(s))
         capfd.readouterr()
         readers = [
-            lambda: saver.restore(like(state), s),
-            lambda: load.load_weights(str(run), LLAMA, mesh, layout, step=s),
-            lambda: collect(run, LLAMA, step=s),
+            lambda s=s: saver.restore(like(state), s),
+            lambda s=s: load.load_weights(str(run), LLAMA, mesh, layout, step=s),
+            lambda s=s: collect(run, LLAMA, step=s),
         ]
         for read in readers:
             with pytest.raises(ValueError) as caught:

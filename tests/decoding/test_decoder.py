@@ -42,7 +42,9 @@ def made(name, data=1, tensor=1):
 
 @functools.cache
 def make(name, data, tensor):
-    """(config, mesh, layout, stacked weights, weights for decoding, Decoder); matrices three times as large as at initialisation, so that attention is not flat."""
+    """(config, mesh, layout, stacked weights, weights for decoding, Decoder); matrices three times
+    as large as at initialisation, so that attention is not flat.
+    """
     config = CONFIGS[name]
     mesh, layout = (
         sharding.make_mesh(data, tensor),
@@ -88,7 +90,7 @@ def run(name, prompts, data=1, tensor=1, **how):
     return sorted(programs.generate(weights, prompts, settings, **other))
 
 
-# ---------------------------------------------------------------------------------------------------------- cached forward
+# --- cached forward ---
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def run(name, prompts, data=1, tensor=1, **how):
 def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward(
     name, data, tensor
 ):
-    """To 1e-4 of logits up to 4: float32, summed in another order. gqa on 1x4 has fewer kv heads than ranks; the rows are at different positions, as slots are."""
+    """To 1e-4 of logits up to 4: float32, summed in another order. gqa on 1x4 has fewer kv heads
+    than ranks; the rows are at different positions, as slots are.
+    """
     config, mesh, layout, weights, apart, programs = made(name, data, tensor)
     token = np.random.RandomState(1).randint(0, 300, (2, 30)).astype(np.int32)
     full = np.asarray(model.make_logits(config, mesh, layout)(weights, token))
@@ -123,17 +127,26 @@ def test_one_token_at_a_time_over_the_cache_gives_the_logits_of_the_full_forward
     ] * config.L
     for t in range(25):
         at = np.array(
-            [t, max(t - 5, 0)], np.int32
-        )  # the second row stays at its first token for five steps: it is written again, and nothing else
+            [t, max(t - 5, 0)],
+            np.int32,
+            # the second row stays at its first token for five steps: it is written again, and
+            # nothing
+            # else
+        )
         logits, kv = step(apart, token[[0, 1], at], at, kv)
         np.testing.assert_allclose(logits[:, 0], full[[0, 1], at], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name, data, tensor", [("gqa", 2, 2), ("gpt2", 1, 1)])
 def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data, tensor):
-    """A prefix of 70 of 512 places and two trees a row (a trunk with two branches; one text) against the full forward of each text by itself."""
+    """A prefix of 70 of 512 places and two trees a row (a trunk with two branches; one text)
+    against the full forward of each text by itself.
+    """
     config, mesh, layout, weights, *_ = made(name, data, tensor)
-    draw = lambda size: np.random.RandomState(size).randint(0, 300, size).tolist()
+
+    def draw(size):
+        return np.random.RandomState(size).randint(0, 300, size).tolist()
+
     prefix, trunk, branches, other = draw(70), draw(4), [draw(5), draw(3)], draw(6)
     texts = [prefix + trunk + branches[0], prefix + trunk + branches[1], prefix + other]
     ids = trunk + branches[0] + branches[1] + other
@@ -170,7 +183,9 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
         )
     )(weights, row, arrays)
     full = model.make_logits(config, mesh, layout)
-    for text, places in zip(texts, [range(9), [0, 1, 2, 3, 9, 10, 11], range(12, 18)]):
+    for text, places in zip(
+        texts, [range(9), [0, 1, 2, 3, 9, 10, 11], range(12, 18)], strict=False
+    ):
         token = np.zeros((data, 80), np.int32)
         token[:, : len(text)] = text
         np.testing.assert_allclose(
@@ -187,13 +202,15 @@ def test_the_weights_for_decoding_are_the_weights():
     np.testing.assert_array_equal(apart["embed"], weights["embed"])
 
 
-# ------------------------------------------------------------------------------------------------------------------ greedy
+# --- greedy ---
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_greedy_ids_equal_the_full_forwards_at_every_batch_size(name, batch):
-    """Nine ragged prompts, so that slots are refilled; token for token, since the best two logits are nowhere closer than rounding (asserted)."""
+    """Nine ragged prompts, so that slots are refilled; token for token, since the best two logits
+    are nowhere closer than rounding (asserted).
+    """
     outputs = run(name, PROMPTS, batch=batch)
     assert [o.ids for o in outputs] == plain(name, frozen(PROMPTS), 40)
     assert min(o.margin for o in outputs) > 1e-5
@@ -243,7 +260,9 @@ def test_a_kept_prefix_is_of_these_weights_only():
 
 
 def test_slots_that_are_done_take_waiting_prompts():
-    """Two slots, a long answer and nine short ones: the steps made are about the long answer's, not the sum over batches."""
+    """Two slots, a long answer and nine short ones: the steps made are about the long answer's, not
+    the sum over batches.
+    """
     *_, programs = made("mha")
     room = {0: 60} | {i: 6 for i in range(1, 10)}
     made_steps, steps = [], programs.steps
@@ -269,7 +288,7 @@ def test_slots_that_are_done_take_waiting_prompts():
     assert 60 <= sum(made_steps) <= 75, made_steps
 
 
-# ---------------------------------------------------------------------------------------------------------------- stopping
+# --- stopping ---
 
 
 def test_stop_ids_lengths_and_the_end_of_the_context_end_a_row():
@@ -280,7 +299,7 @@ def test_stop_ids_lengths_and_the_end_of_the_context_end_a_row():
     assert [len(o.ids) for o in whole] == [min(30, 96 - len(p)) for p in PROMPTS]
     stop = whole[0].ids[9]
     cut = run("mha", PROMPTS, stop_ids=frozenset({stop, 299}), max_new=30)
-    for a, b in zip(whole, cut):
+    for a, b in zip(whole, cut, strict=False):
         end = a.ids.index(stop) if stop in a.ids else 299
         assert b.ids == a.ids[: min(end, a.ids.index(299) if 299 in a.ids else 299)]
         assert (b.reason == "stop") == (b.ids != a.ids)
@@ -288,7 +307,9 @@ def test_stop_ids_lengths_and_the_end_of_the_context_end_a_row():
 
 
 class Letters:
-    """A tokenizer of which id i is the letter i modulo 26, a space before every fifth; id 0 a third of a euro sign."""
+    """A tokenizer of which id i is the letter i modulo 26, a space before every fifth; id 0 a third
+    of a euro sign.
+    """
 
     def decode_bytes(self, ids):
         return b"".join(
@@ -304,7 +325,9 @@ def test_text_is_cut_before_the_first_stop_string_wherever_tokens_end():
     whole = run("gpt2", PROMPTS, tok=tok, stop_ids=frozenset())
     for stops in (("x",), (whole[0].text[5:8], "qq")):
         for a, b in zip(
-            whole, run("gpt2", PROMPTS, tok=tok, stop_ids=frozenset(), stop_strings=stops, batch=4)
+            whole,
+            run("gpt2", PROMPTS, tok=tok, stop_ids=frozenset(), stop_strings=stops, batch=4),
+            strict=False,
         ):
             ends = [at for s in stops if (at := a.text.find(s)) >= 0]
             assert b.text == (a.text[: min(ends)] if ends else a.text)
@@ -329,7 +352,7 @@ def test_a_watcher_sees_each_answer_grow():
     assert seen == {10 + i: o.ids for i, o in enumerate(outputs)}
 
 
-# ---------------------------------------------------------------------------------------------------------------- sampling
+# --- sampling ---
 
 
 def test_samples_depend_on_prompt_sample_and_seed_not_on_neighbours_or_batch():
@@ -401,7 +424,9 @@ def test_top_k_and_top_p_keep_what_a_slow_loop_keeps(top_k, top_p):
 
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.5, 0), (2.0, 4)])
 def test_frequencies_of_samples_are_the_softmax_of_the_filtered_scores(temperature, top_k):
-    """20,000 draws of 12 tokens: chi-squared under 11 degrees of freedom exceeds 38 once in 10,000 seeds; this seed is fixed."""
+    """20,000 draws of 12 tokens: chi-squared under 11 degrees of freedom exceeds 38 once in 10,000
+    seeds; this seed is fixed.
+    """
     logits = np.random.RandomState(4).randn(1, 12).astype(np.float32)
     n = 20_000
     state = {name: np.zeros(n, np.int32) for name in ("prompt", "position")} | {
@@ -424,7 +449,7 @@ def test_frequencies_of_samples_are_the_softmax_of_the_filtered_scores(temperatu
     assert np.isinf(margin).all()
 
 
-# ------------------------------------------------------------------------------------------------------------------ memory
+# --- memory ---
 
 
 @pytest.mark.parametrize(
@@ -457,7 +482,7 @@ def test_bytes_needed_are_those_of_the_arrays():
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- other programs
+# --- other programs ---
 
 
 @pytest.mark.parametrize(
@@ -465,7 +490,9 @@ def test_bytes_needed_are_those_of_the_arrays():
 )
 @pytest.mark.parametrize("batch", [1, 8])
 def test_greedy_ids_equal_transformers_generate(case, batch, live):
-    """A random model of transformers through its own exported files' names; eight ragged prompts padded on the left there, as its users do."""
+    """A random model of transformers through its own exported files' names; eight ragged prompts
+    padded on the left there, as its users do.
+    """
     import test_model
     import torch
 

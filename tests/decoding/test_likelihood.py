@@ -1,4 +1,5 @@
-"""likelihood.py: packed, shared and tree-shaped scoring against the full forward of each request by itself; the grouping against every other grouping.
+"""likelihood.py: packed, shared and tree-shaped scoring against the full forward of each request by
+itself; the grouping against every other grouping.
 
 python -m pytest tests/test_likelihood.py
 """
@@ -24,9 +25,14 @@ CONFIGS = {
 
 
 def requests():
-    """Twenty questions behind 200 shared tokens; five contexts of four continuations each; texts of their own, one as long as the model's positions."""
+    """Twenty questions behind 200 shared tokens; five contexts of four continuations each; texts of
+    their own, one as long as the model's positions.
+    """
     random = np.random.RandomState(0)
-    draw = lambda size: random.randint(0, 300, size).tolist()
+
+    def draw(size):
+        return random.randint(0, 300, size).tolist()
+
     found, shots = [], draw(200)
     for _ in range(20):
         ids = shots + draw(random.randint(5, 80))
@@ -51,7 +57,9 @@ def requests():
 
 @functools.cache
 def reference(name):
-    """(weights, log-probabilities [requests, 400, 300]) by the full forward, four requests at a time."""
+    """(weights, log-probabilities [requests, 400, 300]) by the full forward, four requests at a
+    time.
+    """
     config = CONFIGS[name]
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(config, 1, 1, fsdp=False)
     weights = {
@@ -75,7 +83,9 @@ def reference(name):
     [("gqa", 1, 1, True), ("gqa", 1, 1, False), ("gqa", 2, 2, True), ("gpt2", 1, 1, True)],
 )
 def test_every_request_gets_what_the_full_forward_gives_it_alone(name, data, tensor, share):
-    """To 1e-4 of log-probabilities down to -12: float32, summed in another order; shared beginnings are computed once (counted)."""
+    """To 1e-4 of log-probabilities down to -12: float32, summed in another order; shared beginnings
+    are computed once (counted).
+    """
     config, wanted = CONFIGS[name], requests()
     weights, logp = reference(name)
     scorer = likelihood.Scorer(
@@ -111,15 +121,19 @@ def test_every_request_gets_what_the_full_forward_gives_it_alone(name, data, ten
 
 
 def best_saving(keys):
-    """The most ids that any partition saves whose groups hold every key that begins as they do: all partitions tried."""
-    depth = lambda group: len(
-        functools.reduce(lambda a, b: a[: shared_length(a, b)], [keys[i] for i in group])
-    )
-    closed = lambda group: (
-        len(group) == 1
-        or {i for i, k in enumerate(keys) if k[: depth(group)] == keys[group[0]][: depth(group)]}
-        == set(group)
-    )
+    """The most ids that any partition saves whose groups hold every key that begins as they do: all
+    partitions tried.
+    """
+
+    def depth(group):
+        return len(
+            functools.reduce(lambda a, b: a[: shared_length(a, b)], [keys[i] for i in group])
+        )
+
+    def closed(group):
+        return len(group) == 1 or {
+            i for i, k in enumerate(keys) if k[: depth(group)] == keys[group[0]][: depth(group)]
+        } == set(group)
 
     def partitions(rest):
         if not rest:

@@ -85,7 +85,8 @@ def test_help_of_every_command_costs_no_jax():
         "for command in [[], *([t] for t in (*flags.TASKS, 'chat', 'compare'))]:\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
         "        flags.parser().parse_args([*command, '--help'])\n"
-        "assert not {n.split('.')[0] for n in sys.modules} & {'jax', 'orbax', 'tensorflow_datasets'}\n"
+        "assert not {n.split('.')[0] for n in sys.modules} & {'jax', 'orbax', "
+        "'tensorflow_datasets'}\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print(used.ru_utime + used.ru_stime)"
     )

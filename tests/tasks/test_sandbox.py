@@ -1,4 +1,6 @@
-"""sandbox.py: what programs try, at every level that this machine allows; the verdict is on the program and nothing is left."""
+"""sandbox.py: what programs try, at every level that this machine allows; the verdict is on the
+program and nothing is left.
+"""
 
 import ctypes
 import gzip
@@ -34,7 +36,9 @@ CHECK = "\ndef check(f):\n    assert f(1) == 2\n    assert f(5) == 6\n\ncheck(f)
 
 @pytest.fixture(scope="module", autouse=True)
 def subreaper():
-    """Whatever a program leaves behind, however it hides, becomes a child of this process, where it is seen."""
+    """Whatever a program leaves behind, however it hides, becomes a child of this process, where it
+    is seen.
+    """
     if isolation.LINUX:
         syscalls.call("prctl", syscalls.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     yield
@@ -59,7 +63,9 @@ def nothing_left():
 
 @pytest.fixture
 def victim():
-    """A folder with a file in it, open to everybody so that no permission does the sandbox's work; in the end as before."""
+    """A folder with a file in it, open to everybody so that no permission does the sandbox's work;
+    in the end as before.
+    """
     with tempfile.TemporaryDirectory() as above:
         folder = pathlib.Path(above) / "home"
         folder.mkdir()
@@ -97,7 +103,7 @@ def contained(request):
         assert worker.run("pass").passed
 
 
-# ---- the plain thing
+# --- the plain thing ---
 
 
 def test_a_right_solution_passes_and_a_wrong_one_fails_with_its_line(worker):
@@ -130,11 +136,14 @@ def test_a_program_starts_with_nothing_of_ours_and_can_import_the_standard_libra
 ):
     monkeypatch.setenv("SECRET", "x")
     program = (
-        "import os, sys, json, ctypes, asyncio.events, xml.etree.ElementTree, sqlite3, threading, multiprocessing\n"
+        "import os, sys, json, ctypes, asyncio.events, xml.etree.ElementTree, sqlite3, "
+        "threading, multiprocessing\n"
         "assert set(os.environ) == {'HOME', 'USER'} and os.listdir() == [] and sys.argv == ['']\n"
-        "open('a', 'w').write('b'); assert open('a').read() == 'b'; os.mkdir('c'); os.rename('a', 'c/a')\n"
+        "open('a', 'w').write('b'); assert open('a').read() == 'b'; os.mkdir('c'); "
+        "os.rename('a', 'c/a')\n"
         "t = threading.Thread(target=print); t.start(); t.join()\n"
-        "main = sys.modules['__main__']; assert not hasattr(main, 'run') and not hasattr(main, 'subprocess')\n"
+        "main = sys.modules['__main__']; assert not hasattr(main, 'run') and not "
+        "hasattr(main, 'subprocess')\n"
         "assert __name__ == 'builtins'"
     )  # as where upstream executes it with empty globals
     for _ in range(2):  # and nothing of the program before
@@ -247,7 +256,7 @@ def test_the_order_of_sets_does_not_differ_between_workers():
     assert len({run(program, level=HERE[0]).reason for _ in range(3)}) == 1
 
 
-# ---- attacks: time and space
+# --- attacks: time and space ---
 
 
 def test_an_endless_loop_times_out(worker, nothing_left):
@@ -255,7 +264,10 @@ def test_an_endless_loop_times_out(worker, nothing_left):
         "while True: pass",
         "import time\ntime.sleep(100)",
         "import signal, os\nos.kill(os.getpid(), signal.SIGSTOP)\nwhile True: pass",
-        "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+        (
+            "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+            "    except (OSError, ValueError): pass\nwhile True: pass"
+        ),
         "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
     ):
         verdict = worker.run(program, timeout=0.15)
@@ -268,9 +280,19 @@ def test_an_endless_loop_times_out(worker, nothing_left):
 def test_a_fork_bomb_ends(worker, nothing_left):
     programs = [
         "import os\nwhile True: os.fork()",
-        "import os\nwhile True:\n    try:\n        os.fork()\n        os.setsid()\n    except OSError: pass",
-        "import os\nwhile True:\n    try:\n        if os.fork() == 0:\n            os.setsid()\n            if os.fork(): os._exit(0)\n    except OSError: pass",
-        "import subprocess, sys\nwhile True: subprocess.Popen([sys.executable or 'sh', '-c', 'sleep 100'], start_new_session=True)",
+        (
+            "import os\nwhile True:\n    try:\n        os.fork()\n        os.setsid()\n"
+            "    except OSError: pass"
+        ),
+        (
+            "import os\nwhile True:\n    try:\n        if os.fork() == 0:\n"
+            "            os.setsid()\n            if os.fork(): os._exit(0)\n"
+            "    except OSError: pass"
+        ),
+        (
+            "import subprocess, sys\nwhile True: subprocess.Popen([sys.executable or 'sh', "
+            "'-c', 'sleep 100'], start_new_session=True)"
+        ),
     ]
     for program in programs:
         assert not worker.run(program, timeout=0.3).passed
@@ -280,7 +302,10 @@ def test_a_fork_bomb_ends(worker, nothing_left):
 
 
 def test_what_a_program_leaves_in_another_session_is_ended_with_it(worker, nothing_left, tmp_path):
-    program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(100)\n    os._exit(0)\nos.wait()"
+    program = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        time.sleep(100)\n    os._exit(0)\nos.wait()"
+    )
     verdict = worker.run(program)
     assert verdict.passed != FILTERED[worker.level], (
         verdict
@@ -301,7 +326,10 @@ def test_ten_gigabytes_of_memory_are_refused(worker, nothing_left):
     if FILTERED[worker.level]:  # memory that is not counted as the process's
         for program in (
             "import os\nos.memfd_create('x')",
-            "import ctypes\nl = ctypes.CDLL(None, use_errno=True)\nassert l.shmget(0, 1 << 20, 0o1600) >= 0, ctypes.get_errno()",
+            (
+                "import ctypes\nl = ctypes.CDLL(None, use_errno=True)\n"
+                "assert l.shmget(0, 1 << 20, 0o1600) >= 0, ctypes.get_errno()"
+            ),
         ):
             assert not worker.run(program).passed
 
@@ -318,7 +346,10 @@ def test_a_file_of_ten_gigabytes_is_refused(worker, nothing_left):
         assert (
             "No space left"
             in worker.run(
-                "for i in range(20):\n    f = open(str(i), 'wb'); f.write(bytes(8 << 20)); f.close()",
+                (
+                    "for i in range(20):\n    f = open(str(i), 'wb'); f.write(bytes(8 << 20)); "
+                    "f.close()"
+                ),
                 timeout=10,
             ).reason
         )
@@ -340,10 +371,15 @@ def test_endless_output_goes_nowhere(worker, nothing_left, capfd):
 
 @pytest.mark.parametrize("level", HERE)
 def test_the_temporary_folder_is_removed_whatever_is_in_it(level, nothing_left, monkeypatch):
-    deep = "import os\nfor i in range(1200):\n    os.mkdir('d'); os.chdir('d')\nopen('f', 'w').close()"  # deeper than recursion goes
+    # deeper than recursion goes
+    deep = (
+        "import os\nfor i in range(1200):\n    os.mkdir('d'); os.chdir('d')\nopen('f', 'w').close()"
+    )
     locked = (
-        "import os\nos.mkdir('a'); os.mkdir('a/b'); open('a/b/f', 'w').close(); os.symlink('/', 'a/s')\n"
-        "try:\n    os.chmod('a/b', 0); os.chmod('a', 0); os.chmod('.', 0)\nexcept PermissionError: pass"
+        "import os\nos.mkdir('a'); os.mkdir('a/b'); open('a/b/f', 'w').close(); "
+        "os.symlink('/', 'a/s')\n"
+        "try:\n    os.chmod('a/b', 0); os.chmod('a', 0); os.chmod('.', 0)\n"
+        "except PermissionError: pass"
     )
     if os.path.isdir("/dev/shm"):  # removing folders takes milliseconds each on some disks
         monkeypatch.setattr("tempfile.tempdir", "/dev/shm")
@@ -354,18 +390,24 @@ def test_the_temporary_folder_is_removed_whatever_is_in_it(level, nothing_left, 
 
 
 def test_threads_that_never_end_do_not_keep_a_program_alive(worker, nothing_left):
-    threads = "import threading\ndef spin():\n    while True: pass\nfor _ in range(3): threading.Thread(target=spin).start()\n"
+    threads = (
+        "import threading\ndef spin():\n    while True: pass\n"
+        "for _ in range(3): threading.Thread(target=spin).start()\n"
+    )
     verdict = worker.run(RIGHT + threads + CHECK)
     assert verdict.passed and verdict.seconds < 2.5
     assert not worker.run(WRONG + threads + CHECK).passed
     assert not worker.run(
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(100,)).start()",
+        (
+            "import threading, time\nwhile True: threading.Thread(target=time.sleep, "
+            "args=(100,)).start()"
+        ),
         timeout=5,
         memory=1 << 28,
     ).passed
 
 
-# ---- attacks: on other processes, files, the network
+# --- attacks: on other processes, files, the network ---
 
 
 @pytest.mark.parametrize(
@@ -381,8 +423,13 @@ def test_threads_that_never_end_do_not_keep_a_program_alive(worker, nothing_left
 )
 def test_a_program_cannot_signal_its_parent_or_anybody_else(worker, nothing_left, call):
     if worker.level == "limits" and worker.level in OWN_USER and call != "os.killpg(0, 9)":
-        return  # not contained there, as the level says: it would end the user's own processes, this test among them
-    program = f"import os, signal\nfor _ in range(3):\n    try: {call}\n    except OSError: pass\nwhile True: pass"
+        # not contained there, as the level says: it would end the user's own processes, this test
+        # among them
+        return
+    program = (
+        f"import os, signal\nfor _ in range(3):\n    try: {call}\n    except OSError: pass\n"
+        "while True: pass"
+    )
     verdict = worker.run(program, timeout=0.2)
     assert not verdict.passed and (verdict.timed_out or "signal 9" in verdict.reason)
     assert worker.process.poll() is None and worker.run(RIGHT + CHECK).passed
@@ -441,9 +488,12 @@ def test_an_in_process_guard_undone_through_subclasses_reaches_nothing(
 ):
     undo = (
         "import os\nos.system = None\n"
-        "w = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]\n"
-        f"try:\n    w.__init__.__globals__['popen']('rm -rf {victim}').read()\nexcept OSError: pass\n"
-        f"try:\n    w.__init__.__globals__['unlink']({str(victim / 'file')!r})\nexcept OSError: pass\n"
+        "w = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == "
+        "'_wrap_close'][0]\n"
+        f"try:\n    w.__init__.__globals__['popen']('rm -rf {victim}').read()\n"
+        "except OSError: pass\n"
+        f"try:\n    w.__init__.__globals__['unlink']({str(victim / 'file')!r})\n"
+        "except OSError: pass\n"
     )
     assert not contained.run(undo + WRONG + CHECK).passed
     assert contained.run(undo + RIGHT + CHECK).passed
@@ -457,11 +507,21 @@ def test_nothing_is_sent_not_even_to_loopback(contained, nothing_left):
         box.bind(("127.0.0.1", 0))
         server.settimeout(0.1), box.settimeout(0.1)
         programs = [
-            f"import socket\nsocket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1).send(b'x')",
-            f"import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', {box.getsockname()})",
+            (
+                "import socket\nsocket.create_connection(('127.0.0.1', "
+                f"{server.getsockname()[1]}), 1).send(b'x')"
+            ),
+            (
+                "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', "
+                f"{box.getsockname()})"
+            ),
             "import socket\nsocket.socket(socket.AF_UNIX).connect('/var/run/docker.sock')",
             "import socket\nsocket.getaddrinfo('example.com', 80)",
-            f"import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{server.getsockname()[1]}/', timeout=1)",
+            (
+                "import urllib.request\n"
+                f"urllib.request.urlopen('http://127.0.0.1:{server.getsockname()[1]}/', "
+                "timeout=1)"
+            ),
         ]
         for program in programs:
             verdict = contained.run(program)
@@ -474,7 +534,10 @@ def test_nothing_is_sent_not_even_to_loopback(contained, nothing_left):
 def test_the_filter_knows_other_doors_to_the_kernel(contained):
     if not FILTERED[contained.level]:
         return
-    call = "import ctypes\nl = ctypes.CDLL(None, use_errno=True)\nassert l.syscall({}) >= 0, ctypes.get_errno()"
+    call = (
+        "import ctypes\nl = ctypes.CDLL(None, use_errno=True)\n"
+        "assert l.syscall({}) >= 0, ctypes.get_errno()"
+    )
     for what, code in (
         (
             "272 if __import__('os').uname().machine == 'x86_64' else 97, 0x10000000",
@@ -493,7 +556,11 @@ def test_the_filter_knows_other_doors_to_the_kernel(contained):
         assert contained.run(call.format("0x40000000 + 39")).reason.startswith(
             "AssertionError: 38 "
         )  # x32's getpid
-        machine_code = "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b814000000cd80c3'))\n"  # i386's getpid
+        # i386's getpid
+        machine_code = (
+            "import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+            "m.write(bytes.fromhex('b814000000cd80c3'))\n"
+        )
         verdict = contained.run(
             machine_code
             + "ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()"
@@ -505,7 +572,9 @@ def test_the_filter_knows_other_doors_to_the_kernel(contained):
 
 
 def decide(code, machine, number, *args):
-    """What a classic BPF program says of a system call: a slow interpreter of the few instructions that are used."""
+    """What a classic BPF program says of a system call: a slow interpreter of the few instructions
+    that are used.
+    """
     data = struct.pack("<iIQ6Q", number, machine, 0, *(args + (0,) * 6)[:6])
     at = value = 0
     while True:
@@ -591,7 +660,7 @@ def test_the_filter_decides_alike_on_both_machines(machine, by_path):
     )
 
 
-# ---- attacks: on the verdict
+# --- attacks: on the verdict ---
 
 LEAVE_EARLY = [
     "import sys\nsys.exit(0)",
@@ -625,7 +694,10 @@ def test_closed_or_replaced_streams_change_no_verdict(worker, nothing_left):
         "import sys\nsys.stdout.close(); sys.stderr.close()",
         "import os\nos.close(0); os.close(1); os.close(2)",
         "import sys\nsys.stdout = sys.stderr = None",
-        "import sys\nclass Out:\n    def write(self, s): raise SystemExit\n    flush = write\nsys.stdout = sys.stderr = Out()",
+        (
+            "import sys\nclass Out:\n    def write(self, s): raise SystemExit\n"
+            "    flush = write\nsys.stdout = sys.stderr = Out()"
+        ),
         "import os\nos.dup2(os.open('out', os.O_CREAT | os.O_WRONLY), 1)\nprint('passed')",
     ):
         assert worker.run(change + "\n" + RIGHT + CHECK).passed, change
@@ -645,7 +717,10 @@ def test_patching_the_check_or_the_assertions_does_not_help(worker, nothing_left
         "import builtins\nbuiltins.AssertionError = type('E', (Exception,), {})",
         "import sys\nsys.excepthook = lambda *a: None\nsys.unraisablehook = lambda *a: None",
         "import os, sys\nos.write = os._exit = os.read = lambda *a: 0\nsys.exit = print",
-        "import builtins\nbuiltins.exec = builtins.compile = builtins.BaseException = lambda *a: None",
+        (
+            "import builtins\nbuiltins.exec = builtins.compile = builtins.BaseException = "
+            "lambda *a: None"
+        ),
         "print('passed')\nprint('Ppassed', flush=True)",
         "__debug__ = 0" if sys.version_info < (3,) else "globals()['__debug__'] = False",
         "import threading\nthreading.excepthook = print",
@@ -661,7 +736,11 @@ def test_patching_the_check_or_the_assertions_does_not_help(worker, nothing_left
 
 
 def test_a_program_that_writes_to_every_pipe_fails(worker, nothing_left):
-    noise = "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'Ppassed' + bytes(16) + b'Ppassed')\n    except OSError: pass\n"
+    noise = (
+        "import os\nfor fd in range(3, 64):\n"
+        "    try: os.write(fd, b'Ppassed' + bytes(16) + b'Ppassed')\n"
+        "    except OSError: pass\n"
+    )
     verdict = worker.run(noise + RIGHT + CHECK)
     assert not verdict.passed and verdict.reason == "wrote to the pipe of the verdict"
     assert worker.run(RIGHT + CHECK).passed
@@ -685,7 +764,7 @@ def test_what_remains_is_what_the_file_says_remains(worker):
     assert worker.run(always + CHECK).passed and "__eq__" in sandbox.REMAINS
 
 
-# ---- many programs
+# --- many programs ---
 
 
 def test_the_verdicts_are_in_order_and_the_same_at_any_number_of_workers():
@@ -744,8 +823,11 @@ class FakeWorker:
     def close(self):
         pass
 
-    __enter__ = lambda self: self
-    __exit__ = lambda self, *error: None
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
 
 
 def test_what_timed_out_or_lost_its_worker_is_run_once_more_alone(monkeypatch):
@@ -781,8 +863,10 @@ def test_a_killed_worker_takes_its_program_with_it_and_is_told_apart_from_a_verd
 @pytest.mark.parametrize("level", HERE)
 def test_a_killed_caller_leaves_nothing_running_and_no_folder(level, nothing_left, tmp_path):
     code = (
-        "import sys, tempfile; sys.path.insert(0, sys.argv[1]); tempfile.tempdir = sys.argv[2]; import sandbox\n"
-        "with sandbox.Worker(sys.argv[3]) as worker: print(1, flush=True); worker.run('while True: pass', timeout=60)"
+        "import sys, tempfile; sys.path.insert(0, sys.argv[1]); tempfile.tempdir = "
+        "sys.argv[2]; import sandbox\n"
+        "with sandbox.Worker(sys.argv[3]) as worker: print(1, flush=True); "
+        "worker.run('while True: pass', timeout=60)"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, ROOT, str(tmp_path), level], stdout=subprocess.PIPE
@@ -798,7 +882,7 @@ def test_a_killed_caller_leaves_nothing_running_and_no_folder(level, nothing_lef
         time.sleep(0.01)
 
 
-# ---- levels
+# --- levels ---
 
 
 def test_a_minimum_that_the_machine_does_not_reach_is_refused_in_one_line(monkeypatch):
@@ -817,7 +901,10 @@ def test_a_minimum_that_the_machine_does_not_reach_is_refused_in_one_line(monkey
     )
     with pytest.raises(
         ValueError,
-        match=r"--isolation namespaces does not work here \(unshare: Operation not permitted\), the strongest is landlock: .*--isolation landlock$",
+        match=(
+            r"--isolation namespaces does not work here \(unshare: Operation not "
+            r"permitted\), the strongest is landlock: .*--isolation landlock$"
+        ),
     ):
         require("namespaces")
     with pytest.raises(
@@ -834,7 +921,10 @@ def test_a_level_that_cannot_be_entered_or_does_not_hold_says_why_and_leaves_not
     for name in set(HERE) - {"limits"}:
         assert sandbox.available(name) == (
             None,
-            "it does not hold: Exception: /home can be read (line 1: raise Exception('/home can be read'))",
+            (
+                "it does not hold: Exception: /home can be read (line 1: raise Exception('/home "
+                "can be read'))"
+            ),
         )
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
     assert sandbox.available("limits") == (None, "its worker did not start: it ended")
@@ -851,7 +941,7 @@ def test_the_command_prints_every_level_with_what_it_does_not_contain(capsys):
     )
 
 
-# ---- real programs
+# --- real programs ---
 
 
 def humaneval(data_dir):
@@ -876,7 +966,12 @@ def test_all_164_canonical_solutions_pass(data_dir, level):
     )
     assert (
         len(verdicts) == 164
-        and [(p["task_id"], v.reason) for p, v in zip(problems, verdicts) if not v.passed] == []
+        and [
+            (p["task_id"], v.reason)
+            for p, v in zip(problems, verdicts, strict=False)
+            if not v.passed
+        ]
+        == []
     )
 
 

@@ -4,7 +4,6 @@ import gzip
 import itertools
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from tasks.scores import (
     wilson,
 )
 
-# ---- text
+# --- text ---
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
     for i in range(10):
         inside = [
             (p, c)
-            for p, c in zip(confidence, correct)
+            for p, c in zip(confidence, correct, strict=False)
             if i < p * 10 <= i + 1 or (i == 0 and p == 0)
         ]
         if inside:
@@ -136,7 +135,7 @@ def test_calibration_error_agrees_with_a_loop_over_bins():
     )
 
 
-# ---- programs
+# --- programs ---
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])
@@ -166,7 +165,7 @@ def test_pass_at_k_is_exact_at_many_samples_and_refuses_too_few():
         pass_at_k(2, 1, 10)
 
 
-# ---- intervals and tests
+# --- intervals and tests ---
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,8 @@ def test_the_bootstrap_agrees_with_one_that_draws_item_by_item(kind):
     )
     weights = rng.integers(1, 50, n) if kind == "weighted" else np.ones(n)
     got = bootstrap(values, weights if kind == "weighted" else None)
-    # The ends of 2,000 slow resamples scatter by about 4 % of the width; three times that is the tolerance.
+    # The ends of 2,000 slow resamples scatter by about 4 % of the width; three times that is the
+    # tolerance.
     slow = slow_bootstrap(values, weights, 2000)
     assert got == pytest.approx(slow, abs=0.12 * (slow[1] - slow[0]))
     assert (
@@ -275,7 +275,7 @@ def test_mcnemars_p_of_a_published_table_and_of_thousands_of_items():
     assert 0 < mcnemar(np.zeros(1000), np.ones(1000))[2] < 1e-300
 
 
-# ---- real data
+# --- real data ---
 
 
 def test_the_golds_of_natural_questions_match_themselves_and_score_an_f1_of_one(data_dir):

@@ -1,4 +1,4 @@
-"""blocks.py: every packing keeps every token it says it keeps, and the orders are fixed for good."""
+"""rows.py: every packing keeps each token it says it keeps; the orders are fixed for good."""
 
 import numpy as np
 import pytest
@@ -20,11 +20,13 @@ LENGTHS, BLOCK = st.lists(st.integers(2, 40), min_size=1, max_size=30), st.integ
 
 
 def coded(lengths):
-    """Dialogues whose ids count on, so that each token is known by its id: list of int32, id * 2 + mask."""
+    """Dialogues whose ids count on, so that each token is known by its id: list of int32, id * 2 +
+    mask.
+    """
     starts = np.cumsum([0, *lengths]) + 1
     return [
         np.arange(a, b, dtype=np.int32) * 2 + (np.arange(a, b) % 3 > 0) * (np.arange(a, b) > a)
-        for a, b in zip(starts, starts[1:])
+        for a, b in zip(starts, starts[1:], strict=False)
     ]
 
 
@@ -53,7 +55,7 @@ def test_stream_covers_each_token_exactly_once_as_a_target(lengths, block):
         len(whole) - 1 :
     ].any()
     assert len(rows) == -(-(len(whole) - 1) // block)
-    assert all(a[-1] >> 1 == b[0] >> 1 for a, b in zip(rows, rows[1:]))
+    assert all(a[-1] >> 1 == b[0] >> 1 for a, b in zip(rows, rows[1:], strict=False))
 
 
 @given(LENGTHS, BLOCK)
@@ -79,7 +81,9 @@ def test_documents_cover_every_token_and_keep_each_dialogue_in_a_segment(lengths
         whole
     )  # each exactly once, also where a dialogue goes on in another row
     assert neighbours == {
-        (int(a), int(b)) for part in parts for a, b in zip(part[:-1] >> 1, part[1:] >> 1)
+        (int(a), int(b))
+        for part in parts
+        for a, b in zip(part[:-1] >> 1, part[1:] >> 1, strict=False)
     }
 
 
@@ -114,7 +118,8 @@ def test_best_fit_equals_the_plain_search_for_the_fullest_group_with_room(length
 
 
 def test_orders_are_permutations_fixed_for_good():
-    # Written down once: another order would change which dialogues a run that is resumed or repeated trains on.
+    # Written down once: another order would change which dialogues a run that is resumed or
+    # repeated trains on.
     assert shuffled(8, 0, 0).tolist() == [0, 7, 2, 5, 4, 6, 3, 1]
     assert (
         _splitmix(np.array([1234567], np.uint64)) == 6457827717110365317

@@ -1,4 +1,5 @@
-"""bench/growth.py chooses meshes that fit and says why more devices stop helping; bench/gpu.py measures what its plan says fits.
+"""bench/growth.py chooses meshes that fit and says why more devices stop helping; bench/gpu.py
+measures what its plan says fits.
 
 python -m pytest tests/test_growth.py
 """
@@ -54,7 +55,9 @@ def test_what_does_not_fit_is_no_mesh_but_a_need():
 
 
 def test_servers_share_a_network_that_a_slice_does_not_have():
-    """Strong scaling of 7B: H100s are held up by the weights' bytes between servers, one slice of TPUs by the tensor axis, much later."""
+    """Strong scaling of 7B: H100s are held up by the weights' bytes between servers, one slice of
+    TPUs by the tensor axis, much later.
+    """
     config = model.preset("llama-7b")
     words = {
         name: growth.stops(

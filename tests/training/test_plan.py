@@ -2,7 +2,8 @@
 
     python -m pytest tests/test_plan.py
 
-Compiling for a TPU needs libtpu and minutes: `python train.py --plan v5p:2x2x2 --model llama-13b --mesh 8x1` prints both counts side by side.
+Compiling for a TPU needs libtpu and minutes: `python train.py --plan v5p:2x2x2 --model llama-13b
+--mesh 8x1` prints both counts side by side.
 """
 
 import json
@@ -55,7 +56,10 @@ def compiled_step(
     ],
 )
 def test_bytes_over_the_wire_are_those_of_the_compiled_program(mesh, T, prefetch, remat, rings):
-    """Within 1 %: the optimizer's, the norms' and the loss's few bytes are not counted by hand. The CPU compiler keeps every collective as it is written. 63: no sequence parallelism."""
+    """Within 1 %: the optimizer's, the norms' and the loss's few bytes are not counted by hand.
+
+    The CPU compiler keeps every collective as it is written. 63: no sequence parallelism.
+    """
     config = model.llama(512, 128, 3, 8, 384, 64, 1e-5)
     compute = model.StepOptions(loss_chunk=64, prefetch=prefetch, remat=remat)
     layout, program = compiled_step(config, compute, mesh, 8, T, rings=rings)
@@ -82,7 +86,9 @@ def test_the_state_of_a_device_is_what_the_compiled_program_takes():
 
 
 def test_13b_on_8_devices_by_hand():
-    """13,015,864,320 weights: 12 bytes of state each, 4 of gradient; a layer's input is 4 rows of 2048 tokens of 5120 in bfloat16."""
+    """13,015,864,320 weights: 12 bytes of state each, 4 of gradient; a layer's input is 4 rows of
+    2048 tokens of 5120 in bfloat16.
+    """
     config = model.preset("llama-13b")
     layout = model.make_layout(config, 8, 1)
     count = plan.memory(config, layout, BF16, batch=32, T=2048)
@@ -113,7 +119,9 @@ def test_13b_on_8_devices_by_hand():
 
 
 def test_flops_of_7b_by_hand():
-    """6.607e9 matmul weights (all but embeddings and norms), 4096 channels of attention in 32 layers."""
+    """6.607e9 matmul weights (all but embeddings and norms), 4096 channels of attention in 32
+    layers.
+    """
     config = model.preset("llama-7b")
     matmul = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
     assert plan.model_flops(config, 65536, 2048) == 65536 * (6 * matmul + 6 * 32 * 2048 * 4096)
@@ -125,9 +133,16 @@ def test_flops_of_7b_by_hand():
 
 
 def test_seconds_of_7b_by_hand():
-    """On 8: arithmetic 3,587.6 T over 8 x 989 T/s, wire 43.5 GiB over 450 GB/s. On 16 in two servers the ring enters each once, through 8 cards of 50 GB/s; over tensor 2, 4 data ranks share."""
+    """On 8: arithmetic 3,587.6 T over 8 x 989 T/s, wire 43.5 GiB over 450 GB/s.
+
+    On 16 in two servers the ring enters each once, through 8 cards of 50 GB/s; over tensor 2, 4
+    data ranks share.
+    """
     config, h100 = model.preset("llama-7b"), plan.DEVICES["H100"]
-    received = lambda layout, batch: plan.wire(config, layout, BF16, batch=batch, T=2048)
+
+    def received(layout, batch):
+        return plan.wire(config, layout, BF16, batch=batch, T=2048)
+
     eight = model.make_layout(config, 8, 1)
     work, link = plan.step_time_bounds(config, eight, BF16, h100, batch=32, T=2048)
     assert work == pytest.approx(3587.6 / 8 / 989, rel=1e-4) and link == pytest.approx(
@@ -241,9 +256,11 @@ def test_peaks_are_found_by_what_jax_calls_a_device():
 
 
 def test_model_flops_equal_a_count_by_hand():
-    """gpt2, a token of a 1,024-token row: 12 layers of 12 D^2 = 7,077,888 and the output matrix 50257 * 768 =
-    38,597,376 are 123,532,032 multiply-adds; attention 2 products of T * D, half of them behind the mask: 12 * 1024 *
-    768 = 9,437,184. Two FLOPs each, times 3 with the backward pass. A grouped LLaMA, term by term, below."""
+    """gpt2, a token of a 1,024-token row: 12 layers of 12 D^2 = 7,077,888 and the output matrix
+    50257 * 768 = 38,597,376 are 123,532,032 multiply-adds; attention 2 products of T * D, half of
+    them behind the mask: 12 * 1024 * 768 = 9,437,184. Two FLOPs each, times 3 with the backward
+    pass. A grouped LLaMA, term by term, below.
+    """
     assert plan.model_flops(model.PRESETS["gpt2"], 1, 1024) == 6 * (123_532_032 + 9_437_184)
     D, NH, KH, F, V, L, T = 4096, 4096, 1024, 14336, 128256, 32, 2048
     forward = (
