@@ -32,8 +32,14 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # compiling is most of the tests' time; this halves it
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    # Compiling is most of the tests' time; level 0 halves it. A collective of eight virtual devices
+    # that waits for a core for 40 s would end the process: on a busy machine it may wait longer.
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+        " --xla_cpu_collective_timeout_seconds=600",
+    )
     # compiled programs are kept between runs, for the tests' own processes too; workers share
     # them, and an entry that a killed process left cut off is compiled again with a warning
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla-tests"
