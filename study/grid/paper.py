@@ -348,6 +348,8 @@ def conversations(study, m):
     file, answers = study.files, m.out("answers")
     prompts, teacher = file["prompts"], file["teacher"]
     asked = ("--chat", "--input", prompts, "--max-new-tokens", "256")
+    if m.labels.get("role") == "base":
+        asked += ("--template", "koala")  # plain text: a base model knows no template
     m.eval("answers", "generate", *asked, files=(prompts,), labelled=False)
     judge = ()
     if file["judge"] and file["judge_model"]:
