@@ -24,6 +24,11 @@ def pytest_addoption(parser):
         ),
     )
     parser.addoption(
+        "--smollm2",
+        metavar="FILE",
+        help="SmolLM2-135M-Instruct as a GGUF file: adds the tests on a real language model",
+    )
+    parser.addoption(
         "--live",
         action="store_true",
         help="also compare live with torch and transformers (requirements-compare.txt)",
@@ -59,12 +64,12 @@ def pytest_configure(config):
 def pytest_runtest_makereport(item, call):
     """With --data a skip is a failure, so that nothing is left out in silence.
 
-    The tests of --live need their own option.
+    The tests of --live and --smollm2 need their own options.
     """
     report = (yield).get_result()
     if report.skipped and item.config.getoption("--data") and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if "--live" not in reason:
+        if "--live" not in reason and "--smollm2" not in reason:
             report.outcome = "failed"
             report.longrepr = f"skipped although --data was given: {reason}"
 
@@ -77,6 +82,14 @@ def data_dir(request):
     path = pathlib.Path(path).resolve()
     assert path.is_dir(), f"--data {path} is not a folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(request):
+    path = request.config.getoption("--smollm2")
+    if not path:
+        pytest.skip("needs --smollm2 FILE")
+    return pathlib.Path(path).resolve(strict=True)
 
 
 @pytest.fixture(scope="session")

@@ -717,8 +717,8 @@ def test_a_tokenizer_that_does_not_match_the_weights_is_refused_with_both_sizes(
     )
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        f"has {size} tokens (+ 2 roles) but the weights of {tmp_path / 'run'} have 999: use "
-        "the tokenizer"
+        f"{tmp_path / 'run'} has 999 ids, tokenizer {tmp_path / 'run' / 'tokenizer'}/"
+        f"tokenizer.model has {size} (with role tokens {size + 2}): name the tokenizer"
     ) in error
 
 

@@ -158,7 +158,7 @@ class Tokenizer:
             "added": {t: i for t, i in self.added.items() if len(e.pieces) <= i < self.base_size},
             "rows": self.base_size if self.unused else None,
         }
-        changes = {key: value for key, value in changes.items() if value}
+        changes = {key: value for key, value in changes.items() if value not in (None, {})}
         if changes:
             digest.update(json.dumps(changes, sort_keys=True).encode())
         return digest.hexdigest()

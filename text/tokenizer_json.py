@@ -45,7 +45,9 @@ class JsonEncoder:
             ) from None
         self.added = {token: i for token, (i, _) in added.items()}
         self.bos = self.eos = None
+        spoken = made_by_merges(data["model"])
         self.special = {i for token, (i, _) in added.items() if token.strip()}
+        self.special -= {i for token, (i, _) in added.items() if token in spoken}
         names = {i: token for token, i in vocab.items()} | {i: t for t, i in self.added.items()}
         self.pieces = [b""] * (max(names, default=-1) + 1)
         self.unused = {i for i in range(len(self.pieces)) if i not in names}
@@ -79,18 +81,23 @@ def vocabulary(model: dict[str, Any]) -> dict[str, int]:
 def mute(data: dict[str, Any], added: dict[str, tuple[int, bool]]) -> dict[str, Any]:
     """The same without tokens that a text could spell: what encodes plain text.
 
-    Added tokens go from the list, but for white space. In the model's vocabulary (where a Unigram
-    or WordPiece model would still find them) they get names that no text holds.
+    Added tokens, but for white space, get names that no text holds: in the list (whose ids follow
+    from all that stands in it) and in the model's vocabulary, where a Unigram or WordPiece model
+    would still find them. What merges make out of ordinary text is ordinary text.
     """
-    data = dict(data)
-    listed = data.get("added_tokens") or []
-    data["added_tokens"] = [t for t in listed if not t["content"].strip() and not t["special"]]
-    model = dict(data["model"])
-    hidden = {t: f"{UNSPOKEN}{i}" for t, (i, _) in added.items() if t.strip()}
-    vocab = model["vocab"]
+    data, model = dict(data), dict(data["model"])
+    spoken, vocab = made_by_merges(model), model["vocab"]
+    hidden = {
+        token: f"{UNSPOKEN}{i}"
+        for token, (i, is_special) in added.items()
+        if (token.strip() or is_special) and token not in spoken
+    }
+    data["added_tokens"] = [
+        t | {"content": hidden.get(t["content"], t["content"])}
+        for t in data.get("added_tokens") or []
+        if t["content"] not in spoken
+    ]
     if isinstance(vocab, dict):
-        made = {a + b for a, b in map(pair, model.get("merges") or [])}
-        hidden = {t: name for t, name in hidden.items() if t in vocab and t not in made}
         model["vocab"] = {hidden.get(token, token): i for token, i in vocab.items()}
         if model.get("unk_token") in hidden:
             model["unk_token"] = hidden[model["unk_token"]]
@@ -98,6 +105,11 @@ def mute(data: dict[str, Any], added: dict[str, tuple[int, bool]]) -> dict[str, 
         model["vocab"] = [[hidden.get(token, token), score] for token, score in vocab]
     data["model"] = model
     return data
+
+
+def made_by_merges(model: dict[str, Any]) -> set[str]:
+    """Tokens that merges make out of ordinary text, although they are listed as added too."""
+    return {a + b for a, b in map(pair, model.get("merges") or [])}
 
 
 def pair(merge) -> tuple[str, str]:

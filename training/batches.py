@@ -102,16 +102,25 @@ def held_out(dataset: data.Dataset, batch: int, mesh) -> Iterator[dict[str, jax.
 def prompts_of(dataset: data.Dataset, tok, count: int, longest: int) -> list[list[int]]:
     """The first `count` prompts of a data set, at most one a row, cut out by their loss masks.
 
-    A prompt begins with a bos and ends where the first learned token is, within one document.
+    A prompt begins where a document does and ends where the first learned token is. Where documents
+    do not begin with a token of their own, it begins with the first special token behind an answer.
     """
     prompts = []
     for row in range(len(dataset)):
         arrays = dataset.rows([row])
         tokens, mask = arrays["tokens"][0], arrays["loss_mask"][0]
-        for start in np.flatnonzero(tokens == tok.bos):
+        opening = tok.opening[0] if tok.opening else None
+        if opening is not None:
+            starts = np.flatnonzero(tokens == opening)
+        else:
+            special = np.flatnonzero(np.isin(tokens, list(tok.special)) & (mask == 0))
+            ends = np.flatnonzero((mask[:-1] == 1) & (mask[1:] == 0)) + 1
+            firsts = np.searchsorted(special, ends)
+            starts = special[firsts[firsts < len(special)]]
+        for start in starts:
             learned = np.flatnonzero(mask[start:])
             n = int(learned[0]) if len(learned) else 0
-            if 4 < n < longest and not np.any(tokens[start + 1 : start + n] == tok.bos):
+            if 4 < n < longest and opening not in tokens[start + 1 : start + n].tolist():
                 prompts.append(tokens[start : start + n].tolist())
                 break
         if len(prompts) == count:

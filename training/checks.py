@@ -5,42 +5,24 @@ decide (flags.py), the run directory (run.py).
 """
 
 import dataclasses
-import pathlib
 
 import model
-from checkpoint import load, paths
-from text import tokenizer
+from checkpoint import load, paths, vocabulary
+from text import templates, tokenizer
 from training.flags import Settings
 
 
 def resolve_model(settings: Settings) -> tuple[model.Config, tokenizer.Tokenizer]:
     """(the config, with the tokenizer's vocabulary; the tokenizer)."""
-    init = settings.init
-    file_config = paths.model_config(init, settings.model) if init else None
-    path = tokenizer_path(settings)
-    roles = settings.template == "roles"
-    tok = tokenizer.load(str(path), roles=roles)
-    config = file_config or model.preset(settings.model)
-    if file_config is not None:
-        if file_config.V not in (tok.base_size, tok.base_size + 2):
-            raise ValueError(
-                f"--tokenizer {path} has {tok.base_size} tokens (+ 2 roles) but the weights of "
-                f"{init} have {file_config.V}: use the tokenizer the model was made with"
-            )
-        if file_config.V == tok.base_size + 2 and not roles:
-            tok = tokenizer.load(str(path), roles=True)  # the weights have the role tokens already
-        # The headers say where each tensor lies: a truncated file is found here.
-        load.open_weights(init, file_config)
+    roles, init = settings.template == "roles", settings.init
+    if init:
+        config = paths.model_config(init, settings.model)
+        tok = vocabulary.model_tokenizer(init, config, settings.tokenizer, roles)
+        load.check(init, settings.model)  # by the headers: a truncated file is found here
+    else:
+        config, tok = model.preset(settings.model), tokenizer.load(settings.tokenizer, roles)
+    templates.needed(tok, settings.template)  # says which token is missing
     return dataclasses.replace(config, V=tok.size), tok
-
-
-def tokenizer_path(settings: Settings) -> pathlib.Path:
-    """--tokenizer, or what lies beside --init."""
-    if settings.tokenizer:
-        return pathlib.Path(settings.tokenizer)
-    path = pathlib.Path(settings.init.split("::", 1)[-1])
-    folder = path.parent if path.is_file() else path
-    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
 
 
 def fit_block(settings: Settings, origin: str, config: model.Config) -> tuple[int, str | None]:

@@ -219,8 +219,8 @@ def _data_flags(add):
     )
     about = "share of the dialogues held out, 0 to 1" + shown("eval_fraction")
     add("--eval-fraction", type=float, metavar="X", help=about)
-    about = "role tokens (the paper's), or Koala's text" + shown("template")
-    add("--template", choices=["roles", "koala"], help=about)
+    about = "role tokens (the paper's), Koala's text, ChatML or Llama 3's" + shown("template")
+    add("--template", choices=["roles", "koala", "chatml", "llama3"], help=about)
     about = "concatenate and cut; or whole documents, best fit; or one example a row"
     add("--pack", choices=["stream", "documents", "rows"], help=about + shown("pack"))
     about = "tokens a row; at most the model's positions where unset" + shown("block")

@@ -171,6 +171,7 @@ def record_of(
         "data_fingerprint": [d.fingerprint if d is not None else None for d in datasets],
         "init_fingerprint": paths.fingerprint(init) if init else None,
         "tokenizer_fingerprint": setup.tok.fingerprint,
+        "roles": setup.tok.roles,  # whether the last two rows are the role tokens
         "mesh": [setup.layout.data, setup.layout.tensor],
     }
     return run_directory.record_of(setup.settings, origin, found)
