@@ -37,7 +37,6 @@ TEMPLATES, PACKS = tuple(templates.TEMPLATES), ("stream", "documents", "rows")
 FORMAT = 2  # of the packed directory: raise it when the same sources and settings give other rows
 
 Paths = Iterable[str | os.PathLike]
-Progress, parse_count, shuffled = terminal.Progress, terminal.count, rows.shuffled  # until moved
 
 
 # --- dialogue -> ids and mask ---

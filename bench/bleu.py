@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import data
+from host import terminal
 from study.curate import bleu
 from text import dialogues
 
@@ -76,7 +76,7 @@ def measure(name, hypotheses, references, seconds):
     """Run ours, sample sacrebleu, print both."""
     other = references if references is not None else hypotheses
     pairs = len(hypotheses) * len(other)
-    bar = data.Progress(name, pairs, "pairs")
+    bar = terminal.Progress(name, pairs, "pairs")
     wall, cpu = time.monotonic(), time.process_time()
     scores, index = bleu.nearest(hypotheses, references, progress=bar)
     wall, cpu = time.monotonic() - wall, time.process_time() - cpu

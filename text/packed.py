@@ -379,7 +379,7 @@ class Dataset:
             what = {"tokens": "id", "loss_mask": "loss mask"}.get(name, name)
             raise ValueError(
                 f"{self.path}, {self.split} row {indices[row]}: {what} {values[row, at]} at place "
-                f"{at} is not in 0 to {end - 1}: use the tokenizer it was packed with, or pack it again"
+                f"{at} is not in 0 to {end - 1}: use its own tokenizer, or pack again"
             )
 
     def check(self, most: int = 10_000) -> None:
@@ -402,7 +402,7 @@ def _verified(path, split):
             name = file.name if file else f"a file of {split}"
             raise ValueError(
                 f"{path}: {name} is not what was packed there (pack.json): copy the directory "
-                "again, or pack it again"
+                "again, or pack again"
             )
     return made["fingerprint"]
 
