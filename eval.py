@@ -116,11 +116,11 @@ def line_of(head: tuple, model: "Opened | None", found: dict) -> str:
     """A result in one line."""
     step = f" step {model.step}" if model and model.step is not None else ""
     low, high = found["interval"] or (None, None)
-    interval = "" if low is None else f", 95 % interval {low:.4g} to {high:.4g}"
-    score = "" if found["score"] is None else f" {found['score']:.4f}"
-    unit = f" {found['unit']}" if score and "unit" in found else ""
-    sample = "; a sample" if "sample" in head[1] else ""
-    return f"{head[0]}{step}:{score}{unit}{interval}, n {found['n']}{sample}"
+    score = "" if found["score"] is None else f"{found['score']:.4f}"
+    parts = [score + (f" {found['unit']}" if score and "unit" in found else "")]
+    parts.append("" if low is None else f"95 % interval {low:.4g} to {high:.4g}")
+    parts.append(f"n {found['n']}" + "; a sample" * ("sample" in head[1]))
+    return f"{head[0]}{step}: " + ", ".join(filter(None, parts))
 
 
 # --- every checkpoint of a run ---
@@ -139,7 +139,7 @@ def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) 
         points.append(point | {k: found[k] for k in ("score", "n", "interval")})
     if found["score"] is None:
         return found
-    series = {k: found[k] for k in ("task", "model", "settings", "unit") if k in found}
+    series = {k: found[k] for k in ("task", "model", "settings", "unit", "chance") if k in found}
     series |= {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
     results.write_json(out / "results.json", series)
     curve = curve_svg(points, head[0], is_share(series, points))

@@ -40,7 +40,9 @@ def number(x, percent: bool = False) -> str:
         return "-" if x is None else str(x)
     if percent:
         return f"{100 * x:.1f} %"
-    return f"{x:.4g}" if isinstance(x, float) else f"{x:,}"
+    if isinstance(x, int) or abs(x) >= 10_000:
+        return f"{x:,.0f}"
+    return f"{x:.4g}"
 
 
 def page(result: dict, items: Sequence[dict], more: str = "") -> str:
@@ -216,13 +218,13 @@ def score_bar(result: dict) -> str:
 
 
 def curve_svg(
-    points: Sequence[dict], label: str, percent: bool = False, width: int = 720, height: int = 320
+    points: Sequence[dict], label: str, percent: bool = False, width: int = 540, height: int = 300
 ) -> str:
     """Score with its interval against step as an SVG.
 
     points: [{"step", "tokens", "score", "interval": [low, high]}] in order.
     """
-    left, right, top, bottom = 64, 48, 28, 48
+    left, right, top, bottom = 56, 44, 28, 48
     steps = [p["step"] for p in points]
     bounds = [b for p in points for b in ((p["interval"] or [p["score"]] * 2) + [p["score"]])]
     low, high = min(bounds), max(bounds)
@@ -233,7 +235,7 @@ def curve_svg(
     y = lambda v: height - bottom - (height - top - bottom) * (v - low) / (high - low)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'style="max-width:{width}px" font-family="system-ui, sans-serif" font-size="12" '
+        f'style="max-width:45rem" font-family="system-ui, sans-serif" font-size="12" '
         'fill="currentColor">'
     ]
     for k in range(5):
@@ -244,7 +246,7 @@ def curve_svg(
             f'stroke="currentColor" opacity=".15"/><text x="{left - 8}" y="{y(v) + 4:.1f}" '
             f'text-anchor="end">{shown}</text>'
         )
-    every = -(-len(points) // 8)
+    every = -(-len(points) // 5)
     for n, p in enumerate(points):
         at = f"{x(p['step']):.1f}"
         if p["interval"]:
