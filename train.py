@@ -14,13 +14,12 @@ from training import flags
 
 if __name__ == "__main__":  # before JAX is imported, which takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback out of an import
-    flags.parser().parse_args()
+    ARGS = flags.parser().parse_args()
 
 import dataclasses
 import functools
 import math
 import os
-import sys
 import time
 
 import jax
@@ -38,7 +37,7 @@ from host import terminal
 from sharding import DATA
 from training import batches, plan, screen
 from training.start import Run, State, start, state_like, step_options
-from training.stop import signals
+from training.stop import leave, signals
 
 DETERMINISTIC = " --xla_gpu_deterministic_ops=true"
 
@@ -320,7 +319,7 @@ def fit(run: Run, state: State) -> int:
                 run.log.start_clock()
                 if stop or run.log.stop:
                     break
-    run.saver.wait()
+    run.saver.confirm(s)
     return s
 
 
@@ -396,4 +395,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(), alone=ARGS.coordinator is None)

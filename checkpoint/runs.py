@@ -11,6 +11,7 @@ floods stderr where a file is damaged and lets a flipped bit pass.
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def record_of(run, step: int) -> dict[str, Any]:
 
 def open_array(run, step: int, name: str):
     """The array `name` ("weights.wq") of a checkpoint: array[index].read().result() is a slice."""
-    base = f"file://{folder_of(run, step)}/state/"
+    # not a URL, in which # ? and % would have to be escaped
+    base = {"driver": "file", "path": f"{folder_of(run, step)}/state/"}
     spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**28}})
     return tensorstore.open(spec, context=context, open=True, read=True).result()
@@ -145,6 +147,8 @@ class Saver:
     def __init__(self, run_dir, keep: int | None = None):
         import orbax.checkpoint as ocp  # half a second that readers need not wait
 
+        # A write that fails is said once, by `writing`, not by each of Orbax's threads.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.run, self.ocp = Path(run_dir).resolve(), ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep or None, cleanup_tmp_directories=True
@@ -164,7 +168,28 @@ class Saver:
         state_args = args.StandardSave(state, save_args=jax.tree.map(layer_by_layer, state))
         sums = {name: int(n) for name, n in named(jax.device_get(bits_sums(state)))}
         saved = args.Composite(state=state_args, meta=args.JsonSave({"meta": meta, "sums": sums}))
-        self.manager.save(step, args=saved, force=True)
+        with self.writing():
+            self.manager.save(step, args=saved, force=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes, or waits for it: its errors become one ValueError of one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            full = "No space left on device" in str(error) or "ENOSPC" in str(error)
+            why = "no space left on the disk" if full else " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"a checkpoint could not be written below {self.run} ({why}): make room there, "
+                f"then the same command goes on after step {max(self.steps(), default=0)}"
+            ) from None
+
+    def confirm(self, step: int) -> None:
+        """Wait for a save, and open every array of it; ValueError where one cannot be opened."""
+        self.wait()
+        with reading(self.run, step, "index"):
+            for name in record_of(self.run, step)["sums"]:
+                open_array(self.run, step, name)
 
     def restore(self, state_like, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """(state, meta) of a step (None: the last).
@@ -202,8 +227,10 @@ class Saver:
 
     def wait(self) -> None:
         """Return when what was saved is on disk."""
-        self.manager.wait_until_finished()
+        with self.writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and let go of the background threads."""
-        self.manager.close()
+        with self.writing():
+            self.manager.close()

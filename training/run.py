@@ -23,6 +23,7 @@ from host.version import __version__
 from training.flags import RESUMABLE, Settings
 
 LOCK = ".lock"
+GLOBBED = set("*?[]\\")  # Orbax takes paths for patterns, TensorStore takes \\ for /
 
 # --- the place ---
 
@@ -38,6 +39,10 @@ def check_place(out: pathlib.Path) -> None:
         pass
     except OSError as error:  # a name that is too long, a parent that may not be searched
         raise ValueError(f"--out {out}: {error.strerror}: name another") from None
+    if odd := sorted(GLOBBED & set(str(out.resolve()))):
+        raise ValueError(
+            f"--out {out}: Orbax cannot write below a path with {' '.join(odd)}: name another"
+        )
     parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
     if not parent.is_dir():
         raise ValueError(f"--out {out} lies below {parent}, which is no folder: name another")
@@ -49,7 +54,7 @@ def check_disk(out: pathlib.Path, checkpoint_bytes: int, keep: int) -> str | Non
     """ValueError where no checkpoint fits onto the disk; a note where not all that are kept."""
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
-    size, room = f"{checkpoint_bytes / 1e9:,.1f} GB", f"{free / 1e9:,.1f} GB"
+    size, room = (f"{n / 1e9:,.3g} GB" for n in (checkpoint_bytes, free))
     if free < checkpoint_bytes:
         raise ValueError(
             f"--out {out}: a checkpoint takes {size}, its disk has {room} left: make room, or name "

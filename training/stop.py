@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from host import terminal
 
@@ -40,15 +41,16 @@ class Stop:
 
     def _handle(self, number, _):
         """Runs in the main thread, as soon as that is in Python. Only the first signal raises."""
+        self.number = self.number or number
         if self._at_once and not self._raised:
             self._raised = True
             raise KeyboardInterrupt
 
     def _read(self, number):
         """Runs in the thread, as soon as the signal comes."""
-        first = self.number is None
+        first = not self._since
         if first:
-            self.number, self._since = number, time.monotonic()
+            self.number, self._since = self.number or number, time.monotonic()
         if self._at_once:
             if not self._answered.wait(PATIENCE):
                 self._leave("interrupted")
@@ -81,11 +83,26 @@ def signals() -> Iterator[Stop]:
     finally:
         stop._answered.set()
         for number, handler in old.items():
-            signal.signal(number, handler)
+            # whoever was interrupted is leaving: the next signal is not to interrupt that
+            signal.signal(number, handler if stop.number is None else signal.SIG_IGN)
         signal.set_wakeup_fd(old_fd)
         os.close(writer)
         thread.join()
         os.close(reader)
+
+
+def leave(status: int, alone: bool) -> NoReturn:
+    """End the program. After a refusal or an interruption not even threads are waited for.
+
+    One of Orbax whose write failed may wait for ever, and others complain of what they find closed.
+    alone: of several processes that stop together each parts from the others first, at Python's
+    own end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 2 or (status and alone):
+        os._exit(status)
+    sys.exit(status)
 
 
 def _listen(reader, stop):

@@ -60,10 +60,10 @@ def test_a_place_that_is_free_or_a_folder_is_taken(tmp_path, name):
 def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10 * 10**9)
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match="a checkpoint takes 12.0 GB, its disk has 10.0 GB left"):
+    with pytest.raises(ValueError, match="a checkpoint takes 12 GB, its disk has 10 GB left"):
         run.check_disk(tmp_path / "run", 12 * 10**9, 2)
     note = run.check_disk(tmp_path / "run", 4 * 10**9, 2)
-    assert note and "2 checkpoints of 4.0 GB and one being written" in note
+    assert note and "2 checkpoints of 4 GB and one being written" in note
     assert run.check_disk(tmp_path / "run", 10**9, 2) is None
 
 
