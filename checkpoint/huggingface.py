@@ -17,7 +17,7 @@ FAMILIES = {
 }
 ROPE_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 DAMAGED = "copy it again from where the model came from"
-MOST = {"V": 2**24, "L": 4096, "N": 4096, "K": 4096, "H": 2**16, "D": 2**20, "F": 2**24, "P": 2**31}
+MOST = {"V": 2**24, "D": 2**20, "L": 4096, "N": 4096, "K": 4096, "H": 2**16, "F": 2**24, "P": 2**31}
 
 
 def read_config(record: dict[str, Any], where) -> model.Config:
