@@ -20,6 +20,7 @@ from text import lookalikes, packed
 
 CHUNK = 1 << 20  # bytes of rows handed on at once
 LONGEST_ROW = 64 << 20  # bytes; longer ones are damage, or made to take all memory
+DEEPEST, MOST_BLANK = 100_000, 1_000_000  # brackets within brackets; blank lines in a row
 MOST_EXPANDED, UNMEASURED = 300, 256 << 20  # gzip gives text tenfold, and spaces a thousandfold
 # What lies beside the data in a folder of Hugging Face's.
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
@@ -208,15 +209,18 @@ def _whole_text(path, stream):
 
 
 def _lines(path, stream):
-    number = 0
+    number = blank = 0
     while line := stream.readline(LONGEST_ROW + 1):
         number += 1
         if len(line) > LONGEST_ROW:
             raise _too_long(path, f"line {number}")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if not line.isspace():
+        blank = blank + 1 if line.isspace() else 0
+        if not blank:
             yield f"line {number}", line
+        elif blank > MOST_BLANK:
+            raise ValueError(f"{path} line {number}: {blank:,} blank lines: fetch the file again")
 
 
 def _too_long(path, place):
@@ -264,6 +268,10 @@ def _values(path, stream):
                     if mark == "[" and depth == row == 0:
                         base, start = 1, at
                 depth += 1
+                if depth > DEEPEST:
+                    raise ValueError(
+                        f"{path} row {row + 1} (line {line}) is nested {depth:,} deep: take it out"
+                    )
             elif mark in "}]":
                 depth -= 1
                 if depth == base:

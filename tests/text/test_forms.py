@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from text.dialogues import has_answer, turns
+from text import forms
+from text.dialogues import has_answer, peculiarities, split_key, turns
 from text.forms import parse_row
 
 TALK = [("human", "Hi"), ("gpt", "Hello!"), ("human", "Bye"), ("gpt", "See you.")]
@@ -203,3 +206,50 @@ def test_deep_nesting_is_refused_wherever_it_lies():
     for row in (deep, '{"messages": ' + deep, '{"text": ' + "[" * 900 + "]" * 900 + "}"):
         with pytest.raises(ValueError):
             parse_row(row, "name")
+
+
+KEYS = ["id", *forms.LISTS, "question", "chatgpt_answers", "instruction", "input", "output", "data",
+        "context", "response", "history", "human_1", "gpt_1", "gpt_2", "prompt", "completion", "text",
+        "system", "system_prompt", *forms.WEIGHTS, "label", *forms.REASONING, "chosen"]  # fmt: skip
+TURN_KEYS = [
+    "from",
+    "value",
+    "role",
+    "content",
+    "tool_calls",
+    "function_call",
+    "weight",
+    "thinking",
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["user", "gpt", "tool", "function_call", "[|Human|] a [|AI|] b", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(TURN_KEYS), inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
+@settings(max_examples=1500, deadline=None)
+def test_any_row_is_dialogues_or_one_line(row):
+    try:
+        found = parse_row(json.dumps(row), "name")
+    except ValueError as error:
+        assert "\n" not in str(error) and len(str(error)) < 400
+        return
+    for dialogue in found:
+        assert isinstance(dialogue["id"], str)
+        if "text" not in dialogue:
+            for speaker, text, learn in turns(dialogue):
+                assert speaker in ("human", "gpt") and isinstance(text, str)
+                assert not learn or speaker == "gpt"
+        assert parse_row(json.dumps(dialogue), "name") == [dialogue]
+        has_answer(dialogue), peculiarities(dialogue), split_key(dialogue)

@@ -117,6 +117,7 @@ def test_lines_and_lists_of_turns_are_told_apart(tmp_path, text, n):
 def test_a_file_blown_up_by_gzip_is_refused_early(tmp_path, monkeypatch, start, byte):
     monkeypatch.setattr(sources, "UNMEASURED", 4 << 20)
     monkeypatch.setattr(sources, "LONGEST_ROW", 8 << 20)
+    monkeypatch.setattr(sources, "MOST_BLANK", 100_000)
     with gzip.open(tmp_path / "x.jsonl.gz", "wb") as file:
         file.write(start)
         for _ in range(24):
