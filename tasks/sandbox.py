@@ -260,25 +260,20 @@ class _Crew:
 
 
 class Worker:
-    """A process inside the isolation that runs one program after the other. OSError where it cannot
-    be entered."""
+    """A process inside the isolation that runs one program after the other.
+
+    OSError where it cannot be entered.
+    """
 
     def __init__(self, level: str):
         assert level in LEVELS, level
         self.folder = tempfile.mkdtemp(prefix="mynah-sandbox-")
         self.rest = b""
-        # -I would ignore PYTHONHASHSEED too, and the order of sets must not differ between workers;
-        # the environment is ours, so it holds nothing else that -I would have to ignore.
-        command = [sys.executable, "-s", "-P", "-S", "-B", "-c", START, ROOT, level, self.folder]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PYTHONHASHSEED": "0"},
-            cwd="/",
-            start_new_session=True,
-        )
+        try:
+            self.process = self._start(level)
+        except OSError:  # no descriptor is left, or no process
+            os.rmdir(self.folder)
+            raise
         assert self.process.stdin and self.process.stdout
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         try:
@@ -292,9 +287,22 @@ class Worker:
         if level == "namespaces":
             os.rmdir(self.folder)  # it was only where the private root was put together
 
+    def _start(self, level):
+        # -I would ignore PYTHONHASHSEED too, and the order of sets must not differ between workers;
+        # the environment is ours, so it holds nothing else that -I would have to ignore.
+        command = [sys.executable, "-s", "-P", "-S", "-B", "-c", START, ROOT, level, self.folder]
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"},
+            cwd="/",
+            start_new_session=True,
+        )
+
     def run(self, program: str, timeout: float = TIMEOUT, memory: int = MEMORY) -> Verdict:
-        """-> Verdict. WorkerLost where the worker dies or hangs; OSError where the isolation fails
-        for this program."""
+        """WorkerLost where the worker dies or hangs; OSError where the isolation fails."""
         request = (
             json.dumps({"program": program, "timeout": timeout, "memory": memory}).encode() + b"\n"
         )

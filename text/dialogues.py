@@ -8,6 +8,7 @@ modelling, is {"id": str, "text": str}. What a row may be: text/forms.py. What a
 be: text/sources.py. Left out: cleaning and filtering (study).
 """
 
+import argparse
 import collections
 import hashlib
 import json
@@ -216,16 +217,19 @@ def read_dialogues(
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0].startswith("-"):
-        print(f"{__doc__}\n{forms.__doc__}")
-        return 0 if argv in (["-h"], ["--help"]) else 2
     return terminal.program(lambda: _print_dialogues(argv), "text.dialogues")
 
 
-def _print_dialogues(paths):
+def _print_dialogues(argv):
+    parser = terminal.Parser(
+        prog="text.dialogues",
+        description="Print the dialogues of files as JSON lines, and on stderr what was skipped.",
+        epilog=forms.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="files, or folders of them")
     counts = collections.Counter()
-    for path in paths:
+    for path in parser.parse_args(argv).sources:
         for dialogue in read_dialogues(path, counts=counts):
             print(json.dumps(dialogue))
     terminal.say(", ".join(f"{n:,} {what}" for what, n in counts.items()))

@@ -1,8 +1,7 @@
-"""One raw row -> dialogues: every public form of chat data into ShareGPT's own, by what the row
-holds.
+"""One raw row -> dialogues: every public form of chat data into ShareGPT's own.
 
 For text/dialogues.py; nothing to run. A field that changes what a row means is honoured, or the row
-is refused by that field's name. Left out: pictures and other parts that are no text.
+is refused by that field's name. Left out: rows with pictures, sounds or films (refused).
 
 A row is one of
   ShareGPT    {"conversations": [{"from", "value"}]}; also `items`; also `messages` with {"role",
@@ -10,8 +9,7 @@ A row is one of
   HC3         {"question", "chatgpt_answers": [str]}: a dialogue for each of the teacher's answers,
               none for the humans'
   Alpaca      {"instruction", "input", "output"}: the input follows the instruction after a blank
-  line
-              ("<noinput>" is none); `history` [[question, answer], ...] comes before
+              line ("<noinput>" is none); `history` [[question, answer], ...] comes before
   Dolly       {"instruction", "context", "response"}: the context follows as an input does
   Orca        {"system_prompt", "question", "response"}
   UltraChat   {"data": [str, str, ...]}, the human first
@@ -26,9 +24,9 @@ In any of them
   system      a row's `system` or `system_prompt` is a system turn before the others
   weight      0 (also `train`, `trainable`, `loss` or `learn` false or 0, and TRL's `label` false)
               makes an answer, or all answers of a row, context that is not learned
-  tools       what a tool gave back is a human turn; a call of a tool is an answer that is not
-  learned reasoning   `reasoning_content`, `reasoning`, `thinking` beside an answer: the row is
-  refused, for
+  tools       a row's `tools` or `functions` are a system turn; what a tool gave back is a human
+              turn; a call of a tool is an answer that is not learned
+  reasoning   `reasoning_content`, `reasoning`, `thinking` beside an answer: the row is refused, for
               the text that it was trained to write would be another
 """
 
@@ -58,6 +56,8 @@ PAIRS = (("prompt", "completion"), ("prompt", "response"))
 SYSTEM = ("system", "system_prompt")
 WEIGHTS = ("weight", "train", "trainable", "loss", "learn")
 REASONING = ("reasoning_content", "reasoning", "thinking")
+TOOLS = ("tools", "functions")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 NO_INPUT = re.compile(r"\s*<\s*no\s?input\s*>\s*", re.I)
 
 BAIZE_MARK = re.compile(r"\[\|(Human|AI)\|\]")
@@ -113,6 +113,13 @@ def _whole(row, dialogue):
     if "text" in dialogue:
         return dialogue if learned else dialogue | {"weight": 0}
     turns = dialogue["conversations"]
+    for key in MEDIA:
+        if row.get(key):
+            raise ValueError(f"the row has {key}, of which only the text around would be left")
+    for key in TOOLS:
+        if tools := row.get(key):
+            tools = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
+            turns.insert(0, {"from": "system", "value": tools})
     for key in SYSTEM:
         system = row.get(key)
         if system is not None and _string(system, key).strip():

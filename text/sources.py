@@ -61,9 +61,9 @@ def source_files(
             continue
         inside, over = _files_in(path)
         if not inside:
-            raise ValueError(
-                f"{path} holds no file of dialogues (JSON, JSON lines, .txt): name one that does"
-            )
+            tables = any(p.suffix in (".parquet", ".arrow") for p in over)
+            how = "convert its parquet or arrow files (to_json)" if tables else "name one that does"
+            raise ValueError(f"{path} holds no file of dialogues (JSON, JSON lines, .txt): {how}")
         sources += inside
         passed += over
     return sources, passed

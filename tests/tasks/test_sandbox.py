@@ -199,6 +199,14 @@ def test_a_worker_serves_a_caller_with_more_than_a_thousand_open_files(nothing_l
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_worker_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sandbox.sys, "executable", str(tmp_path / "absent"))
+    with pytest.raises(OSError):
+        Worker(HERE[0])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif("limits" not in HERE, reason="needs a level at which processes can be started")
 def test_a_process_whose_name_is_no_text_is_ended_like_any_other(nothing_left):
     program = """

@@ -1,4 +1,4 @@
-"""forms.py: every public form becomes the same dialogues, and no field that changes one is passed over."""
+"""forms.py: every public form becomes the same dialogues; no field that changes one is ignored."""
 
 import json
 
@@ -175,6 +175,21 @@ def test_tools_are_context_and_never_learned():
     assert learned(openai) == ["It is sunny."]
 
 
+def test_a_rows_tools_are_context():
+    tools = [{"name": "w"}]
+    system = [("system", "Be brief."), ("system", '[{"name": "w"}]')]
+    assert parse({"tools": tools, "system": "Be brief.", "messages": MESSAGES}) == system + TALK
+    assert parse({"functions": '[{"name": "w"}]', "messages": MESSAGES}) == system[1:] + TALK
+    assert parse({"tools": [], "functions": None, "messages": MESSAGES}) == TALK
+
+
+@pytest.mark.parametrize("key", ["image", "images", "videos", "audios"])
+def test_a_row_about_a_picture_is_refused_by_name(key):
+    with pytest.raises(ValueError, match=f"the row has {key}, of which only the text"):
+        parse({"messages": MESSAGES, key: ["a.png"]})
+    assert parse({"messages": MESSAGES, key: []}) == TALK
+
+
 def test_a_pair_to_prefer_one_of_is_refused_by_name():
     with pytest.raises(ValueError, match="chosen and rejected are two answers"):
         parse({"prompt": "a", "chosen": "b", "rejected": "c"})
@@ -208,19 +223,14 @@ def test_deep_nesting_is_refused_wherever_it_lies():
             parse_row(row, "name")
 
 
-KEYS = ["id", *forms.LISTS, "question", "chatgpt_answers", "instruction", "input", "output", "data",
-        "context", "response", "history", "human_1", "gpt_1", "gpt_2", "prompt", "completion", "text",
-        "system", "system_prompt", *forms.WEIGHTS, "label", *forms.REASONING, "chosen"]  # fmt: skip
-TURN_KEYS = [
-    "from",
-    "value",
-    "role",
-    "content",
-    "tool_calls",
-    "function_call",
-    "weight",
-    "thinking",
+KEYS = [
+    *("id", "question", "chatgpt_answers", "instruction", "input", "output", "data", "context"),
+    *("response", "history", "human_1", "gpt_1", "gpt_2", "prompt", "completion", "text", "system"),
+    *("system_prompt", "images", "label", "chosen"),
+    *(*forms.LISTS, *forms.WEIGHTS, *forms.TOOLS, *forms.REASONING),
 ]
+TURN_KEYS = ["from", "value", "role", "content", "tool_calls", "function_call", "weight"]
+TURN_KEYS += ["thinking", "label"]
 VALUES = st.recursive(
     st.none()
     | st.booleans()

@@ -1,4 +1,4 @@
-"""sources.py and lookalikes.py: what files hold is told by content, and what is no data is not trained on."""
+"""sources.py, lookalikes.py: files are told apart by content, what is no data is refused."""
 
 import collections
 import gzip
@@ -80,6 +80,12 @@ def test_a_folder_cloned_from_the_hub_is_read_for_its_data(tmp_path, capsys):
     assert len(read(tmp_path)) == 1
     said = capsys.readouterr().err
     assert "dataset_infos.json: no data" in said and "README.md: no data" in said
+
+
+def test_a_folder_of_parquet_files_says_what_to_do(tmp_path):
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1\x15\x04PAR1")
+    with pytest.raises(ValueError, match="convert its parquet"):
+        read(tmp_path)
 
 
 def test_a_pointer_in_place_of_a_folders_data_is_not_passed_over(tmp_path):
