@@ -7,6 +7,6 @@ paths.
 """
 
 MODEL_PATHS = (
-    "a run directory, a Hugging Face folder, a .gguf file, params::FILE (an EasyLM stream) or a "
-    "llama2.c .bin"
+    "a run directory, a Hugging Face folder, a .gguf file, params::FILE (an EasyLM stream), a "
+    "llama2.c .bin or ORG/NAME on the hub"
 )

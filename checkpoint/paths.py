@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import model
-from checkpoint import MODEL_PATHS, easylm, gguf_file, huggingface, llama2c, runs
+from checkpoint import MODEL_PATHS, easylm, gguf_file, hub, huggingface, llama2c, runs
 from checkpoint.names import file_names
 from checkpoint.tensors import Tensor
 from host import files
 
 
 def file_of(path) -> str:
-    """The file or folder of a model path."""
-    return str(path).removeprefix("params::")
+    """The file or folder of a model path; of a name on the hub, where its files were put."""
+    where = str(path).removeprefix("params::")
+    return hub.folder_of(where) if hub.is_name(where) else where
 
 
 def kind_of(path) -> str:
@@ -85,7 +86,7 @@ def model_config(path, preset: str | None = None, difference: bool = False) -> m
     if kind == "gguf":
         return gguf_file.read_config(path)
     if kind == "hf":
-        return huggingface.read_config(record, Path(path) / "config.json")
+        return huggingface.read_config(record, Path(file_of(path)) / "config.json")
     if record:
         try:  # dataclasses.asdict of a Config
             fields = dict(record["config"])
