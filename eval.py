@@ -69,6 +69,7 @@ def evaluate_one(head: tuple, model: "Opened | None", task, folder: pathlib.Path
     todo = [i for i in task.ids if i not in result.done]
     if result.finished and not todo:
         say(f"{folder} is finished: nothing to do")
+        result.file.close()
         found = results.read_result(folder)
     else:
         if result.done:
@@ -208,8 +209,8 @@ def evaluate_several(args: argparse.Namespace) -> int:
 # --- command line ---
 
 
-def run(args: argparse.Namespace) -> int:
-    """A parsed command -> the exit status."""
+def run(args: argparse.Namespace) -> int | None:
+    """A parsed command -> the exit status, None for 0."""
     if args.task == "compare":
         return compare(args)
     flags.check(args)
@@ -226,8 +227,7 @@ def run(args: argparse.Namespace) -> int:
     if args.task == "chat":
         from decoding import conversation
 
-        conversation.converse(open_model(args), sampling_of(args))
-        return 0
+        return conversation.converse(open_model(args), sampling_of(args))
     model = open_model(args) if flags.needs_model(args) else None
     task = flags.TASKS[args.task].Task(flags.options_of(args), model)
     if getattr(args, "write_prompts", None):

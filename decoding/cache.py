@@ -8,6 +8,8 @@ CPUs the products of one query are twenty times as fast as with heads behind pos
 LETTERS as in model.py; S is the room of a cache.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,21 +162,28 @@ def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256)
     return jnp.moveaxis(out_KBTGH, 0, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
-def prefill(weights, token_BT, position_BT, visible_BTT, prefix, length, config, layout, dtype):
+class Rows(NamedTuple):
+    """New tokens that are read behind a prefix."""
+
+    token_BT: jax.Array
+    position_BT: jax.Array  # in the text, prefix included
+    visible_BTT: jax.Array  # which of the new tokens a token sees
+
+
+def prefill(weights, rows, prefix, length, config, layout, dtype):
     """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], their keys and values).
 
-    Keys and values: each layer's [B, K, T, H]. position_BT: place in the text, prefix included.
-    prefix: each layer's (k, v) [K, S, H], S a multiple of 256, of which the first `length` are
-    valid (0: no prefix).
+    Keys and values: each layer's [B, K, T, H]. prefix: each layer's (k, v) [K, S, H], S a multiple
+    of 256, of which the first `length` are valid (0: no prefix).
     """
     _, outer = model.split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
     outer = model.gather(outer, layout, dtype)
-    program, rope = model.Program(config, layout), model.rope_of(position_BT, config)
-    x_BTD = model.embed_tokens(token_BT, position_BT, outer, program)
+    program, rope = model.Program(config, layout), model.rope_of(rows.position_BT, config)
+    x_BTD = model.embed_tokens(rows.token_BT, rows.position_BT, outer, program)
 
     def body(x_BTD, w, before):
         def attend(q, k, v):
-            return attend_after(q, k, v, visible_BTT, before, length), (
+            return attend_after(q, k, v, rows.visible_BTT, before, length), (
                 jnp.swapaxes(k, 1, 2),
                 jnp.swapaxes(v, 1, 2),
             )
@@ -258,9 +267,9 @@ class PrefixCache:
         """The prefix with T more tokens, of which the last may be padding."""
         one_1T = jnp.ones_like(token_T)[None]
         position_1T = length + jnp.arange(token_T.shape[0], dtype=jnp.int32)[None]
-        seen = visible(one_1T, one_1T)
+        rows = Rows(token_T[None], position_1T, visible(one_1T, one_1T))
         dims = self.config, self.layout, self.dtype
-        _, new = prefill(weights, token_T[None], position_1T, seen, prefix, length, *dims)
+        _, new = prefill(weights, rows, prefix, length, *dims)
 
         def put(old, new):
             new = new.squeeze(-4).astype(old.dtype)

@@ -142,10 +142,9 @@ class Decoder:
         T, S = token["ids"].shape[1], kv[0][0].shape[2]
         W = min(T, S)
         seen = cache.visible(token["tree"], jnp.ones_like(token["tree"]))
+        rows = cache.Rows(token["ids"], token["position"], seen)
         dims = self.config, self.layout, self.dtype
-        _, new = cache.prefill(
-            weights, token["ids"], token["position"], seen, prefix, length, *dims
-        )
+        _, new = cache.prefill(weights, rows, prefix, length, *dims)
         new = [tuple(jnp.pad(a[0], ((0, 0), (0, W), (0, 0))) for a in layer) for layer in new]
 
         def copy(m, kv):

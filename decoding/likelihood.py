@@ -124,9 +124,8 @@ class Scorer:
         """
         dims = self.config, self.layout, self.dtype
         seen = cache.visible(rows["tree"], rows["branch"])
-        x_BTD, _ = cache.prefill(
-            weights, rows["ids"], rows["position"], seen, prefix, length, *dims
-        )
+        read = cache.Rows(rows["ids"], rows["position"], seen)
+        x_BTD, _ = cache.prefill(weights, read, prefix, length, *dims)
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
         _, outer = model.split_layers(weights, self.config)
         M, C = asked["want"].shape

@@ -37,9 +37,9 @@ def device_room(mesh) -> int | None:
         return (device.memory_stats() or {}).get("bytes_limit")
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
-            free_kB = int(re.search(r"MemAvailable:\s+(\d+) kB", file.read())[1])
-        return free_kB * 1024 // mesh.devices.size
-    except (OSError, TypeError):
+            free = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
+        return int(free[1]) * 1024 // mesh.devices.size if free else None
+    except OSError:
         return None
 
 

@@ -1,7 +1,8 @@
 """A model path opened for use: its tokenizer, devices and compiled programs.
 
     opened = open_model("out/run")
-    for output in opened.generate([opened.chat_ids([{"from": "human", "value": "Hi"}])], Sampling(64)):
+    prompt = opened.chat_ids([{"from": "human", "value": "Hi"}])
+    for output in opened.generate([prompt], Sampling(max_new=64)):
         print(output.text)
 
 For evaluation, the chat in the terminal and serving. Weights are read when they are first needed,
@@ -25,7 +26,6 @@ from decoding.likelihood import Scorer
 from decoding.records import Output, Request, Sampling, shared_length
 from host.terminal import say
 from text import templates, tokenizer
-
 
 OWN = "own"  # the chat template that a model brings, which is none of ours
 

@@ -15,7 +15,7 @@ from tasks import inputs, scores
 from text.dialogues import parse_row
 
 HELP = "continue prompts, or answer conversations (--chat), from a file"
-DIALOGUES = ("conversations", "conversation", "messages", "items")  # keys of a row of turns
+DIALOGUES = ("conversations", "conversation", "messages", "items", "prompt")  # keys of turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,14 @@ def prompt_of(row: dict) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def is_dialogue(row: dict) -> bool:
+    """Whether a row holds turns."""
+    return any(isinstance(row.get(key), list) for key in DIALOGUES)
+
+
 def turns_of(row: dict, place: str) -> list[dict]:
     """The turns of a row up to the human's last: its dialogue, else its prompt as one turn."""
-    if not any(key in row for key in DIALOGUES):
+    if not is_dialogue(row):
         return [{"from": "human", "value": prompt_of(row)}]
     try:
         turns = parse_row(row, place)[0]["conversations"]
@@ -177,7 +182,7 @@ class Task:
             )
 
     def _wrong(self, row):
-        if any(key in row for key in DIALOGUES):
+        if is_dialogue(row):
             return None if self.options.chat else "a conversation needs --chat"
         if prompt_of(row) is not None:
             return None

@@ -50,6 +50,11 @@ class Options:
         return sampling_of(self, STOPS)
 
 
+def numbers(text: str) -> list[int]:
+    """ "1,10" -> [1, 10]."""
+    return [int(k) for k in text.split(",")]
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = add_sampling_flags(parser, 0.0, 512).add_argument
     add("--n", type=int, default=1, metavar="N", help="samples of each prompt [default 1]")
@@ -57,7 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="FILE", help="HumanEval.jsonl.gz")
     add(
         "--k",
-        type=lambda text: [int(k) for k in text.split(",")],
+        type=numbers,
         default=[1],
         metavar="K,…",
         help="report pass@K; the first is the score [default 1]",
@@ -209,6 +214,11 @@ class Task:
             return self.given
         path, n = folder / "completions.jsonl", self.options.n
         rows = json_lines(path) if path.exists() else []
+        for number, row in enumerate(rows, 1):
+            if inputs.needs_strings(row, "task_id", "completion") or not isinstance(
+                row.get("sample"), int
+            ):
+                raise ValueError(f"{path}, line {number} is no completion: name another --out")
         texts = {(r["task_id"], r["sample"]): r["completion"] for r in rows}
         with open(path, "a", encoding="utf-8") as file:
             bar = Progress("completions", len(self.problems) * n, "samples")

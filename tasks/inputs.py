@@ -18,6 +18,8 @@ from typing import Any
 from host.files import dumps, write_whole
 from host.terminal import say
 
+HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
+DEPTH = 100  # of a row: what is nested deeper is no row, and would end later in a traceback
 Path = str | os.PathLike
 Check = Callable[[dict], str | None]
 
@@ -66,7 +68,10 @@ def json_rows(
             row = _load(row, f"{place} is not JSON")
         if not isinstance(row, dict):
             raise ValueError(f"{place} is not a JSON object: write one object a line")
-        row = clean(row) if whole_characters else row
+        try:
+            row = clean(row) if whole_characters else bounded(row)
+        except RecursionError:
+            raise ValueError(f"{place} is nested too deeply: write one object a line") from None
         wrong = check(row) if check else None
         if wrong:
             raise ValueError(f"{place}: {wrong}")
@@ -85,15 +90,22 @@ def _load(text: str, wrong: str, remedy: str = "") -> Any:
         raise ValueError(f"{wrong} ({error}): {remedy}write one object a line") from None
 
 
-def clean(value: Any) -> Any:
-    """A JSON value with U+FFFD for each half of a surrogate pair."""
+def clean(value: Any, text=lambda s: HALVES.sub("\ufffd", s), depth: int = 0) -> Any:
+    """A JSON value with U+FFFD for each half of a surrogate pair; RecursionError beyond DEPTH."""
     if isinstance(value, str):
-        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+        return text(value)
+    if depth > DEPTH:
+        raise RecursionError
     if isinstance(value, list):
-        return [clean(v) for v in value]
+        return [clean(v, text, depth + 1) for v in value]
     if isinstance(value, dict):
-        return {clean(k): clean(v) for k, v in value.items()}
+        return {text(k): clean(v, text, depth + 1) for k, v in value.items()}
     return value
+
+
+def bounded(value: Any) -> Any:
+    """A JSON value as it is; RecursionError beyond DEPTH."""
+    return clean(value, text=str)
 
 
 def needs_strings(row: dict, *names: str) -> str | None:

@@ -296,7 +296,8 @@ def letter_ids(model, context: str) -> list[list[int]]:
         letters.append(ids[begin:])
     if len({tuple(ids) for ids in letters}) < 4:
         raise ValueError(
-            f"the tokenizer {model.tok.files[0]} does not tell the letters A to D apart: use another"
+            f"the tokenizer {model.tok.files[0]} does not tell the letters A to D apart: use "
+            "another"
         )
     return letters
 

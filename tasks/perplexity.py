@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class Task:
-    """Requests over all that is to be predicted, each token once; the score is exp(nats a token)."""
+    """Requests over all that is to be predicted, each token once; the score is exp(nats/token)."""
 
     def __init__(self, options: Options, model):
         self.options, self.model, self.settings = options, model, {}

@@ -10,6 +10,7 @@ An item is on disk before it counts as done, so a killed evaluation goes on wher
 what a score is (each task's file).
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -23,7 +24,6 @@ from tasks.page import page
 
 # settings that may differ between a run and its resumption: they do not change what is measured
 FREE = ("batch", "mesh", "dtype", "workers")
-write_beside, read_lines = write_whole, json_lines
 
 
 def read_result(out: str | os.PathLike) -> dict:
@@ -84,7 +84,21 @@ class Result:
             self.out.mkdir(parents=True, exist_ok=True)
             self._write({"finished": False, "score": None})
         self.resumed = len(self.done)
-        self.file, self.synced = open(self.samples, "a", encoding="utf-8"), time.monotonic()
+        self.file, self.synced = self._locked(), time.monotonic()
+
+    def _locked(self):
+        """samples.jsonl open to append, with a lock that ends with this process."""
+        file = open(self.samples, "a", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"another process is writing to {self.out}: wait for it, or name another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        return file
 
     def _write(self, more):
         write_json(self.out / "results.json", self.head | more)

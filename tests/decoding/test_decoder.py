@@ -160,9 +160,7 @@ def test_rows_behind_a_prefix_see_it_and_nothing_of_their_neighbours(name, data,
     def local(weights, row, arrays):
         x, _ = cache.prefill(
             weights,
-            row[:, 0],
-            row[:, 1],
-            cache.visible(row[:, 2], row[:, 3]),
+            cache.Rows(row[:, 0], row[:, 1], cache.visible(row[:, 2], row[:, 3])),
             arrays,
             jnp.int32(70),
             config,

@@ -77,24 +77,27 @@ def test_an_interrupted_result_goes_on_and_a_torn_last_line_is_done_again(tmp_pa
     with open(out / "samples.jsonl", "a") as f:
         f.write('{"id": 2, "prompt": "torn')  # what a kill within a write leaves
     assert json.loads((out / "results.json").read_text())["finished"] is False
+    with pytest.raises(ValueError, match="another process is writing to .*: wait for it"):
+        results.Result(out, "nq", {"shots": 3})
+    r.file.close()  # as a kill does
     again = results.Result(out, "nq", {"shots": 3})
     assert list(again.done) == [0, 1] and again.resumed == 2
     again.add(item(2))
     again.finish([0, 1, 2], {"score": 1 / 3, "interval": (0, 1)})
-    assert [i["id"] for i in results.read_lines(out / "samples.jsonl")] == [0, 1, 2]
+    assert [i["id"] for i in results.json_lines(out / "samples.jsonl")] == [0, 1, 2]
 
 
 def test_a_whole_line_without_its_newline_is_torn_too(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"id": 0}\n{"id": 1}')
-    assert results.read_lines(path) == [{"id": 0}] and path.read_text() == '{"id": 0}\n'
+    assert results.json_lines(path) == [{"id": 0}] and path.read_text() == '{"id": 0}\n'
 
 
 def test_damage_in_the_middle_is_named_and_nothing_is_cut(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"id": 0}\nnot json\n{"id": 2}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl, line 2 is not JSON"):
-        results.read_lines(path)
+        results.json_lines(path)
     assert path.read_text().count("\n") == 3
 
 
