@@ -60,7 +60,9 @@ def test_half_a_character_in_a_prompt_is_read_as_the_replacement_character(
 def test_a_program_with_half_a_character_fails_and_the_others_are_run(tmp_path):
     problems = write_lines(tmp_path / "h.jsonl", PROBLEMS)
     texts = [f"    s = '{HALF}'\n    return 1\n", "    return 2\n"]
-    given = [{"task_id": p["task_id"], "completion": t} for p, t in zip(PROBLEMS, texts, strict=True)]
+    given = [
+        {"task_id": p["task_id"], "completion": t} for p, t in zip(PROBLEMS, texts, strict=True)
+    ]
     how = ["--data", problems, "--samples", write_lines(tmp_path / "s.jsonl", given)]
     how += ["--run-untrusted-code", "--isolation", "limits", "--out", tmp_path / "o"]
     call("humaneval", *how)
@@ -76,6 +78,28 @@ def test_prompts_with_half_a_character_are_written_and_nothing_is_left_beside(tm
     call("nq", "--data", data, "--shots", 0, "--write-prompts", out)
     assert "who is \ufffd?" in out.read_text(encoding="utf-8")
     assert [p.name for p in out.parent.iterdir()] == ["p.jsonl"]
+
+
+@pytest.mark.parametrize("depth", [200, 900, 30_000])
+@pytest.mark.parametrize("task", ["nq", "humaneval"])
+def test_a_row_nested_too_deeply_is_one_line(tmp_path, task, depth, capsys):
+    row = json.dumps((PROBLEMS if task == "humaneval" else nq_rows("Paris"))[0])
+    deep = row[:-1] + ', "more": ' + "[" * depth + "]" * depth + "}\n"
+    (tmp_path / "p.jsonl").write_text(row + "\n" + deep)
+    flag = "--predictions" if task == "nq" else "--data"
+    how = [task, flag, tmp_path / "p.jsonl", "--out", tmp_path / "o"]
+    how += ["--self-test", "--run-untrusted-code"] if task == "humaneval" else []
+    line = call(*how, expect=2, capsys=capsys)
+    assert "p.jsonl row 2" in line and "nested too deeply" in line
+
+
+def test_places_that_cannot_hold_a_result_are_one_line(tmp_path, capsys):
+    rows = write_lines(tmp_path / "p.jsonl", nq_rows("Paris"))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    for out in ("file", "file/below", "dangling", "x" * 300):
+        call("nq", "--predictions", rows, "--out", tmp_path / out, expect=2, capsys=capsys)
+    assert (tmp_path / "file").read_text() == "x"
 
 
 # --- files that changed ---
@@ -143,6 +167,17 @@ def test_rows_of_messages_need_chat_and_come_before_a_rendered_text(tmp_path, pl
     call("generate", *model, "--chat", "--input", both, "--out", tmp_path / "both")
     (item,) = samples(tmp_path / "both")
     assert item["prompt"] == "<s><|user|>Hi<|assistant|>"
+
+
+def test_a_prompt_that_is_a_list_of_turns_is_a_conversation(tmp_path, place, capsys):
+    turns = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]
+    rows = write_lines(tmp_path / "m.jsonl", [{"prompt": turns}, {"items": 3, "prompt": "Ho"}])
+    how = ["generate", "--model", place / "tuned", "--max-new-tokens", 2, "--input", rows]
+    assert "needs --chat" in call(*how, "--out", tmp_path / "o", expect=2, capsys=capsys)
+    call(*how, "--chat", "--out", tmp_path / "o")
+    first, second = (item["prompt"] for item in samples(tmp_path / "o"))
+    assert "Be kind" in first and first.endswith("Hi<|assistant|>")
+    assert second == "<s><|user|>Ho<|assistant|>"
 
 
 def test_a_model_with_role_tokens_asked_without_chat_gets_a_hint(tmp_path, place, capsys):
