@@ -264,7 +264,7 @@ def _longest_head(all_ids, train, recipe):
 
 
 def note(text: object) -> None:
-    terminal.say(f"data.py: {terminal.printable(text)}")
+    terminal.say(f"data.py: {text}")
 
 
 # --- a packed directory, or sources -> rows ---

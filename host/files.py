@@ -13,10 +13,11 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from host import terminal
 
 KINDS = {dict: "an object", list: "a list", None: "JSON"}
 
@@ -242,10 +243,7 @@ def json_lines(
                 raise ValueError(f"{error}, or name another --out") from None
             if repair:
                 os.truncate(path, good)
-                print(
-                    f"{path}: 1 torn line at its end (a kill within a write) was cut off",
-                    file=sys.stderr,
-                )
+                terminal.say(f"{path}: 1 torn line at its end (a kill within a write) was cut off")
             break
         values.append(value)
         good += len(line)

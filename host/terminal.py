@@ -34,8 +34,8 @@ def printable(text: object, lines: bool = True) -> str:
 
 
 def say(text: object) -> None:
-    """One message on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+    """One message on stderr, at once and printable: names in it may be anybody's."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 class Progress:

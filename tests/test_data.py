@@ -357,7 +357,9 @@ def test_copies_and_pieces_of_a_dialogue_never_lie_on_both_sides(tmp_path, toks)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ids_that_only_look_like_pieces_are_dialogues_of_their_own(tmp_path, toks, workers):
     talk = [dialogue(i) | {"id": f"medical_{i}"} for i in range(60)]
-    talk += [dialogue(100 + i) | {"id": f"abcdefg_{4 * i}"} for i in range(5)]  # 5 pieces of 4 turns
+    talk += [
+        dialogue(100 + i) | {"id": f"abcdefg_{4 * i}"} for i in range(5)
+    ]  # 5 pieces of 4 turns
     (tmp_path / "x.json").write_text(json.dumps(talk), encoding="utf-8")
     settings = {"pack": "rows", "block": 200, "eval_fraction": 0.2, "workers": workers}
     data.pack([tmp_path / "x.json"], toks["sp"], tmp_path / "out", **settings)

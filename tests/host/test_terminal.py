@@ -16,6 +16,11 @@ def test_untrusted_text_cannot_move_the_cursor_or_turn_the_line():
     assert terminal.printable("a\nb\tc", lines=False) == "a\\nb\\tc"
 
 
+def test_a_message_is_printable(capsys):
+    terminal.say("file \x1b[2Jname\nand more")
+    assert capsys.readouterr().err == "file \\x1b[2Jname\nand more\n"
+
+
 def test_durations_and_counts():
     assert [terminal.duration(s) for s in (0, 65.9, 3661)] == ["0:00", "1:05", "1:01:01"]
     texts = ("20M", "0.3M", "65,536", "1e6", "1.5b", 7, None)
