@@ -13,6 +13,7 @@ LETTERS  B batch  T query time  S key time  X tokens of a row as stored (T + 1) 
 
 import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ class StepOptions(NamedTuple):
         False  # gather the next layer's weights beside this layer's work: one layer more
     )
     mlp_rows: int | None = None  # rows that the MLP takes at a time (None: all); with remat "full"
+    unroll: bool = False  # no loop over the layers: no copies to and from stacks of residuals
     # q, k, v as one product, and gate, up: faster on CPUs. Apart there is no joined copy of the
     # gathered weights in memory
     join: bool = True
@@ -195,16 +197,17 @@ def attention_part(x_BTD, w, rope, attend, program):
         for name in qkv.keys() - {"wq", "bq"}:
             m = sharding.copy_in(qkv[name])
             qkv[name] = lax.dynamic_slice_in_dim(m, start, H, axis=m.ndim - 1)
-    qkv_BTX = project(h_BTD, qkv, "qkv", program.options.join)
-    NH, KH = qkv["wq"].shape[1], qkv["wk"].shape[1]
-    parts = jnp.split(qkv_BTX, [NH, NH + KH], axis=2)
+    parts = project(h_BTD, qkv, "qkv", program.options.join)
+    NH = qkv["wq"].shape[1]
     q_BTNH, k_BTKH, v_BTKH = (part.reshape(part.shape[:2] + (-1, H)) for part in parts)
     if config.qk_norm:
         q_BTNH = rms_norm(q_BTNH, region.within(w["q_norm"]), config.eps)
         k_BTKH = rms_norm(k_BTKH, region.within(w["k_norm"]), config.eps)
     if rope is not None:
         q_BTNH, k_BTKH = rope_half(q_BTNH, *rope), rope_half(k_BTKH, *rope)
-    q_BTNH, k_BTKH = checkpoint_name(q_BTNH, "rope"), checkpoint_name(k_BTKH, "rope")
+    # Products that are apart are not saved themselves, but what RoPE makes of them.
+    saved = "rope" if program.options.join or config.qk_norm else "matmul"
+    q_BTNH, k_BTKH = checkpoint_name(q_BTNH, saved), checkpoint_name(k_BTKH, saved)
     out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH)
     # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by exit()
     y_BTD = region.exit(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)) @ w["wo"])
@@ -218,7 +221,7 @@ def mlp_part(x_BTD, w, program):
     region = program.region(program.layout.mlp)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w, "mlp_norm", config, region)), "norm")
     if config.family == "llama":
-        gate_BTF, up_BTF = jnp.split(project(h_BTD, w, "13", program.options.join), 2, axis=2)
+        gate_BTF, up_BTF = project(h_BTD, w, "13", program.options.join)
         inner_BTF = swiglu(gate_BTF, up_BTF)
     else:
         inner_BTF = gelu_tanh(checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "matmul"))
@@ -229,15 +232,19 @@ def mlp_part(x_BTD, w, program):
 
 
 def project(h_BTD, w, letters, join):
-    """h @ w + b of the matrices `letters`, side by side; join: as one product of joined weights."""
+    """[h @ w + b] of the matrices `letters`; join: as one product of the weights side by side."""
     matrices = [w["w" + letter] for letter in letters]
-    if join:
-        y = checkpoint_name(h_BTD @ jnp.concatenate(matrices, axis=-1), "matmul")
-    else:
-        y = jnp.concatenate([checkpoint_name(h_BTD @ m, "matmul") for m in matrices], axis=-1)
-    if "b" + letters[0] in w:
-        y = y + jnp.concatenate([w["b" + letter] for letter in letters], axis=-1)[None, None]
-    return y
+    biases = [w["b" + letter] for letter in letters if "b" + letter in w]
+    if not join:
+        parts = [checkpoint_name(h_BTD @ m, "matmul") for m in matrices]
+        if biases:
+            parts = [y + b[None, None] for y, b in zip(parts, biases, strict=True)]
+        return parts
+    y = checkpoint_name(h_BTD @ jnp.concatenate(matrices, axis=-1), "matmul")
+    if biases:
+        y = y + jnp.concatenate(biases, axis=-1)[None, None]
+    ends = itertools.accumulate(m.shape[1] for m in matrices[:-1])
+    return jnp.split(y, list(ends), axis=2)
 
 
 def final_hidden(x_BTD: jax.Array, w: Arrays, program: Program) -> jax.Array:
@@ -348,6 +355,7 @@ def stack_of(layers, rows, program):
         functools.partial(fetch_layer, layers, program),
         functools.partial(train_layer, program),
         (rope_of(rows.position_BT, program.config), rows.segment_BT),
+        program.options.unroll,
     )
 
 

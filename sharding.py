@@ -150,12 +150,28 @@ OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 OFFLOADED = "nd_reduce_scatter", "reduce_scatter", "all_gather", "3d_all_gather", "2d_all_gather"
 
 
+GPUS = ("gpu", "cuda")  # what devices, and devices compiled for without one, call their platform
+IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+
+
+def decoding_options(mesh: Mesh) -> dict[str, Any]:
+    """Options for jax.jit of a program that loops over tokens.
+
+    On GPUs the whole loop becomes one CUDA graph: the host does not look at every token.
+    """
+    on_gpu = mesh.devices.flat[0].platform in GPUS
+    return {"xla_gpu_enable_command_buffer": IN_GRAPHS} if on_gpu else {}
+
+
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
     """Options for jax.jit that a mesh needs.
 
     On v5p, whose slices are 3-D tori, reduce-scatters would otherwise become all-reduces of twice
     the bytes.
     """
+    if mesh.devices.flat[0].platform in GPUS:
+        # else a product that is used and also kept in a stack of layers is computed twice
+        return {"xla_gpu_enable_dynamic_slice_fusion": False}
     kind = mesh.devices.flat[0].device_kind
     if "TPU v5" not in kind or "lite" in kind:
         return {}

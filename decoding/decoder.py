@@ -125,7 +125,12 @@ class Decoder:
         )
         self.prefill_slots = jax.jit(prefill, donate_argnums=1)
 
-        @functools.partial(jax.jit, donate_argnums=1, static_argnames=("greedy", "filters"))
+        @functools.partial(
+            jax.jit,
+            donate_argnums=1,
+            static_argnames=("greedy", "filters"),
+            compiler_options=sharding.decoding_options(mesh),
+        )
         def steps(weights, cache, state, bounds, greedy, filters):
             local = functools.partial(self._steps, greedy=greedy, filters=filters)
             in_specs = specs, rows, by_data, replicated
@@ -133,6 +138,16 @@ class Decoder:
             return local(weights, cache, state, bounds)
 
         self.steps = steps
+        out = sharding.shardings(rows, mesh)
+        self.empty = jax.jit(self._empty, static_argnums=(0, 1), out_shardings=out)
+
+    def _empty(self, size, length):
+        """A cache of `size` slots and `length` positions."""
+        shape = size, cache.cache_heads(self.config, self.layout), length, self.config.H
+        return [
+            (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+            for _ in range(self.config.L)
+        ]
 
     def _prefill_slots(self, weights, kv, token, prefix, length, copies):
         """Read one row of prompts behind the prefix and copy their keys and values to slots.
@@ -263,12 +278,7 @@ class Batch:
     def __init__(self, decoder: Decoder, weights, size, length, prefix: Prefix, tok=None):
         self.decoder, self.weights, self.prefix, self.tok = decoder, weights, prefix, tok
         self.slots: list[Slot | None] = [None] * size
-        heads = cache.cache_heads(decoder.config, decoder.layout)
-        shape = size, heads, length, decoder.config.H
-        zeros = lambda: jnp.zeros(shape, decoder.dtype)
-        shardings = sharding.shardings(decoder.cache_spec, decoder.mesh)
-        empty = lambda: [(zeros(), zeros()) for _ in range(decoder.config.L)]
-        self.kv = jax.jit(empty, out_shardings=shardings)()
+        self.kv = decoder.empty(size, length)
         dtypes = {"seed": np.uint32, "temperature": np.float32, "top_p": np.float32, "live": bool}
         names = ("token", "position", "left", "prompt", "sample", "top_k", *dtypes)
         self.state = {name: np.zeros(size, dtypes.get(name, np.int32)) for name in names}

@@ -232,10 +232,11 @@ def causal_attention(
     kernel: str,
 ) -> jax.Array:
     """Attention of whole rows by one of the kernels; packed: the rows hold several segments."""
-    # cuDNN's flash attention takes 16-bit types and no segments
-    if kernel == "cudnn" and not packed:
+    if kernel == "cudnn":
+        # cuDNN takes 16-bit types only, and segments as a mask of all pairs, one for all heads.
+        mask_B1TS = causal_mask(segment_BT)[:, None] if packed else None
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
+            q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TS, is_causal=True, implementation="cudnn"
         )
     if kernel == "pallas":
         return splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
@@ -244,29 +245,21 @@ def causal_attention(
     return blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT if packed else None)
 
 
-def pick_attention(
-    requested: str, platform: str, dtype: str, T: int, H: int, packed: bool = False
-) -> str:
+def pick_attention(requested: str, platform: str, dtype: str, T: int, H: int) -> str:
     """The kernel that `auto` means on this platform, or the one requested.
 
-    T, H: what pallas must fit. packed: rows hold several documents, whose mask cudnn does not take.
-    ValueError where the requested kernel cannot run.
+    T, H: what pallas must fit. ValueError where the requested kernel cannot run.
     """
     fits = T % 128 == 0 and H % 128 == 0
     cudnn = platform == "gpu" and dtype == "bfloat16"
     if requested == "auto":
         if platform == "tpu" and fits:
             return "pallas"
-        return "cudnn" if cudnn and not packed else "blockwise"
+        return "cudnn" if cudnn else "blockwise"
     if requested == "cudnn" and not cudnn:
         raise ValueError(
             "--attention cudnn needs an NVIDIA GPU and --dtype bfloat16, "
             f"here is {platform} and {dtype}: use --attention auto"
-        )
-    if requested == "cudnn" and packed:
-        raise ValueError(
-            "--attention cudnn knows no mask between the documents of a row: "
-            "use --attention auto, or --pack stream"
         )
     if requested == "pallas" and (platform != "tpu" or not fits):
         raise ValueError(

@@ -34,6 +34,11 @@ class Stack(NamedTuple):
     fetch: Callable  # (i, x_BTD) -> layer i's weights, gathered
     layer: Callable  # (x_BTD, w, *shared) -> x_BTD
     shared: tuple  # what all layers read: RoPE and segments
+    unroll: bool = False  # no loop over the layers, so no copies to and from stacks of residuals
+
+    def at_once(self, layers: int) -> int:
+        """How many turns of a loop over so many layers are one turn of the program's."""
+        return layers if self.unroll else 1
 
 
 @functools.partial(
@@ -60,12 +65,18 @@ class Tape(NamedTuple):
     w_last: Arrays | None = None  # and its weights, gathered: its backward pass comes next
 
 
+def is_cudnn(primitive, *_, **__) -> bool:
+    """Whether this is cuDNN's attention: jax.nn names neither its output nor its log-sum."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 def layer_forward(layer, x_BTD, w, shared, remat):
     """(layer(x, w, *shared), its Residuals)."""
     if remat == "full":
         return layer(x_BTD, w, *shared), Residuals([x_BTD])
-    policy = jax.checkpoint_policies.save_only_these_names(*SAVED[remat])
-    saving = jax.checkpoint(layer, policy=policy)
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(*SAVED[remat])
+    saving = jax.checkpoint(layer, policy=policies.save_from_both_policies(policy, is_cudnn))
     y_BTD, vjp = jax.vjp(lambda x, w: saving(x, w, *shared), x_BTD, w)
     leaves, tree = jax.tree.flatten(vjp)
     supplied = jax.tree.leaves((w, shared))
@@ -101,7 +112,10 @@ def forward_layers(
         return (x_BTD, w_next), residuals
 
     first = stack.fetch(0, x_BTD) if prefetch else None
-    (x_BTD, w), residuals_L = lax.scan(step, (x_BTD, first), jnp.arange(stack.L - prefetch))
+    turns = stack.L - prefetch
+    (x_BTD, w), residuals_L = lax.scan(
+        step, (x_BTD, first), jnp.arange(turns), unroll=stack.at_once(turns)
+    )
     if not prefetch:
         return x_BTD, Tape(residuals_L)
     x_BTD, last = run(x_BTD, w)
@@ -131,6 +145,12 @@ def backward_layers(
     carry = dx_BTD, tape.w_last, sums
     if prefetch:
         carry, _ = step(carry, (tape.last, stack.L - 1))
-    items = tape.residuals_L, jnp.arange(stack.L - prefetch)
-    (dx_BTD, _, sums), _ = lax.scan(step, carry, items, reverse=True)
+    turns = stack.L - prefetch
+    (dx_BTD, _, sums), _ = lax.scan(
+        step,
+        carry,
+        (tape.residuals_L, jnp.arange(turns)),
+        reverse=True,
+        unroll=stack.at_once(turns),
+    )
     return dx_BTD, sums

@@ -192,18 +192,19 @@ def step_options(
 ) -> model.StepOptions:
     """How a step is computed, as far as the flags and the platform decide it."""
     s = settings
-    kernel = pick_attention(
-        s.attention, platform, s.dtype, s.block, config.H, packed=s.pack != "stream"
-    )
+    kernel = pick_attention(s.attention, platform, s.dtype, s.block, config.H)
     # TPUs: without it the compiled schedule has products beside 83 % of the gathered bytes,
     # forward and backward; with it beside 69 and 8 % (--plan v5p:2x2x2)
     prefetch = s.prefetch if s.prefetch is not None else platform == "gpu" and data_ranks > 1
+    roomy = platform == "gpu" and s.remat != "full"
     return model.StepOptions(
         jnp.dtype(s.dtype),
         jnp.dtype(s.grad_dtype),
+        loss_chunk=4096 if roomy else 1024,
         attention=kernel,
         remat=s.remat,
         prefetch=prefetch,
+        unroll=roomy and data_ranks == 1,
         # lean where memory is dear; on a CPU one product of all rows is faster
         mlp_rows=1 if platform != "cpu" and s.remat == "full" else None,
         join=platform == "cpu",

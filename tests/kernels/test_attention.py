@@ -10,7 +10,13 @@ import pytest
 import model
 import sharding
 from kernels import stack
-from kernels.attention import blockwise_attention, causal_mask, positions_of, reference_attention
+from kernels.attention import (
+    blockwise_attention,
+    causal_mask,
+    pick_attention,
+    positions_of,
+    reference_attention,
+)
 
 
 def inputs(B, T, N, K, H, dtype=jnp.float32):
@@ -240,6 +246,7 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
         (model.StepOptions(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
         (model.StepOptions(loss_chunk=10, remat="none"), 2),
         (model.StepOptions(loss_chunk=10, mlp_rows=1, join=False), 1),
+        (model.StepOptions(loss_chunk=10, remat="dots", unroll=True, join=False), 1),
     ]:
         got, dgot = run(compute, accumulate)
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -251,13 +258,17 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
         assert worst[0] < 1e-5, (worst, compute, accumulate)
 
 
-@pytest.mark.parametrize("remat, names", [("full", 0), ("dots", 6), ("none", 11)])
-def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, names):
+@pytest.mark.parametrize(
+    "remat, join, names",
+    [("full", True, 0), ("dots", True, 6), ("none", True, 11), ("dots", False, 9)],
+)
+def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, join, names):
     """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also
-    both normed inputs, q and k turned, the activation.
+    both normed inputs, q and k turned, the activation. Apart, q and k are kept as turned only.
     """
     config = model.llama(300, 24, 1, 6, 36, 64, 1e-5)
-    program = model.Program(config, model.make_layout(config, 1, 1))
+    options = model.StepOptions(join=join)
+    program = model.Program(config, model.make_layout(config, 1, 1), options)
     weights = {
         n: jnp.ones(s[1:])
         for n, s in model.shapes(config).items()
@@ -280,3 +291,13 @@ def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(rema
     assert not {k.shape for k in kept} & (
         {w.shape for w in weights.values()} | {s.shape for s in jax.tree.leaves(shared)}
     )
+
+
+def test_a_gpu_takes_cudnn_for_16_bit_types_only():
+    def pick(asked, platform, dtype):
+        return pick_attention(asked, platform, dtype, 2048, 64)
+
+    assert pick("auto", "gpu", "bfloat16") == pick("cudnn", "gpu", "bfloat16") == "cudnn"
+    assert pick("auto", "gpu", "float32") == pick("auto", "cpu", "bfloat16") == "blockwise"
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU and --dtype bfloat16"):
+        pick("cudnn", "gpu", "float32")
