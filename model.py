@@ -30,7 +30,16 @@ from families.config import PRESETS, Config, gpt2, llama, preset
 from families.layout import Layout, make_layout, replication_notes
 from families.weights import Weight, parameter_count, shapes, sizes, weight_table
 from kernels.attention import causal_attention, causal_mask, positions_of, reference_attention
-from kernels.layers import gelu_tanh, layer_norm, lookup, rms_norm, rope_half, rope_table, swiglu
+from kernels.layers import (
+    gelu_tanh,
+    layer_norm,
+    lookup,
+    matmul,
+    rms_norm,
+    rope_half,
+    rope_table,
+    swiglu,
+)
 from kernels.loss import head_cross_entropy, head_logits
 from kernels.stack import Arrays, Stack, backward_layers, forward_layers
 from sharding import DATA, TENSOR
@@ -82,9 +91,7 @@ class StepOptions(NamedTuple):
     loss_chunk: int = 1024  # tokens whose logits exist at once
     attention: str = "reference"  # reference, blockwise, cudnn, pallas
     remat: str = "full"  # what the backward pass computes again in a layer: all but SAVED[remat]
-    prefetch: bool = (
-        False  # gather the next layer's weights beside this layer's work: one layer more
-    )
+    prefetch: bool = False  # gather the next layer's weights beside this layer's work
     mlp_rows: int | None = None  # rows that the MLP takes at a time (None: all); with remat "full"
     unroll: bool = False  # no loop over the layers: no copies to and from stacks of residuals
     # q, k, v as one product, and gate, up: faster on CPUs. Apart there is no joined copy of the
@@ -210,7 +217,7 @@ def attention_part(x_BTD, w, rope, attend, program):
     q_BTNH, k_BTKH = checkpoint_name(q_BTNH, saved), checkpoint_name(k_BTKH, saved)
     out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH)
     # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by exit()
-    y_BTD = region.exit(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)) @ w["wo"])
+    y_BTD = region.exit(matmul(out_BTNH.reshape(out_BTNH.shape[:2] + (NH,)), w["wo"]))
     if "bo" in w:
         y_BTD = y_BTD + region.replicated(w["bo"])[None, None]
     return y_BTD, cache
@@ -224,8 +231,9 @@ def mlp_part(x_BTD, w, program):
         gate_BTF, up_BTF = project(h_BTD, w, "13", program.options.join)
         inner_BTF = swiglu(gate_BTF, up_BTF)
     else:
-        inner_BTF = gelu_tanh(checkpoint_name(h_BTD @ w["w1"] + w["b1"][None, None], "matmul"))
-    y_BTD = region.exit(checkpoint_name(inner_BTF, "activation") @ w["w2"])
+        h_BTF = matmul(h_BTD, w["w1"]) + w["b1"][None, None]
+        inner_BTF = gelu_tanh(checkpoint_name(h_BTF, "matmul"))
+    y_BTD = region.exit(matmul(checkpoint_name(inner_BTF, "activation"), w["w2"]))
     if "b2" in w:
         y_BTD = y_BTD + region.replicated(w["b2"])[None, None]
     return y_BTD
@@ -236,11 +244,11 @@ def project(h_BTD, w, letters, join):
     matrices = [w["w" + letter] for letter in letters]
     biases = [w["b" + letter] for letter in letters if "b" + letter in w]
     if not join:
-        parts = [checkpoint_name(h_BTD @ m, "matmul") for m in matrices]
+        parts = [checkpoint_name(matmul(h_BTD, m), "matmul") for m in matrices]
         if biases:
             parts = [y + b[None, None] for y, b in zip(parts, biases, strict=True)]
         return parts
-    y = checkpoint_name(h_BTD @ jnp.concatenate(matrices, axis=-1), "matmul")
+    y = checkpoint_name(matmul(h_BTD, jnp.concatenate(matrices, axis=-1)), "matmul")
     if biases:
         y = y + jnp.concatenate(biases, axis=-1)[None, None]
     ends = itertools.accumulate(m.shape[1] for m in matrices[:-1])
@@ -373,14 +381,12 @@ def output_loss(x_BTD: jax.Array, w: Arrays, rows: Rows, program: Program) -> ja
     """Weighted cross-entropy of the last layer's output, summed over this data rank's rows."""
     config, layout = program.config, program.layout
     x_BTD = final_hidden(x_BTD, w, program)
-    B, T, D = x_BTD.shape
+    x_MD = x_BTD.reshape(-1, config.D)
     head_VD = w["embed" if config.tied else "head"]
     axis = TENSOR if layout.vocab and layout.tensor > 1 else None
-    target_M, weight_M = rows.target_BT.reshape(B * T), rows.weight_BT.reshape(B * T)
+    target_M, weight_M = rows.target_BT.reshape(-1), rows.weight_BT.reshape(-1)
     chunk = program.options.loss_chunk
-    return head_cross_entropy(
-        x_BTD.reshape(B * T, D), head_VD, target_M, weight_M, config.V, axis, chunk
-    )
+    return head_cross_entropy(x_MD, head_VD, target_M, weight_M, config.V, axis, chunk)
 
 
 def batch_loss(
