@@ -22,6 +22,12 @@ from text import forms
 from text.forms import Dialogue, parse_row
 from text.sources import Chunk, Row, raw_chunks, source_files
 
+# Marks by which a dialogue was written into a text: its questions would be learned too.
+TURN_MARKS = re.compile(
+    r"### ?(Human|User|Instruction|Assistant|Response):|<\|im_start\|>|\[INST\]"
+    r"|<\|(user|assistant)\|>|^(\n\n)?Human: |^USER: "
+)
+MARKED_TEXT = "texts with marks of turns in them (learned whole: make dialogues of them)"
 SHOWN = 5  # malformed rows of a file that are reported one by one
 PIECE = re.compile(r"([A-Za-z0-9]{7})_(\d{1,9})")  # ShareGPT's ids of pieces
 
@@ -64,7 +70,7 @@ def has_answer(dialogue: Dialogue) -> bool:
 def peculiarities(dialogue: Dialogue) -> list[str]:
     """What is worth counting about a dialogue, a list of str."""
     if "text" in dialogue:
-        return []
+        return [MARKED_TEXT] if TURN_MARKS.search(dialogue["text"][:2000]) else []
     speakers = [t["from"] for t in dialogue["conversations"]]
     weights = [t.get("weight") for t in dialogue["conversations"]]
     spoken = [s for s in speakers if s != "system"]

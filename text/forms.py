@@ -12,13 +12,15 @@ A row is one of
               line ("<noinput>" is none); `history` [[question, answer], ...] comes before
   Dolly       {"instruction", "context", "response"}: the context follows as an input does
   Orca        {"system_prompt", "question", "response"}
-  UltraChat   {"data": [str, str, ...]}, the human first
+  UltraChat   {"data": [str, str, ...]}, the human first; LIMA's {"conversations": [str, str, ...]}
+  Capybara    {"conversation": [{"input", "output"}, ...]}
   Koala       {"human_1", "gpt_1", "human_2", ...}, turns in the order of their numbers, human first
   Baize       {"input": "... [|Human|] ... [|AI|] ..."}: what stands before the first mark is the
               recipe, not the dialogue; white space around a turn is the form's; an empty last human
               turn is dropped
   pairs       {"prompt", "completion"} or {"prompt", "response"}: texts, or TRL's lists of turns, of
-              which only the completion's answers are learned; {"prompt"} alone has no answer
+              which only the completion's answers are learned; {"prompt"} alone has no answer; also
+              {"question", "answer"}, {"query", "response"} and {"input", "output"}
   text        {"text": str}
 In any of them
   system      a row's `system` or `system_prompt` is a system turn before the others
@@ -52,7 +54,14 @@ SPEAKERS = {
 TOOL_CALLS = ("function_call", "tool_call")  # speakers
 TOOL_RESULTS = ("tool", "function", "observation", "tool_response", "ipython")
 LISTS = ("conversations", "conversation", "messages", "items")  # keys of a list of turns
-PAIRS = (("prompt", "completion"), ("prompt", "response"))
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("input", "output"),
+)
+CHOICES = ("choices", "options")  # a question that cannot be read without them
 SYSTEM = ("system", "system_prompt")
 WEIGHTS = ("weight", "train", "trainable", "loss", "learn")
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -151,7 +160,7 @@ def _learned(fields, what):
 def _listed_form(row, name):
     for key in LISTS:
         if key in row:
-            return [_dialogue(name, _listed(row[key], key))]
+            return [_dialogue(name, _listed(row[key], key, texts=True))]
     return None
 
 
@@ -198,9 +207,7 @@ def _ultrachat_form(row, name):
     data = row.get("data")
     if not isinstance(data, list) or any(isinstance(x, (dict, list)) for x in data):
         return None
-    speakers = ("human", "gpt") * len(data)
-    texts = [_string(text, f"turn {n}") for n, text in enumerate(data, 1)]
-    return [_dialogue(name, [_turn(s, t) for s, t in zip(speakers, texts, strict=False)])]
+    return [_dialogue(name, _alternating([_string(t, f"turn {n}") for n, t in enumerate(data, 1)]))]
 
 
 def _koala_form(row, name):
@@ -236,6 +243,8 @@ def _pair_form(row, name):
                     turn["weight"] = 0
             return [_dialogue(name, turns + _listed(row[answer], answer))]
         _refuse_reasoning(row, "the row")
+        if choices := next((key for key in CHOICES if row.get(key)), None):
+            raise ValueError(f"the row has {choices}: write them into its {prompt}")
         return [_pair(name, _text(row, prompt), _text(row, answer))]
     return None
 
@@ -249,7 +258,11 @@ def _prompt_form(row, name):
 
 
 def _text_form(row, name):
-    return [{"id": name, "text": _text(row, "text")}] if "text" in row else None
+    if "text" not in row:
+        return None
+    if "role" in row or "parent_id" in row:  # OpenAssistant's, a message a row
+        raise ValueError("it is one turn by itself: a row is a whole dialogue, a list of turns")
+    return [{"id": name, "text": _text(row, "text")}]
 
 
 FORMS: tuple[Callable[[dict, str], list[Dialogue] | None], ...] = (
@@ -269,8 +282,11 @@ FORMS: tuple[Callable[[dict, str], list[Dialogue] | None], ...] = (
 # --- turns ---
 
 
-def _listed(turns, key):
-    """The turns of a list of {"from", "value"} or {"role", "content"}, or of a dict of columns."""
+def _listed(turns, key, texts=False):
+    """The turns of a list of {"from", "value"} or {"role", "content"}, or of a dict of columns.
+
+    texts: a list of texts will do, the human's first.
+    """
     if turns is None:
         return []
     if isinstance(turns, dict) and turns and all(isinstance(c, list) for c in turns.values()):
@@ -281,7 +297,19 @@ def _listed(turns, key):
         ]
     if not isinstance(turns, list):
         raise ValueError(f"{key} is {_short(turns)}, not a list of turns")
+    if texts and all(isinstance(turn, str) for turn in turns):
+        return _alternating(turns)
+    if turns and all(
+        isinstance(turn, dict) and {"input", "output"} <= turn.keys() for turn in turns
+    ):
+        pairs = [[_text(turn, "input"), _text(turn, "output")] for turn in turns]
+        return _alternating([text for pair in pairs for text in pair])
     return [_listed_turn(turn, f"turn {number}") for number, turn in enumerate(turns, 1)]
+
+
+def _alternating(texts):
+    """Turns of texts that say nothing of their speakers: the human's first."""
+    return [_turn(("human", "gpt")[n % 2], text) for n, text in enumerate(texts)]
 
 
 def _listed_turn(turn, what):

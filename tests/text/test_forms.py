@@ -36,6 +36,13 @@ def learned(row):
         {"conversations": {"from": [w for w, _ in TALK], "value": [t for _, t in TALK]}},
         {"messages": {"role": [ROLES[w] for w, _ in TALK], "content": [t for _, t in TALK]}},
         {"data": [t for _, t in TALK]},
+        {"conversations": [t for _, t in TALK], "source": "stackexchange"},
+        {
+            "conversation": [
+                {"input": "Hi", "output": "Hello!"},
+                {"input": "Bye", "output": "See you."},
+            ]
+        },
         {"prompt": MESSAGES[:3], "completion": MESSAGES[3:]},
         {"prompt": "Hi", "prompt_id": "7", "messages": MESSAGES},
         {"instruction": "Bye", "input": "", "output": "See you.", "history": [["Hi", "Hello!"]]},
@@ -53,6 +60,9 @@ def test_forms_of_several_turns_become_the_same_dialogue(row):
         {"instruction": "Add.", "input": "1 2", "response": "3"},
         {"question": "Add.\n\n1 2", "response": "3", "id": "flan.1"},
         {"prompt": "Add.\n\n1 2", "completion": "3"},
+        {"question": "Add.\n\n1 2", "answer": "3"},
+        {"query": "Add.\n\n1 2", "response": "3"},
+        {"input": "Add.\n\n1 2", "output": "3"},
         {"prompt": [{"role": "user", "content": "Add.\n\n1 2"}],
          "completion": [{"role": "assistant", "content": "3"}]},
     ],
@@ -195,6 +205,34 @@ def test_a_pair_to_prefer_one_of_is_refused_by_name():
         parse({"prompt": "a", "chosen": "b", "rejected": "c"})
 
 
+def test_a_question_without_its_choices_is_refused_by_name():
+    for key in ("choices", "options"):
+        with pytest.raises(ValueError, match=f"the row has {key}: write them into its question"):
+            parse({"question": "Which?", key: ["a", "b"], "answer": "B"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### Human: Hi### Assistant: Hello!",
+        "<|im_start|>user\nHi",
+        "[INST] Hi [/INST] Hello!",
+        "\n\nHuman: Hi\n\nAssistant: Hello!",
+        "USER: Hi ASSISTANT: Hello!",
+    ],
+)
+def test_a_dialogue_written_into_a_text_is_told(text):
+    [document] = parse_row(json.dumps({"text": text}), "name")
+    assert document["text"] == text and "marks of turns" in peculiarities(document)[0]
+    [plain] = parse_row(json.dumps({"text": "A human: hi. # Instruction: none"}), "name")
+    assert peculiarities(plain) == []
+
+
+def test_a_message_of_openassistant_is_a_turn_by_itself():
+    with pytest.raises(ValueError, match="one turn by itself"):
+        parse({"message_id": "a", "parent_id": None, "text": "Hi", "role": "prompter"})
+
+
 def test_a_turn_by_itself_is_no_dialogue():
     with pytest.raises(ValueError, match="one turn by itself"):
         parse(MESSAGES[0])
@@ -206,7 +244,8 @@ def test_a_turn_by_itself_is_no_dialogue():
         {"data": [1]}, {"history": [["a"]], "instruction": "b", "output": "c"}, {"messages": [[]]},
         {"messages": {"role": ["user"], "content": []}}, {"prompt": [1], "completion": [2]},
         {"messages": [{"role": "tool"}]}, {"messages": [{"role": {}, "content": "a"}]},
-        {"question": "a", "chatgpt_answers": [[]]}, {"prompt": "a", "completion": ["b"]},
+        {"question": "a", "chatgpt_answers": [[]]}, {"prompt": ["a"], "completion": ["b"]},
+        {"question": "a", "answer": ["b"]}, {"prompt": ["a"]}, {"prompt": "a", "completion": ["b"]},
         {"conversations": "x"}, {"system": [], "prompt": "a"}, [1], [[]], 3, None, "a",
     ],
 )  # fmt: skip
