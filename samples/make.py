@@ -1,22 +1,27 @@
-"""The embedded sample: dialogues about an invented world, and a SentencePiece model trained on them, all from one seed.
+"""The embedded sample: dialogues about an invented world, and a SentencePiece model trained on
+them, all from one seed.
 
-    python samples/make.py            # writes dialogues.jsonl, heldout.jsonl and tokenizer.model beside this file
-    python samples/make.py --check    # writes nothing; status 2 where a file differs from what would be written
+    python samples/make.py            # writes dialogues.jsonl, heldout.jsonl, tokenizer.model here
+    python samples/make.py --check    # writes nothing; status 2 where a file differs
 
-An assistant that opens, lists, sums up and never doubts: enough style to learn in a minute on two cores. In most of
-`dialogues.jsonl` the user brings the facts, in any order, and the answer puts them in its own; in the rest the user
-asks for them. In `heldout.jsonl` every user brings them, and no name of a person, place or creature occurs in
-`dialogues.jsonl`: a low loss there means style and copying from the context, never memory. Left out: arithmetic,
-sorting, refusals, what a million weights cannot learn in a few hundred steps.
+An assistant that opens, lists, sums up and never doubts: enough style to learn in a minute on two
+cores. In most of `dialogues.jsonl` the user brings the facts, in any order, and the answer puts
+them in its own; in the rest the user asks for them. In `heldout.jsonl` every user brings them, and
+no name of a person, place or creature occurs in `dialogues.jsonl`: a low loss there means style and
+copying from the context, never memory. Left out: arithmetic, sorting, refusals, what a million
+weights cannot learn in a few hundred steps.
 """
 
-import argparse
 import io
 import json
-import os
 import pathlib
-import random
 import sys
+
+# Run as a script, from anywhere: the repository is where the imports below are found.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from host import files, terminal
+from host.dice import Dice
 
 SEED, TRAIN, HELDOUT, VOCABULARY = 20230525, 400, 40, 1024
 BRINGS_FACTS = (
@@ -26,105 +31,48 @@ BRINGS_FACTS = (
 # The world's words, and its years: tens. What is not a name may occur in both files.
 YEARS = range(210, 500, 10)
 PLACES = (
-    "a river port",
-    "a hill village",
-    "a fishing town",
-    "a market town",
-    "a salt island",
-    "an old harbour",
-    "a mountain village",
-    "a quiet island",
-)
+    "a river port | a hill village | a fishing town | a market town | a salt island | an old "
+    "harbour | a mountain village | a quiet island"
+).split(" | ")
 WHERE = (
-    "at the mouth of a river",
-    "on the north coast",
-    "on the south coast",
-    "below the white cliffs",
-    "beside a deep lake",
-    "at the edge of the forest",
-)
+    "at the mouth of a river | on the north coast | on the south coast | below the white cliffs "
+    "| beside a deep lake | at the edge of the forest"
+).split(" | ")
 GOODS = (
-    "blue glass",
-    "copper bells",
-    "woven sails",
-    "smoked fish",
-    "carved masks",
-    "honey bread",
-    "silver thread",
-    "painted boats",
-    "tall kites",
-    "salt lamps",
-)
+    "blue glass | copper bells | woven sails | smoked fish | carved masks | honey bread | "
+    "silver thread | painted boats | tall kites | salt lamps"
+).split(" | ")
 TRADES = (
-    "a weaver",
-    "a glass blower",
-    "a bell maker",
-    "a ferry captain",
-    "a singer",
-    "a painter",
-    "a baker",
-    "a map maker",
-    "a boat builder",
-    "a healer",
-)
+    "a weaver | a glass blower | a bell maker | a ferry captain | a singer | a painter | a "
+    "baker | a map maker | a boat builder | a healer"
+).split(" | ")
 FOND = (
-    "walking by the sea",
-    "old songs",
-    "strong tea",
-    "winter mornings",
-    "long letters",
-    "keeping bees",
-    "telling stories",
-    "mending clocks",
-)
+    "walking by the sea | old songs | strong tea | winter mornings | long letters | keeping "
+    "bees | telling stories | mending clocks"
+).split(" | ")
 WORKS = (
-    "a ballad",
-    "a chronicle",
-    "a map",
-    "a tapestry",
-    "a play",
-    "a painting",
-    "a book of letters",
-    "a song for three voices",
-)
+    "a ballad | a chronicle | a map | a tapestry | a play | a painting | a book of letters | a "
+    "song for three voices"
+).split(" | ")
 SUBJECTS = (
-    "a lost ferry",
-    "a winter without snow",
-    "two sisters at sea",
-    "a bell that would not ring",
-    "the first lighthouse",
-    "a war over salt",
-    "a child and a kite",
-)
+    "a lost ferry | a winter without snow | two sisters at sea | a bell that would not ring | "
+    "the first lighthouse | a war over salt | a child and a kite"
+).split(" | ")
 BEASTS = (
-    "a small grey bird",
-    "a blind fish",
-    "a red fox",
-    "a tall white crane",
-    "a shy lizard",
-    "a striped otter",
-    "a large brown moth",
-    "a green crab",
-)
+    "a small grey bird | a blind fish | a red fox | a tall white crane | a shy lizard | a "
+    "striped otter | a large brown moth | a green crab"
+).split(" | ")
 HABITATS = (
-    "in the reeds",
-    "under flat stones",
-    "in hollow trees",
-    "along the shore",
-    "in deep water",
-    "in high grass",
-    "under old bridges",
-)
+    "in the reeds | under flat stones | in hollow trees | along the shore | in deep water | in "
+    "high grass | under old bridges"
+).split(" | ")
 FOODS = (
-    "river snails",
-    "fallen plums",
-    "small fish",
-    "moss and lichen",
-    "beetles",
-    "wild honey",
-    "seeds and roots",
+    "river snails | fallen plums | small fish | moss and lichen | beetles | wild honey | seeds "
+    "and roots"
+).split(" | ")
+HOURS = ("at dusk | at dawn | only at night | after rain | in early spring | at high tide").split(
+    " | "
 )
-HOURS = ("at dusk", "at dawn", "only at night", "after rain", "in early spring", "at high tide")
 # A craft makes a thing in three steps; each step has two ways.
 CRAFTS = (
     (
@@ -159,20 +107,13 @@ CRAFTS = (
     ),
 )
 EVENTS = (
-    "the first bridge was built",
-    "a great flood came",
-    "the market opened",
-    "the lighthouse was lit",
-    "the old wall fell",
-    "the school of weavers opened",
-    "the plague ended",
-    "the harbour froze",
-    "the great bell was hung",
-    "the library burned",
-)
+    "the first bridge was built | a great flood came | the market opened | the lighthouse was "
+    "lit | the old wall fell | the school of weavers opened | the plague ended | the harbour "
+    "froze | the great bell was hung | the library burned"
+).split(" | ")
 
-# Names are two syllables, so that a new name is made of pieces which training saw. Works and crafts are named after
-# people and places.
+# Names are two syllables, so that a new name is made of pieces which training saw. Works and crafts
+# are named after people and places.
 NAMES = {  # kind -> (first syllables, second syllables)
     "place": (
         "Bar Cor Dun Fal Hal Kel Lor Mar Nor Ros Tor Wil".split(),
@@ -189,22 +130,8 @@ NAMES = {  # kind -> (first syllables, second syllables)
 }
 
 
-class Dice:
-    """Seeded draws from Random.random() alone: the one stream that Python promises to keep from version to version."""
-
-    def __init__(self, seed):
-        self.random = random.Random(seed).random
-
-    def pick(self, items):
-        return items[int(self.random() * len(items))]
-
-    def some(self, items, n):
-        """n different items, in random order."""
-        items = list(items)
-        return [items.pop(int(self.random() * len(items))) for _ in range(n)]
-
-    def year(self):
-        return str(self.pick(YEARS))
+def year(dice):
+    return str(dice.pick(YEARS))
 
 
 def new_name(dice, kind, taken):
@@ -220,112 +147,98 @@ def new_name(dice, kind, taken):
 def make_world(dice, size, taken):
     """`size` subjects of each of the six kinds -> list of subjects, kinds taking turns.
 
-    A subject: name (as it stands inside a sentence), it (pronoun), facts: list of (label, value, clause, question),
-    where `name + " " + clause + "."` is a sentence. `ordered` subjects ("steps" of a craft, "timeline" of a town) have no
-    pronoun: each of their clauses is a sentence, and users tell them in the list's order.
+    A subject: name (as it stands inside a sentence), it (pronoun), facts: list of (label, value,
+    clause, question), where `name + " " + clause + "."` is a sentence. `ordered` subjects ("steps"
+    of a craft, "timeline" of a town) have no pronoun: each of their clauses is a sentence, and
+    users tell them in the list's order.
     """
     subjects = []
     for _ in range(size):
         town, person, creature = (
             new_name(dice, kind, taken) for kind in ("place", "person", "creature")
         )
-        trade, work, born, made = dice.pick(TRADES), dice.pick(WORKS), dice.year(), dice.year()
-        kind, where, goods, founded = (
-            dice.pick(PLACES),
-            dice.pick(WHERE),
-            dice.pick(GOODS),
-            dice.year(),
-        )
-        subjects.append(
-            {
-                "name": town,
-                "it": "It",
-                "facts": [
-                    ("Kind", kind, f"is {kind}", "What kind of place is {}?"),
-                    (
-                        "Founded",
-                        f"in {founded}",
-                        f"was founded in {founded}",
-                        "When was {} founded?",
-                    ),
-                    ("Known for", goods, f"is known for {goods}", "What is {} known for?"),
-                    (
-                        "Resident",
-                        f"{person}, {trade}",
-                        f"is the home of {person}, {trade}",
-                        "Who lives in {}?",
-                    ),
-                ],
-            }
-        )
-        fond, she = dice.pick(FOND), dice.pick(("She", "He"))
-        subjects.append(
-            {
-                "name": person,
-                "it": she,
-                "facts": [
-                    ("Trade", trade, f"is {trade}", "What is the trade of {}?"),
-                    ("Born", f"in {born}", f"was born in {born}", "When was {} born?"),
-                    ("Home", town, f"lives in {town}", "Where does {} live?"),
-                    ("Fond of", fond, f"is fond of {fond}", "What is {} fond of?"),
-                ],
-            }
-        )
-        about = dice.pick(SUBJECTS)
-        subjects.append(
-            {
-                "name": f"the {work.split(' ')[1]} of {person}",
-                "it": "It",
-                "facts": [
-                    ("Finished", f"in {made}", f"was finished in {made}", "When was {} finished?"),
-                    ("Subject", about, f"tells of {about}", "What does {} tell of?"),
-                    ("Kept in", town, f"is kept in {town}", "Where is {} kept?"),
-                ],
-            }
-        )
-        beast, habitat, food, hour = (
-            dice.pick(BEASTS),
-            dice.pick(HABITATS),
-            dice.pick(FOODS),
-            dice.pick(HOURS),
-        )
-        subjects.append(
-            {
-                "name": f"the {creature}",
-                "it": "It",
-                "facts": [
-                    ("Kind", beast, f"is {beast}", "What kind of creature is {}?"),
-                    ("Habitat", habitat, f"lives {habitat}", "Where does {} live?"),
-                    ("Food", food, f"eats {food}", "What does {} eat?"),
-                    ("Active", hour, f"is awake {hour}", "When is {} awake?"),
-                ],
-            }
-        )
-        thing, *ways = dice.pick(CRAFTS)
-        first, then, last = map(dice.pick, ways)
-        subjects.append(
-            {
-                "name": f"the {thing} of {town}",
-                "ordered": "steps",
-                "facts": [
-                    ("First", first, f"first you {first}", "What do you do first?"),
-                    ("Then", then, f"then you {then}", "What do you do after that?"),
-                    ("Last", last, f"last you {last}", "What do you do last?"),
-                ],
-            }
-        )
-        years = sorted(dice.some([str(year) for year in YEARS], 3))
-        subjects.append(
-            {
-                "name": f"the history of {town}",
-                "ordered": "timeline",
-                "facts": [
-                    (year, event, f"in {year} {event}", f"What happened in {year}?")
-                    for year, event in zip(years, dice.some(EVENTS, 3))
-                ],
-            }
-        )
+        trade, work, born, finished = dice.pick(TRADES), dice.pick(WORKS), year(dice), year(dice)
+        subjects += [
+            about_town(dice, town, person, trade),
+            about_person(dice, person, town, trade, born),
+            about_work(dice, work, person, town, finished),
+            about_creature(dice, creature),
+            about_craft(dice, town),
+            about_history(dice, town),
+        ]
     return subjects
+
+
+def about_town(dice, town, person, trade):
+    kind, where, goods, founded = (
+        dice.pick(PLACES),
+        dice.pick(WHERE),
+        dice.pick(GOODS),
+        year(dice),
+    )
+    del where  # drawn all the same: the stream of draws is what the files are made of
+    home = f"{person}, {trade}"
+    facts = [
+        ("Kind", kind, f"is {kind}", "What kind of place is {}?"),
+        ("Founded", f"in {founded}", f"was founded in {founded}", "When was {} founded?"),
+        ("Known for", goods, f"is known for {goods}", "What is {} known for?"),
+        ("Resident", home, f"is the home of {home}", "Who lives in {}?"),
+    ]
+    return {"name": town, "it": "It", "facts": facts}
+
+
+def about_person(dice, person, town, trade, born):
+    fond, she = dice.pick(FOND), dice.pick(("She", "He"))
+    facts = [
+        ("Trade", trade, f"is {trade}", "What is the trade of {}?"),
+        ("Born", f"in {born}", f"was born in {born}", "When was {} born?"),
+        ("Home", town, f"lives in {town}", "Where does {} live?"),
+        ("Fond of", fond, f"is fond of {fond}", "What is {} fond of?"),
+    ]
+    return {"name": person, "it": she, "facts": facts}
+
+
+def about_work(dice, work, person, town, finished):
+    about = dice.pick(SUBJECTS)
+    facts = [
+        ("Finished", f"in {finished}", f"was finished in {finished}", "When was {} finished?"),
+        ("Subject", about, f"tells of {about}", "What does {} tell of?"),
+        ("Kept in", town, f"is kept in {town}", "Where is {} kept?"),
+    ]
+    return {"name": f"the {work.split(' ')[1]} of {person}", "it": "It", "facts": facts}
+
+
+def about_creature(dice, creature):
+    beast, habitat = dice.pick(BEASTS), dice.pick(HABITATS)
+    food, hour = dice.pick(FOODS), dice.pick(HOURS)
+    facts = [
+        ("Kind", beast, f"is {beast}", "What kind of creature is {}?"),
+        ("Habitat", habitat, f"lives {habitat}", "Where does {} live?"),
+        ("Food", food, f"eats {food}", "What does {} eat?"),
+        ("Active", hour, f"is awake {hour}", "When is {} awake?"),
+    ]
+    return {"name": f"the {creature}", "it": "It", "facts": facts}
+
+
+def about_craft(dice, town):
+    thing, *ways = dice.pick(CRAFTS)
+    first, then, last = map(dice.pick, ways)
+    facts = [
+        ("First", first, f"first you {first}", "What do you do first?"),
+        ("Then", then, f"then you {then}", "What do you do after that?"),
+        ("Last", last, f"last you {last}", "What do you do last?"),
+    ]
+    return {"name": f"the {thing} of {town}", "ordered": "steps", "facts": facts}
+
+
+def about_history(dice, town):
+    years = sorted(dice.some([str(y) for y in YEARS], 3))
+    events = dice.some(EVENTS, 3)
+    facts = [
+        (y, event, f"in {y} {event}", f"What happened in {y}?")
+        for y, event in zip(years, events, strict=True)
+    ]
+    return {"name": f"the history of {town}", "ordered": "timeline", "facts": facts}
 
 
 def capital(text):
@@ -336,7 +249,8 @@ def list_of(dice, facts):
     """The facts as a list, numbered or with dashes."""
     marks = dice.pick((["1. ", "2. ", "3. ", "4. "], ["- "] * 4))
     return "\n".join(
-        f"{mark}{label}: {capital(value)}" for mark, (label, value, _, _) in zip(marks, facts)
+        f"{mark}{label}: {capital(value)}"
+        for mark, (label, value, _, _) in zip(marks, facts, strict=False)
     )
 
 
@@ -382,7 +296,10 @@ WELCOME = (
 
 
 def make_dialogue(dice, subject, brings_facts):
-    """Two or three turns about a subject -> list of {"from", "value"}. brings_facts: the user states what is listed."""
+    """Two or three turns about a subject -> list of {"from", "value"}.
+
+    brings_facts: the user states what is listed.
+    """
     name, facts, ordered = subject["name"], subject["facts"], subject.get("ordered")
     clauses = [clause for _, _, clause, _ in facts]
     if ordered:
@@ -420,7 +337,9 @@ def make_dialogue(dice, subject, brings_facts):
 
 
 def make_dialogues():
-    """-> (training dialogues, held-out dialogues, the training world's names, the held-out world's names)."""
+    """-> (training dialogues, held-out dialogues, the training world's names, the held-out world's
+    names).
+    """
     dice, names = Dice(SEED), set()
     worlds = []
     for size in (TRAIN // 6 + 1, HELDOUT // 6 + 1):  # six subjects a town: one dialogue a subject
@@ -441,10 +360,12 @@ def make_dialogues():
 
 
 def train_tokenizer(dialogues, size=VOCABULARY):
-    """A SentencePiece BPE model of `size` pieces with LLaMA's special ids, which changes no text -> its bytes.
+    """A SentencePiece BPE model of `size` pieces with LLaMA's special ids, which changes no text ->
+    its bytes.
 
-    BPE scores are ranks, so no float depends on the machine; one thread, and an iterator and a writer instead of paths,
-    so that nothing of the machine is stored in the model. sentencepiece 0.2.1, 0.2.2 and 0.2.3 write the same bytes.
+    BPE scores are ranks, so no float depends on the machine; one thread, and an iterator and a
+    writer instead of paths, so that nothing of the machine is stored in the model. sentencepiece
+    0.2.1, 0.2.2 and 0.2.3 write the same bytes.
     """
     import sentencepiece
 
@@ -486,8 +407,19 @@ def make_files():
     }
 
 
+def write(out, check):
+    """Writes the files into `out`, or only compares where `check`; ValueError where one differs."""
+    for name, content in make_files().items():
+        path = out / name
+        if not check:
+            files.write_whole(path, content)
+        elif not path.is_file() or path.read_bytes() != content:
+            raise ValueError(f"{path} is not what this script writes: run it without --check")
+        print(f"{path}: {len(content):,} bytes{', as written' if check else ''}")
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = terminal.Parser(prog="samples/make.py", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--out",
         type=pathlib.Path,
@@ -500,24 +432,12 @@ def main(argv=None):
         action="store_true",
         help="write nothing; exit with status 2 where a file is missing or differs",
     )
-    args = parser.parse_args(argv)
-    if not args.check:
-        args.out.mkdir(parents=True, exist_ok=True)
-    for name, content in make_files().items():
-        path = args.out / name
-        if args.check:
-            if not path.is_file() or path.read_bytes() != content:
-                print(
-                    f"make.py: {path} is not what this script writes: run it without --check",
-                    file=sys.stderr,
-                )
-                return 2
-        else:
-            beside = path.with_name(name + ".tmp")
-            beside.write_bytes(content)
-            os.replace(beside, path)
-        print(f"{path}: {len(content):,} bytes{', as written' if args.check else ''}")
-    return 0
+
+    def run():
+        args = parser.parse_args(argv)
+        write(args.out, args.check)
+
+    return terminal.program(run, "samples/make.py")
 
 
 if __name__ == "__main__":
