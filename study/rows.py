@@ -6,8 +6,11 @@ Left out: what a dialogue may look like (text/dialogues.py), answers of models (
 """
 
 import contextlib
+import fcntl
 import gzip
 import json
+import os
+import pathlib
 
 from host import files
 from text import dialogues, forms
@@ -32,6 +35,27 @@ def gzip_whole(path):
     with files.beside(path, replace=True) as beside, open(beside, "wb") as raw:
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as stream:
             yield stream
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """The folder, made and alone: ValueError where another run writes to it.
+
+    The lock is on the folder itself: nothing is left behind, and a crash releases it.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder} is being written by another run: wait for it, or name another --out"
+            ) from None
+        yield folder
+    finally:
+        os.close(descriptor)
 
 
 def each(paths, parse, max_bad=0.01):

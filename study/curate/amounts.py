@@ -55,11 +55,6 @@ def subsets(path, tok_path, amounts, seed, out, processes=None):
             f"{path} holds {tokens:,} tokens, fewer than every amount of --tokens: name smaller "
             "ones, or a larger mix"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    for amount, n in zip(wanted, cuts, strict=False):
-        with rows.gzip_whole(out / f"{name_of(amount)}.jsonl.gz") as stream:
-            for row in order[:n]:
-                stream.write(_line(row))
     summary = {
         "seed": seed,
         "tokenizer": tok.fingerprint,
@@ -67,7 +62,12 @@ def subsets(path, tok_path, amounts, seed, out, processes=None):
         "amounts": made,
         "not_held": [name_of(a) for a in missing],
     }
-    files.write_whole(out / "amounts.json", json.dumps(summary, indent=1) + "\n")
+    with rows.locked(out):
+        for amount, n in zip(wanted, cuts, strict=False):
+            with rows.gzip_whole(out / f"{name_of(amount)}.jsonl.gz") as stream:
+                for row in order[:n]:
+                    stream.write(_line(row))
+        files.write_whole(out / "amounts.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -31,21 +31,37 @@ ATTRIBUTES = frozenset(
     "width height".split()
 )
 WRAPPER = re.compile(
-    r"\s*(?:\d{1,3} / "
-    r'\d{1,3}\s*)?<div\b[^<>]*\bclass="[^"<>]*\b(?:markdown|prose|whitespace-pre-wrap)\b'
+    r"\s*+(?:\d{1,3} / \d{1,3}\s*+)?"
+    r'<div\b[^<>]*\bclass="[^"<>]*\b(?:markdown|prose|whitespace-pre-wrap)\b'
 )
+# Where a code block of ChatGPT's page opens: a bar with the language's name and a button.
 PAGE_CODE = re.compile(
-    r"<pre\b[^<>]*>\s*(?:<div\b[^<>]*>\s*)+(?:<span\b[^<>]*>[^<>]*</span>\s*)?<button\b.*?</pre>",
-    re.S,
+    r"<pre\b[^<>]*>\s*+(?:<div\b[^<>]*>\s*+)+(?:<span\b[^<>]*>[^<>]*</span>\s*+)?<button\b"
 )
-PAGER = re.compile(r"\A\s*\d{1,3} / \d{1,3}(?=\S)")
+PAGER = re.compile(r"\A\s*+\d{1,3} / \d{1,3}(?=\S)")
 CHARS = re.compile(r"Copy\d+ chars / \d+ words")
+# Possessive: a text of blanks after a fence must not be tried in every way it can be parted.
 FENCED_COPY = re.compile(
-    r"^([ \t]*)(```+|~~~+)[ \t]*\n?[ \t]*([\w+#.-]*?)[ \t]*\n?[ \t]*Copy code(?:[ \t]*\n|(?=\S))",
+    r"^([ \t]*+)(```+|~~~+)[ \t]*+(?:\n[ \t]*+)?([\w+#.-]*?)[ \t]*+(?:\n[ \t]*+)?"
+    r"Copy code(?:[ \t]*+\n|(?=\S))",
     re.M,
 )
-COPY_LINE = re.compile(r"^[ \t]*Copy code[ \t]*$\n?", re.M)
+COPY_LINE = re.compile(r"^[ \t]*+Copy code[ \t]*+$\n?", re.M)
 ABOUT_HTML = re.compile(r"\b(?:html|xml|tags?|jsx|markup|web ?pages?|css)\b", re.I)
+TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)\b[^<>]*>")
+BLANKS = re.compile(r"[ \t\r\n]{100,}")
+DEEPEST = 100  # elements within one another: pages have some thirty, and converting them recurses
+LONGEST = 200_000  # characters of a turn that are looked at as HTML
+
+
+def convertible(value):
+    """Whether a text is no longer and its elements no deeper than a page's."""
+    depth = deepest = 0
+    for tag in TAG.finditer(value) if len(value) <= LONGEST else ():
+        if tag[2].lower() not in VOID:
+            depth = max(0, depth - 1) if tag[1] else depth + 1
+            deepest = max(deepest, depth)
+    return len(value) <= LONGEST and deepest <= DEEPEST
 
 
 class _Shape(html.parser.HTMLParser):
@@ -56,12 +72,12 @@ class _Shape(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__(convert_charrefs=False)
-        self.open, self.good, self.blocks = [], True, 0
+        self.open, self.good, self.blocks, self.svgs = [], True, 0, 0
 
     def handle_starttag(self, tag, attributes):
-        inside_svg = "svg" in self.open or tag == "svg"
+        self.svgs += tag == "svg"
         self.good &= tag in BLOCKS or tag in INLINE
-        self.good &= inside_svg or all(
+        self.good &= self.svgs > 0 or all(
             a in ATTRIBUTES or a.startswith(("data-", "aria-")) for a, _ in attributes
         )
         self.blocks += tag in BLOCKS
@@ -71,13 +87,16 @@ class _Shape(html.parser.HTMLParser):
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
         if tag not in VOID:
-            self.open.pop()
+            self._close()
+
+    def _close(self):
+        self.svgs -= self.open.pop() == "svg"
 
     def handle_endtag(self, tag):
         if tag in VOID:
             return
         if self.open and self.open[-1] == tag:
-            self.open.pop()
+            self._close()
         else:
             self.good = False
 
@@ -96,18 +115,22 @@ class _Shape(html.parser.HTMLParser):
     handle_decl = unknown_decl = handle_pi = handle_comment
 
 
-def is_export(value, speaker, asked=""):
+def is_export(value, speaker, queries=""):
     """Whether a turn is the HTML of an export.
 
-    asked: the human texts before it, which may be about HTML.
+    queries: the human texts before it, which may be about HTML.
     """
+    if len(value) > LONGEST:
+        return False
     if WRAPPER.match(value) and value.rstrip().endswith("</div>"):
-        return True
+        return convertible(value)
     stripped = value.strip()
     if speaker != "gpt" or not stripped.startswith("<") or not stripped.endswith(">"):
         return False
-    if ABOUT_HTML.search(asked) and "<pre" not in stripped:
+    if ABOUT_HTML.search(queries) and "<pre" not in stripped:
         # an answer that is the HTML that was asked for looks the same: unsure, so it stays
+        return False
+    if not convertible(stripped):
         return False
     shape = _Shape()
     shape.feed(stripped)
@@ -141,24 +164,12 @@ def markdown(value):
     # code is put back after the conversion: white space and marks in it are not Markdown's business
     blocks = []
     for pre in soup.find_all("pre"):
-        code = pre.find("code") or pre
-        classes = " ".join(code.get("class") or [])
-        named = re.search(r"(?:language|lang)-([\w+#.-]+)", classes)
-        bar = pre.find("span") if code is not pre else None
-        language = (
-            named[1]
-            if named
-            else bar.get_text().strip()
-            if bar and not bar.find_parent("code")
-            else ""
-        )
-        listing = code.get_text().removeprefix("\n").rstrip("\n")
-        fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", listing)), default=0))
-        language = language if re.fullmatch(r"[\w+#.-]+", language) else ""
-        blocks.append(f"{fence}{language}\n{listing}\n{fence}")
         holder = soup.new_tag("p")
-        holder.string = f"{mark}{len(blocks) - 1};"
+        holder.string = f"{mark}{len(blocks)};"
+        blocks.append(listing(pre))
         pre.replace_with(holder)
+    for string in soup.find_all(string=BLANKS):  # one blank to HTML, and slow for the converter
+        string.replace_with(BLANKS.sub(" ", string))
     converter = markdownify.MarkdownConverter(
         heading_style="ATX",
         bullets="-",
@@ -168,22 +179,56 @@ def markdown(value):
         newline_style="spaces",
         autolinks=True,
     )
-    text = re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", converter.convert_soup(soup)))
+    lines = converter.convert_soup(soup).split("\n")
+    # blanks before a line's end go, which a pattern would look for from each of them
+    text = "\n".join([*(line.rstrip(" ") for line in lines[:-1]), lines[-1]])
+    text = re.sub(r"\n{3,}", "\n\n", text)
 
-    def put_back(found):
-        indent = found[1] if found[1].isspace() else " " * len(found[1])
-        return found[1] + blocks[int(found[2])].replace("\n", "\n" + indent)
+    def put_back(marked):
+        indent = marked[1] if marked[1].isspace() else " " * len(marked[1])
+        return marked[1] + blocks[int(marked[2])].replace("\n", "\n" + indent)
 
-    return CHARS.sub("", re.sub(rf"^([^\n\ue000]*){mark}(\d+);", put_back, text, flags=re.M))
+    text = re.sub(rf"^([^\n\ue000]*){mark}(\d+);", put_back, text, flags=re.M)
+    return CHARS.sub("", text)
 
 
-def text(value, speaker="gpt", asked=""):
+def listing(pre):
+    """A <pre> as a fenced block with its language."""
+    code = pre.find("code") or pre
+    named = re.search(r"(?:language|lang)-([\w+#.-]+)", " ".join(code.get("class") or []))
+    bar = pre.find("span") if code is not pre else None
+    language = ""
+    if named:
+        language = named[1]
+    elif bar and not bar.find_parent("code"):
+        language = bar.get_text().strip()
+    language = language if re.fullmatch(r"[\w+#.-]+", language) else ""
+    lines = code.get_text().removeprefix("\n").rstrip("\n")
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", lines)), default=0))
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def page_code(value):
+    """A text with the code blocks of ChatGPT's page in it made Markdown, each in its place."""
+    *closed, rest = value.split("</pre>")
+    parts = []
+    for part in closed:
+        block = PAGE_CODE.search(part)
+        whole = f"{part[block.start() :]}</pre>" if block else ""
+        if block and convertible(whole):
+            parts += [part[: block.start()], markdown(whole).strip()]
+        else:
+            parts += [part, "</pre>"]
+    return "".join([*parts, rest])
+
+
+def text(value, speaker="gpt", queries=""):
     """A turn as plain Markdown: an export's HTML converted, "Copy code" lines gone."""
     if "<" in value:
-        if is_export(value, speaker, asked):
+        if is_export(value, speaker, queries):
             value = markdown(PAGER.sub("", value)).strip()
         elif "<pre" in value and "<button" in value:
-            value = PAGE_CODE.sub(lambda found: markdown(found[0]).strip(), value)
+            value = page_code(value)
     if "Copy code" in value:
         value = FENCED_COPY.sub(r"\1\2\3\n", value)
         value = COPY_LINE.sub("\n", value)  # a blank line, as in Koala's pipeline

@@ -27,7 +27,9 @@ SURE = 0.8  # of the detector, below which a turn is undecided
 FEW = 24  # letters below which a turn says nothing
 CLIP = 1000  # characters looked at of each turn
 FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
-NO_PROSE = re.compile(r"`[^`\n]*`|https?://\S+|www\.\S+|\S+@\S+\.\S+|</?[A-Za-z][^<>\n]{0,200}>")
+NO_PROSE = re.compile(
+    r"`[^`\n]*`|https?://\S+|www\.\S+|[^\s@]++@[^\s@]+\.\S+|</?[A-Za-z][^<>\n]{0,200}>"
+)
 LATIN = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 FOREIGN = re.compile(r"[^\x00-\x7f\u00c0-\u024f\u1e00-\u1eff]+")
 WIDE = re.compile(r"[\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")

@@ -39,7 +39,7 @@ CODE = re.compile(
     re.I,
 )
 SOURCE = re.compile(
-    r"^\s*(?:def \w+\(|class \w+[:({]|import \w+|from \w+ import|#include|"
+    r"^[^\S\n]*+(?:def \w+\(|class \w+[:({]|import \w+|from \w+ import|#include|"
     r"public (?:static|class|void)|(?:var|let|const) \w+ =|SELECT .+ FROM|return .*;$|"
     r".*[;{}]\s*$)",
     re.M,

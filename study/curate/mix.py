@@ -62,20 +62,20 @@ def build(sources, out, rules, tokenizers=(), max_bad=0.01, processes=None):
     out = pathlib.Path(out)
     names = token_names(tokenizers)  # a wrong tokenizer is named before an hour of work
     paths = {s: source_files(given)[0] for s, given in sources.items()}
-    out.mkdir(parents=True, exist_ok=True)
     stats = {s: mix_report.Stats(s, [f.name for f in fs], list(names)) for s, fs in paths.items()}
-    units, size = _read(paths, stats, max_bad)
-    processes = processes or (os.cpu_count() if size >= SMALL else 1)
-    options = (rules, tuple(map(str, names.values())))
-    with rows.gzip_whole(out / "mix.jsonl.gz") as stream:
-        _write(stream, units, stats, options, processes)
-        report = mix_report.report(
-            list(stats.values()),
-            {**rules._asdict(), "max_bad_rows": max_bad, "tokenizers": list(names)},
-        )
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        files.write_whole(out / "report.json", text.encode("utf-8", "replace") + b"\n")
-        files.write_whole(out / "report.html", mix_report.page(report))
+    with rows.locked(out):
+        units, size = _read(paths, stats, max_bad)
+        processes = processes or (os.cpu_count() if size >= SMALL else 1)
+        options = (rules, tuple(map(str, names.values())))
+        with rows.gzip_whole(out / "mix.jsonl.gz") as stream:
+            _write(stream, units, stats, options, processes)
+            report = mix_report.report(
+                list(stats.values()),
+                {**rules._asdict(), "max_bad_rows": max_bad, "tokenizers": list(names)},
+            )
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            files.write_whole(out / "report.json", text.encode("utf-8", "replace") + b"\n")
+            files.write_whole(out / "report.html", mix_report.page(report))
     return report
 
 

@@ -113,15 +113,15 @@ def run(command, args):
     access = Access(
         args.teacher, args.replay, args.api_key_file, args.concurrency, args.timeout, args.retries
     )
-    if command == "answers":
-        from study.synthesize import answers
+    from study import rows
+    from study.synthesize import answers, pairs
 
-        prompts = answers.Prompts(args.prompts, args.system, args.samples)
-        answers.collect(prompts, teacher, access, args.out)
-    else:
-        from study.synthesize import pairs
-
-        pairs.synthesize(args.n, args.seeds, args.exclude, args.seed, teacher, access, args.out)
+    with rows.locked(args.out) as out:
+        if command == "answers":
+            prompts = answers.Prompts(args.prompts, args.system, args.samples)
+            answers.collect(prompts, teacher, access, out)
+        else:
+            pairs.synthesize(args.n, args.seeds, args.exclude, args.seed, teacher, access, out)
 
 
 def main(argv=None):

@@ -37,8 +37,6 @@ def collect(prompts, teacher, access, out):
     """The command: ask every prompt, write the dialogues and the report."""
     texts = [(name, text) for name, text, _ in rows.each(prompts.paths, rows.prompt_of)]
     at_least("--samples", prompts.samples, 1)
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     counts = collections.Counter(dict.fromkeys(COUNTS, 0))
     counts["prompts"] = len(texts)
     system = [{"role": "system", "content": prompts.system}] if prompts.system else []

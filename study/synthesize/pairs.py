@@ -10,7 +10,6 @@ are counted).
 
 import collections
 import math
-import pathlib
 import random
 import re
 
@@ -41,9 +40,11 @@ TEMPLATE = (
 SHOTS = 5
 PROBE = 8  # requests before it is known how many pairs come from one
 BARREN = 50  # answers in a row without a new pair, after which there is no point in going on
+# At the beginning of a stripped line. Possessive, so that its time is linear: a teacher's answer
+# may hold anything.
 MARK = re.compile(
-    r"\s*(?:[-*•>#]+\s+|\(?\d+[.):]\s*)?[*_]{0,3}(q|question|a|answer)(?:\s*#?\d+)?"
-    r"[*_]{0,3}\s*[:.)]\s*[*_]{0,3}\s*(.*?)\s*",
+    r"(?:[-*•>#]++\s++|\(?\d++[.):]\s*+)?[*_]{0,3}(q|question|a|answer)(?:\s*+#?\d++)?"
+    r"[*_]{0,3}\s*+[:.)]",
     re.I,
 )
 COUNTS = (
@@ -109,9 +110,10 @@ class Reader:
         return self.question is not None or self.reply is not None
 
     def add(self, line):
-        marked, plain = MARK.fullmatch(line), " ".join(line.split())
+        line = line.strip()
+        marked, plain = MARK.match(line), " ".join(line.split())
         if marked:
-            text = " ".join(marked[2].strip("*_ ").split())
+            text = " ".join(line[marked.end() :].strip().strip("*_ ").split())
             self.current = marked[1][0].lower()
             if self.current == "q" or self.reply is not None:
                 self.close()
@@ -230,8 +232,6 @@ def synthesize(n, seeds_path, exclude, seed, teacher, access, out):
     seeds = read_seeds(seeds_path)
     excluded = [text for _, text, _ in rows.each(exclude, rows.prompt_of)] if exclude else []
     at_least("--n", n, 1)
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     kept, k = Collection(n, seeds, excluded), 0
     with access.endpoint(out) as endpoint:
         progress = terminal.Progress("synthesize", n, "pairs")

@@ -9,6 +9,7 @@ import re
 import pytest
 
 import data
+from study import rows
 from study.curate import MENTIONS, amounts, mix_report, sheet
 from study.curate import __main__ as curate
 from text import dialogues, tokenizer
@@ -300,6 +301,19 @@ def test_the_command_line_gives_one_line_and_status_2(tmp_path, capsys):
     assert curate.main(args) == 2
     err = capsys.readouterr().err
     assert err.startswith("study.curate: ") and err.count("\n") == 1
+
+
+def test_two_mixes_do_not_write_one_folder(files):
+    make(files, files / "out")
+    old = (files / "out" / "mix.jsonl.gz").read_bytes()
+    with rows.locked(files / "out"):
+        with pytest.raises(ValueError, match="another run"):
+            make(files, files / "out", "--drop-mentions")
+        with pytest.raises(ValueError, match="another run"):
+            amounts.subsets(files / "out", TOK, ["50"], 0, files / "out")
+    assert (files / "out" / "mix.jsonl.gz").read_bytes() == old
+    make(files, files / "out", "--drop-mentions")
+    assert (files / "out" / "mix.jsonl.gz").read_bytes() != old, "the lock is gone with its holder"
 
 
 def test_200_numbered_dialogues_stay_200(files):

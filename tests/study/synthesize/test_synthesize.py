@@ -390,3 +390,11 @@ def test_answers_to_prompts_come_in_their_order_and_go_on(tmp_path, capsys):
         assert [r["id"] for r in rows(tmp_path / "out")][:2] == ["a.0", "a.1"] and len(
             server.requests
         ) == before + 5
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path, capsys):
+    from study import rows as shared
+
+    with LocalEndpoint(teacher) as server, shared.locked(tmp_path / "out"):
+        assert run(server, tmp_path / "out", "--n", 5) == 2
+        assert "another run" in capsys.readouterr().err and not server.requests
