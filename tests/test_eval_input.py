@@ -221,7 +221,9 @@ def test_a_whole_program_is_run_as_one(tmp_path, capsys):
 def test_a_gold_answer_without_words_is_scored_as_squad_does_and_said(tmp_path):
     golds = [["A+", "AB+"], ["*"], ["A"], ["Paris"]]
     given = ["", "none", "", "Paris"]
-    rows = [{"question": "q", "answer": g, "prediction": p} for g, p in zip(golds, given)]
+    rows = [
+        {"question": "q", "answer": g, "prediction": p} for g, p in zip(golds, given, strict=True)
+    ]
     call("nq", "--predictions", write_lines(tmp_path / "p.jsonl", rows), "--out", tmp_path / "o")
     found = result(tmp_path / "o")
     assert found["score"] == 3 / 4
