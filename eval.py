@@ -12,7 +12,7 @@ out: judges and style (study), several processes.
 import argparse
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from host import terminal
 from host.terminal import Progress, say
@@ -39,7 +39,7 @@ def open_model(args: argparse.Namespace) -> "Opened":
 # --- one task ---
 
 
-def evaluate(args: argparse.Namespace, model: "Opened | None", task) -> dict | None:
+def evaluate(args: argparse.Namespace, model: "Opened | None", task: Any) -> dict | None:
     """One task over the checkpoints asked for, each in a directory that goes on when stopped.
 
     -> its last results.json; None where there is no score yet.
@@ -55,7 +55,7 @@ def evaluate(args: argparse.Namespace, model: "Opened | None", task) -> dict | N
         return None
 
 
-def evaluate_one(head: tuple, model: "Opened | None", task, folder: pathlib.Path) -> dict:
+def evaluate_one(head: tuple, model: "Opened | None", task: Any, folder: pathlib.Path) -> dict:
     """Evaluate into one result directory, as far as that is not done -> its results.json.
 
     head: the task's name, the settings, the model's path.
@@ -79,7 +79,7 @@ def evaluate_one(head: tuple, model: "Opened | None", task, folder: pathlib.Path
     return found
 
 
-def fill(result: results.Result, task, todo: list, folder: pathlib.Path, name: str) -> dict:
+def fill(result: results.Result, task: Any, todo: list, folder: pathlib.Path, name: str) -> dict:
     """Compute the items that are to do, each on disk as it is done -> the summary of all."""
     bar = Progress(name, len(task.ids), "items")
     try:
@@ -127,7 +127,7 @@ def line_of(head: tuple, model: "Opened | None", found: dict) -> str:
 # --- every checkpoint of a run ---
 
 
-def evaluate_checkpoints(head: tuple, model: "Opened", task, out: pathlib.Path) -> dict:
+def evaluate_checkpoints(head: tuple, model: "Opened", task: Any, out: pathlib.Path) -> dict:
     """Evaluate each saved checkpoint into OUT/step-N, and draw the curve of their scores."""
     from checkpoint import runs
 

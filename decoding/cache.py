@@ -22,7 +22,7 @@ from decoding.records import shared_length
 from sharding import DATA, TENSOR
 
 
-def cache_heads(config, layout):
+def cache_heads(config: model.Config, layout: model.Layout) -> int:
     """Kv heads of a cache, all ranks together.
 
     Where there are fewer than ranks, each rank keeps the one that its queries read.
@@ -30,7 +30,7 @@ def cache_heads(config, layout):
     return layout.tensor if layout.attention and not layout.kv else config.K
 
 
-def cache_spec(layout, rows=True):
+def cache_spec(layout: model.Layout, rows: bool = True) -> Spec:
     """Spec of one layer's cached keys or values [B, K, S, H].
 
     rows False: of a prefix [K, S, H], the same on every data rank.
@@ -43,7 +43,9 @@ def cache_spec(layout, rows=True):
 JOINED = {"wqkv": ("wq", "wk", "wv"), "bqkv": ("bq", "bk", "bv"), "w13": ("w1", "w3")}
 
 
-def for_decoding(weights, config, mesh, layout):
+def for_decoding(
+    weights: dict, config: model.Config, mesh: jax.sharding.Mesh, layout: model.Layout
+) -> tuple[dict, dict]:
     """The weights as decoding reads them fastest -> ({"layers": a dict a layer, others}, specs).
 
     A scan copies each layer out of the stack, and `run_layer` lays q, k, v (gate, up) side by side.
@@ -277,7 +279,7 @@ class PrefixCache:
 
         return jax.tree.map(put, prefix, new)
 
-    def empty(self, room=None):
+    def empty(self, room: int | None = None):
         """Each layer's keys and values of a prefix of up to `room` tokens, none read yet."""
         shape = cache_heads(self.config, self.layout), room or self.room, self.config.H
         shape = shape if self.unrolled else (self.config.L, *shape)
@@ -287,7 +289,7 @@ class PrefixCache:
         )
         return jax.jit(zeros, out_shardings=sharding.shardings(self.spec, self.mesh))()
 
-    def read(self, weights, ids):
+    def read(self, weights: dict, ids: list[int]):
         """Each layer's keys and values of `ids`; valid until the next call.
 
         Whole pieces that the last call has read already (with these very weights) are not read

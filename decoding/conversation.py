@@ -111,7 +111,7 @@ class Stream:
         self.tok, self.last, self.sent, self.text = tok, ids[-1:], 0, ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def watch(self, prompt, sample, new):
+    def watch(self, prompt: int, sample: int, new: list[int]) -> None:
         head = self.tok.decode_bytes(self.last)
         raw = self.tok.decode_bytes([*self.last, *new])[len(head) :]
         piece = self.decoder.decode(raw[self.sent :])  # half a character waits for its other half

@@ -16,6 +16,7 @@ search, repetition penalties, speculative decoding, several processes.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from sharding import DATA
 ROW = 512  # tokens of waiting prompts read in one go (a longer prompt alone)
 CHUNK = 32  # tokens a slot between two looks of the host, at most
 WATCHED = 8  # the same where a stop string or a reader waits for the text
+Watch = Callable[[int, int, list[int]], None]  # prompt, sample, ids so far
 WORTH = 32  # tokens that prompts must share for a prefix of its own
 
 
@@ -72,7 +74,7 @@ class Slot:
     text: str = ""
     margin: float = math.inf
 
-    def take(self, new, margins, tok, positions):
+    def take(self, new: list[int], margins: np.ndarray, tok, positions: int) -> str | None:
         """Add the ids of one look of the host -> why the sample ends here, or None."""
         sample, before = self.sample, len(self.ids)
         strings = sample.sampling.stop_strings
@@ -95,7 +97,7 @@ class Slot:
             return None
         return "context" if len(sample.prompt) + len(self.ids) == positions else "length"
 
-    def output(self, reason):
+    def output(self, reason: str) -> Output:
         name, number = self.sample.name, self.sample.number
         return Output(name, number, self.ids, self.text, reason, self.margin)
 
@@ -220,8 +222,15 @@ class Decoder:
         return kv, out, margins
 
     def generate(
-        self, weights, prompts, sampling: Sampling, tok=None, batch=16, names=None, watch=None
-    ):
+        self,
+        weights: dict,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        tok=None,
+        batch: int = 16,
+        names: Sequence[int] | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[Output]:
         """Continue `prompts` (lists of ids shorter than the model's positions).
 
         Yields an Output for each sample as it is done, in any order. tok: without it `text` is
@@ -253,7 +262,9 @@ class Decoder:
                 yield from slots.advance(watch, patient=not waiting)
 
 
-def by_length(samples, batch, positions):
+def by_length(
+    samples: list[Sample], batch: int, positions: int
+) -> Iterator[tuple[int, list[Sample]]]:
     """[(positions of a cache, samples that share it)]: the long ones first.
 
     A cache of another length is worth it for two batches of samples at least.
@@ -294,7 +305,7 @@ class Batch:
     def free(self) -> bool:
         return not all(self.slots)
 
-    def admit_prompts(self, waiting: list[Sample]):
+    def admit_prompts(self, waiting: list[Sample]) -> None:
         """Waiting samples (taken from the end of the list) into free slots.
 
         As many as one row a rank has room for; a prompt longer than that alone.
@@ -328,7 +339,7 @@ class Batch:
             self.weights, self.kv, token, self.prefix.arrays, np.int32(length), copies
         )
 
-    def occupy(self, b, sample: Sample):
+    def occupy(self, b: int, sample: Sample) -> None:
         """Put a sample whose keys and values are being read into slot b."""
         self.slots[b] = Slot(sample)
         values = {
@@ -344,11 +355,11 @@ class Batch:
         for name, value in values.items():
             self.state[name][b] = value
 
-    def release(self, b):
+    def release(self, b: int) -> None:
         """Free slot b, whether its sample is finished or abandoned."""
         self.slots[b], self.state["live"][b] = None, False
 
-    def advance(self, watch=None, patient=True):
+    def advance(self, watch: Watch | None = None, patient: bool = True) -> Iterator[Output]:
         """A few tokens for every live slot; yields the Outputs that they finish.
 
         patient: no sample waits, so slots may stand idle until all are done.
@@ -385,7 +396,7 @@ class Batch:
                 watch(sample.name, sample.number, slot.ids)
 
 
-def rows_of_prompts(rows, length):
+def rows_of_prompts(rows: list[list[list[int]]], length: int) -> dict[str, np.ndarray]:
     """Each rank's prompts laid into one row of T tokens: ids, position, tree [ranks, T]."""
     longest = max(sum(map(len, row)) for row in rows)
     T = 64 if longest <= 64 else ROW if longest <= ROW else bucket(longest, ROW)

@@ -10,6 +10,7 @@ Left out: sharing on several levels (a group has one beginning).
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -36,11 +37,11 @@ class Tree(NamedTuple):
     trunk: list  # ids
     branches: list  # (request's index, ids behind the trunk)
 
-    def size(self):
+    def size(self) -> int:
         return len(self.trunk) + sum(len(ids) for _, ids in self.branches)
 
 
-def groups(keys):
+def groups(keys: list[list[int]]) -> list[tuple[int, list[int]]]:
     """[(depth, [indices of keys])]: a partition of the keys into groups that share `depth` ids.
 
     Of the partitions whose groups hold every key that begins so, it is the one that saves the most
@@ -74,7 +75,9 @@ def groups(keys):
     return partition + [(0, [i]) for i in order[at:]]
 
 
-def batch_requests(requests, tokens, share=True):
+def batch_requests(
+    requests: list[Request], tokens: int, share: bool = True
+) -> list[tuple[list[int], list[Tree]]]:
     """[(prefix ids, [Tree])] of the requests, the pair with an empty prefix last.
 
     Each pair is computed by itself. tokens: how many are computed at once.
@@ -142,7 +145,9 @@ class Scorer:
         start = jnp.zeros((M, C), jnp.float32), jnp.zeros(M, jnp.int32), jnp.zeros(M, jnp.float32)
         return lax.fori_loop(0, (asked["count"][0] + ASKED - 1) // ASKED, some, start)
 
-    def score(self, weights, requests: list[Request], batch=16, share=True):
+    def score(
+        self, weights: dict, requests: list[Request], batch: int = 16, share: bool = True
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """Yields (index, logp [places, C], best ids [places], margin [places]) in any order.
 
         logp: float32, nats. margin: between the best two. batch: times 128 tokens are computed at
@@ -209,7 +214,7 @@ class Scorer:
         return row, asked, where
 
 
-def classes(sizes, one):
+def classes(sizes: list[int], one: bool) -> list[tuple[int, list[int]]]:
     """[(row length, indices)]: trees that go into rows of one length, the longest first.
 
     one: all in one class (rows behind one prefix: few, and each length is a program).
@@ -223,6 +228,6 @@ def classes(sizes, one):
 
 
 @functools.cache
-def row_length(size):
+def row_length(size: int) -> int:
     """A multiple of 128 of at least ROW, an eighth to a quarter above `size` at most."""
     return -(-bucket(size, ROW) // 128) * 128

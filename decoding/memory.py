@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,9 @@ from sharding import TENSOR
 SHARE = 0.9  # of a device's memory for weights and cache, the rest for activations
 
 
-def bytes_needed(config, data, tensor, dtype, batch, length) -> tuple[int, int]:
+def bytes_needed(
+    config: model.Config, data: int, tensor: int, dtype, batch: int, length: int
+) -> tuple[int, int]:
     """(bytes of weights, bytes of cache) on one device of a mesh data x tensor.
 
     The weights are replicas over data; heads are split over tensor.
@@ -27,7 +30,7 @@ def bytes_needed(config, data, tensor, dtype, batch, length) -> tuple[int, int]:
     return weights * size, 2 * config.L * -(-batch // data) * heads * length * config.H * size
 
 
-def device_room(mesh) -> int | None:
+def device_room(mesh: jax.sharding.Mesh) -> int | None:
     """Bytes that a device may hold, or None where that is not known.
 
     An accelerator's own limit; of CPU devices, their share of this host's free memory.
@@ -43,7 +46,9 @@ def device_room(mesh) -> int | None:
         return None
 
 
-def check_fit(config, data, tensor, dtype, batch, length, room):
+def check_fit(
+    config: model.Config, data: int, tensor: int, dtype, batch: int, length: int, room: float | None
+) -> None:
     """ValueError where weights and cache do not fit `room` bytes a device.
 
     It names the mesh, batch or dtype that would.
@@ -51,8 +56,10 @@ def check_fit(config, data, tensor, dtype, batch, length, room):
     need = lambda d, t, dtype=dtype, batch=batch: sum(
         bytes_needed(config, d, t, dtype, batch, length)
     )
+    if room is None:
+        return
     fits = lambda *mesh, **other: need(*mesh, **other) <= SHARE * room
-    if room is None or fits(data, tensor):
+    if fits(data, tensor):
         return
     GB = lambda n: f"{n / 1e9:.1f} GB"
     devices = data * tensor

@@ -11,7 +11,7 @@ in the form that scoring or decoding wants; one form is held at a time.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ import sharding
 from checkpoint import paths, vocabulary
 from checkpoint.load import load_weights
 from decoding import cache, memory
-from decoding.decoder import Decoder
+from decoding.decoder import Decoder, Watch
 from decoding.likelihood import Scorer
 from decoding.records import Output, Request, Sampling, shared_length
 from host.terminal import say
@@ -30,7 +30,14 @@ from text import templates, tokenizer
 OWN = "own"  # the chat template that a model brings, which is none of ours
 
 
-def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, batch=16) -> "Opened":
+def open_model(
+    path: str,
+    tokenizer_path: str | None = None,
+    preset: str | None = None,
+    mesh: str | None = None,
+    dtype: str | None = None,
+    batch: int = 16,
+) -> "Opened":
     """Open a model path; ValueError where it, its tokenizer or the mesh do not fit one another.
 
     tokenizer_path: by default the one beside the model. preset: what an EasyLM stream is. mesh:
@@ -42,20 +49,19 @@ def open_model(path, tokenizer_path=None, preset=None, mesh=None, dtype=None, ba
     if tok.normalises:
         say(f"note: {tok.warning}")
     template = vocabulary.trained_template(path, tok) or (OWN if tok.chat_template else None)
-    mesh, note = sharding.start_devices(mesh)
+    devices, note = sharding.start_devices(mesh)
     if note:
         say(f"note: {note}")
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    dtype = jnp.dtype(dtype or ("float32" if on_cpu else "bfloat16"))
-    sharding.use_precision_of(dtype)
-    d, t = (mesh.shape[axis] for axis in mesh.axis_names)
+    on_cpu = devices.devices.flat[0].platform == "cpu"
+    compute = jnp.dtype(dtype or ("float32" if on_cpu else "bfloat16"))
+    sharding.use_precision_of(compute)
+    d, t = (devices.shape[axis] for axis in devices.axis_names)
     layout = model.make_layout(config, d, t, fsdp=False)
-    room = memory.device_room(mesh)
-    memory.check_fit(config, d, t, dtype, batch, config.P, room)
+    memory.check_fit(config, d, t, compute, batch, config.P, memory.device_room(devices))
     # over data the weights are replicas on purpose
     for line in model.replication_notes(config, layout._replace(data=1)):
         say(f"note: {line}")
-    return Opened(path, config, tok, mesh, layout, dtype, batch, template)
+    return Opened(path, config, tok, devices, layout, compute, batch, template)
 
 
 @dataclasses.dataclass
@@ -100,7 +106,7 @@ class Opened:
             "tokenizer_fingerprint": self.tok.fingerprint,
         }
 
-    def at(self, step: int | None):
+    def at(self, step: int | None) -> None:
         """Go to a checkpoint of a run; programs stay compiled."""
         self.step, self._weights = step, {}
 
@@ -130,7 +136,11 @@ class Opened:
         return self._decoder, self._weights["decoding"]
 
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, names=None, watch=None
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        names: Sequence[int] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Output]:
         """Decoder.generate on this model's weights; a sample also ends at the model's own ends."""
         decoder, weights = self.decoder()
@@ -163,7 +173,9 @@ class Opened:
         name = None if self.template == OWN else self.template
         return templates.prompt_ids(conversation, self.tok, name)
 
-    def truncate_shots(self, build, shots: int, room: int) -> tuple[list, str | list, int, int]:
+    def truncate_shots(
+        self, build: Callable[[int], str | list], shots: int, room: int
+    ) -> tuple[list, str | list, int, int]:
         """The prompt build(k) with the most shots whose ids are at most `room`.
 
         -> (ids, prompt, shots used, ids cut off). Without any shot and still too long, its end.

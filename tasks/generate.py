@@ -207,7 +207,7 @@ class Task:
             )
         return prompt, ids
 
-    def compute(self, todo: list[str], folder) -> Iterator[dict]:
+    def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         wanted = set(todo)
         numbers = sorted({self.samples[name][0] for name in todo})

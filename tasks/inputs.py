@@ -117,7 +117,7 @@ def needs_strings(row: dict, *names: str) -> str | None:
     return None
 
 
-def limited(rows, limit: int | None, settings: dict, what: str = "items"):
+def limited(rows: Any, limit: int | None, settings: dict, what: str = "items") -> Any:
     """The first `limit` rows; the settings then say that the result is of a sample."""
     if limit and limit < len(rows):
         total = len(rows)

@@ -57,7 +57,7 @@ class Task:
             )
         return Request(ids, list(range(begin - 1, len(ids) - 1)), [[i] for i in ids[begin:]])
 
-    def compute(self, todo: list[str], folder) -> Iterator[dict]:
+    def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         for k, logp, best, margins in self.model.score([self.requests[int(t)] for t in todo]):
             i = int(todo[k])

@@ -13,7 +13,7 @@ import io
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -349,7 +349,7 @@ class Task:
         for q in self.questions.values():
             yield {"id": q.id, "subject": q.subject, "prompt": self.prompt(q, self.options.shots)}
 
-    def compute(self, todo: list[str], folder) -> Iterator[dict]:
+    def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         yield from self._measured(todo) if self.given is None else self._predicted(todo)
 
@@ -447,7 +447,7 @@ def letter_requests(ids: list[int], tails: list[list[int]], whole: bool) -> list
     ]
 
 
-def note_dropped(fitted, shots: int, positions: int) -> None:
+def note_dropped(fitted: Iterable[tuple], shots: int, positions: int) -> None:
     """Say how many prompts lost shots, and how many their beginning."""
     fitted = list(fitted)
     fewer, cut = sum(f[2] < shots for f in fitted), sum(f[3] > 0 for f in fitted)

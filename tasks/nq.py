@@ -169,7 +169,7 @@ class Task:
             "f1": scores.token_f1(answer, gold),
         }
 
-    def compute(self, todo: list[str], folder) -> Iterator[dict]:
+    def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         yield from self._predicted(todo) if self.options.predictions else self._generated(todo)
 

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from host.files import dumps
 
@@ -29,12 +30,12 @@ def embedded(text: str) -> str:
     return text
 
 
-def escaped(value) -> str:
+def escaped(value: Any) -> str:
     """Any value as text of the document."""
     return html.escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def number(x, percent: bool = False) -> str:
+def number(x: Any, percent: bool = False) -> str:
     """A figure for a reader: 24.6 % of a share, four digits of another number."""
     if not isinstance(x, (int, float)) or isinstance(x, bool):
         return "-" if x is None else str(x)
@@ -134,11 +135,11 @@ def notes_of(result: dict) -> list[str]:
     return notes
 
 
-def is_measure(value) -> bool:
+def is_measure(value: Any) -> bool:
     return isinstance(value, dict) and "score" in value
 
 
-def is_groups(value) -> bool:
+def is_groups(value: Any) -> bool:
     """Whether a figure is {name: {"score", "n", "interval"}}."""
     return isinstance(value, dict) and bool(value) and all(map(is_measure, value.values()))
 

@@ -108,7 +108,7 @@ class Task:
                 yield f"{d}/{done}", Request(ids[begin:end], at, [[i] for i in ids[done:end]])
                 done = end
 
-    def compute(self, todo: list[str], folder) -> Iterator[dict]:
+    def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         for k, logp, _, _ in self.model.score([self.requests[name] for name in todo]):
             wanted = np.array(self.requests[todo[k]].want)[:, 0].tolist()

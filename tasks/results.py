@@ -15,6 +15,8 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +25,11 @@ from host.terminal import printable
 from tasks.page import page
 
 # settings that may differ between a run and its resumption: they do not change what is measured
+Path = str | os.PathLike
 FREE = ("batch", "mesh", "dtype", "workers")
 
 
-def read_result(out: str | os.PathLike) -> dict:
+def read_result(out: Path) -> dict:
     """results.json of a directory; ValueError where there is none, or no result in it."""
     path = pathlib.Path(out) / "results.json"
     try:
@@ -129,7 +132,7 @@ class Result:
             self.synced = time.monotonic()
         self.done[item["id"]] = item
 
-    def finish(self, order, found: dict) -> dict:
+    def finish(self, order: Iterable, found: dict) -> dict:
         """Write the three files -> results.json as a dict.
 
         order: all ids as in the input. found: score, n, interval (low, high) and what the task
@@ -163,7 +166,7 @@ class Result:
         self._write({"finished": False, "score": None, "seconds": seconds})
 
 
-def short(value, width: int = 80) -> str:
+def short(value: Any, width: int = 80) -> str:
     """A value of a foreign file in one printable line."""
     text = printable(json.dumps(value, ensure_ascii=False), lines=False)
     return text if len(text) <= width else text[: width - 1] + "…"
@@ -172,7 +175,7 @@ def short(value, width: int = 80) -> str:
 # --- two results ---
 
 
-def pair(a, b, metric: str = "verdict") -> tuple[str, np.ndarray, np.ndarray, dict]:
+def pair(a: Path, b: Path, metric: str = "verdict") -> tuple[str, np.ndarray, np.ndarray, dict]:
     """Two result directories of one task over the same items.
 
     -> (task, values of a [n], values of b [n] float64, settings that differ {name: [a, b]}). Items

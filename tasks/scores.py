@@ -19,6 +19,7 @@ import numpy as np
 from decoding.records import TIE_NATS
 
 Interval = tuple[float, float]
+Numbers = Sequence | np.ndarray
 
 # --- text ---
 
@@ -85,7 +86,7 @@ def close_calls(items: Sequence[dict], threshold: float = TIE_NATS) -> dict:
     return {"ties": ties, "tie_threshold_nats": threshold}
 
 
-def expected_calibration_error(confidence, correct, bins: int = 15) -> float:
+def expected_calibration_error(confidence: Numbers, correct: Numbers, bins: int = 15) -> float:
     """Mean distance of accuracy from confidence over equal bins of (0, 1], weighted by items.
 
     confidence [n] is the probability of the answer given, among the choices; correct [n] 0/1.
@@ -133,7 +134,11 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def bootstrap(
-    values, weights=None, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+    values: Numbers,
+    weights: Numbers | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap interval of a mean over items: values [n], finite.
 
@@ -166,14 +171,14 @@ def bootstrap(
     return percentiles(np.concatenate(means), confidence)
 
 
-def percentiles(draws, confidence: float = 0.95) -> Interval:
+def percentiles(draws: Numbers, confidence: float = 0.95) -> Interval:
     """The middle `confidence` of the draws."""
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def paired_bootstrap(
-    a, b, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+    a: Numbers, b: Numbers, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, Interval]:
     """mean(b) - mean(a) over the same items, and its bootstrap interval, drawn in pairs."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -182,7 +187,7 @@ def paired_bootstrap(
     return float(np.mean(b - a)), interval
 
 
-def mcnemar(a, b) -> tuple[int, int, float]:
+def mcnemar(a: Numbers, b: Numbers) -> tuple[int, int, float]:
     """Exact two-sided McNemar test of paired verdicts a, b [n] 0/1.
 
     -> (only a right, only b right, p). Under the null each item on which they differ is a fair
