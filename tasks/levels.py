@@ -30,6 +30,8 @@ from tasks.syscalls import (
 )
 
 LINUX = sys.platform == "linux"
+# Of the standard library's folder, what no program is about.
+UNUSED = ("site-packages", "test", "__pycache__", "config-*", "ensurepip", "idlelib", "turtledemo")
 INNER_TEMP = "/program"  # the temporary folder in a private root; an interpreter may lie in /tmp
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
@@ -212,7 +214,7 @@ def _copy_libraries(folder, uid):
 
     An open folder handed to the program would let it read what else lies in that home.
     """
-    left_out = shutil.ignore_patterns("site-packages", "test", "__pycache__", "config-*")
+    left_out = shutil.ignore_patterns(*UNUSED)
     for number, path in enumerate(list(sys.path)):
         moved = sys.path[number] != path  # with the folder above it
         if not moved and os.path.isdir(path) and not _in_child(lambda p=path: _list_as(uid, p)):
