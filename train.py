@@ -295,7 +295,7 @@ def held_out_loss(run: Run, eval_step, weights) -> float:
 
 def fit(run: Run, state: State) -> int:
     """Train to the last step, or to where the user stops -> the step that is saved."""
-    settings, s = run.settings, run.first
+    s = run.first
     if run.first >= run.steps:
         return s
     step, eval_step = compile_steps(run)
@@ -308,14 +308,13 @@ def fit(run: Run, state: State) -> int:
             run.log.push(s, metrics)
             run.stop.after_step()
             stop = run.log.stop or run.stops_now
-            eval_due = s == run.steps or (settings.eval_every and s % settings.eval_every == 0)
-            save_due = s == run.steps or (settings.save_every and s % settings.save_every == 0)
+            eval_due, save_due = run.due(s)
             if eval_due or save_due or stop:
                 run.log.fetch()
                 measure = eval_due and eval_step
                 loss = held_out_loss(run, eval_step, state["weights"]) if measure else None
                 run.log.flush(eval_loss=loss)  # a checkpoint's metrics are on disk when it is
-                run.saver.save(s, state, {"step": s})
+                run.saver.save(s, state, {"step": s, "eval_loss": loss})
                 run.log.start_clock()
                 if stop or run.log.stop:
                     break

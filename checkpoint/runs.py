@@ -141,25 +141,52 @@ def named(tree) -> list[tuple[str, Any]]:
 # --- writing ---
 
 
-class Saver:
-    """A run's checkpoints, the last `keep` of them kept (0 or None: all)."""
+class LastAndBest:
+    """Orbax's policy of which checkpoints stay: the last `keep`, and the best if asked for."""
 
-    def __init__(self, run_dir, keep: int | None = None):
+    def __init__(self, run: Path, keep: int | None, best: bool):
+        self.run, self.keep, self.best = run, keep, best
+        self.losses: dict[int, float] = {}  # step -> held-out loss, of this process's saves
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """One bool a checkpoint; they come in the order of their steps."""
+        steps = [info.step for info in checkpoints]
+        kept = set(steps[-self.keep :] if self.keep else steps)
+        if self.best:
+            losses = {step: self.loss_of(step) for step in steps}
+            measured = {step: x for step, x in losses.items() if x is not None}
+            kept |= {min(measured, key=lambda step: measured[step])} if measured else set()
+        return [step in kept for step in steps]
+
+    def loss_of(self, step: int) -> float | None:
+        """The held-out loss that was measured when a checkpoint was saved."""
+        if step not in self.losses:
+            with contextlib.suppress(ValueError):
+                self.losses[step] = record_of(self.run, step)["meta"].get("eval_loss")
+        return self.losses.get(step)
+
+
+class Saver:
+    """A run's checkpoints, the last `keep` of them kept (0 or None: all), and the best."""
+
+    def __init__(self, run_dir, keep: int | None = None, best: bool = False):
         import orbax.checkpoint as ocp  # half a second that readers need not wait
 
         # A write that fails is said once, by `writing`, not by each of Orbax's threads.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.run, self.ocp = Path(run_dir).resolve(), ocp
+        self.policy = LastAndBest(self.run, keep, best)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep or None, cleanup_tmp_directories=True
+            preservation_policy=self.policy, cleanup_tmp_directories=True
         )
         self.manager = ocp.CheckpointManager(self.run / "checkpoints", options=options)
 
     def save(self, step: int, state, meta: dict[str, Any]) -> None:
         """Start saving a tree of dicts of arrays; returns when they are copied and may be donated.
 
-        meta: for JSON.
+        meta: for JSON; "eval_loss" in it is what the best checkpoint has least of.
         """
+        self.policy.losses[step] = meta.get("eval_loss")
         args = self.ocp.args
 
         def layer_by_layer(x):  # as readers take them

@@ -34,7 +34,7 @@ DEFAULTS = {
     "steps": (200, None),
     "lr": (4e-2, 2e-3),
     "warmup": (10, 1000),
-    "warmup_fraction": (None, None),
+    "warmup_fraction": (None, 0.1),
     "schedule": ("cosine", "constant"),
     "optimizer": ("adamw-scaled", "adamw-scaled"),
     "b1": (0.9, 0.9),
@@ -65,6 +65,10 @@ RESUMABLE = {
     "out",
     "save_every",
     "keep",
+    "keep_best",
+    "wandb",
+    "warmup",  # compared as the number of steps that it comes to
+    "warmup_fraction",
     "eval_every",
     "samples",
     "log_every",
@@ -136,10 +140,12 @@ class Settings:
     out: str | None
     save_every: int
     keep: int
+    keep_best: bool
     eval_every: int
     log_every: int
     samples: int
     tensorboard: bool
+    wandb: bool
     verbose: bool
 
 
@@ -260,7 +266,8 @@ def _optimization_flags(add):
         "--warmup-fraction",
         type=float,
         metavar="X",
-        help="warm-up is min(--warmup, X * steps): for small data sets [default off]",
+        help="warm-up is min(--warmup, X * steps); --warmup alone is taken as it is"
+        + shown("warmup_fraction"),
     )
     about = "after the warm-up; cosine and linear end at 0" + shown("schedule")
     add("--schedule", choices=["constant", "cosine", "linear"], help=about)
@@ -346,6 +353,8 @@ def _output_flags(add):
     about = "steps between checkpoints; 0: only at the end" + shown("save_every")
     add("--save-every", type=int, metavar="S", help=about)
     add("--keep", type=int, metavar="N", help="checkpoints kept" + shown("keep"))
+    about = "also keep the checkpoint of least held-out loss, measured at each save"
+    add("--keep-best", action="store_true", help=about)
     about = "steps between held-out losses; 0: before and after only" + shown("eval_every")
     add("--eval-every", type=int, metavar="S", help=about)
     about = "steps between lines of the log; metrics.jsonl has every step" + shown("log_every")
@@ -354,6 +363,8 @@ def _output_flags(add):
     add("--samples", type=int, metavar="N", help=about)
     about = "also write TensorBoard events to OUT/tensorboard (needs tensorboardX)"
     add("--tensorboard", action="store_true", help=about)
+    about = "also send the curves to Weights & Biases, project mynah (needs wandb)"
+    add("--wandb", action="store_true", help=about)
     add("--verbose", action="store_true", help="print every flag with its value and its origin")
 
 
@@ -373,6 +384,8 @@ def resolve(args: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
         _fill_from_packed(values, origin)
     if args.steps is not None and args.epochs is None:
         values["epochs"] = None  # --steps wins
+    if args.warmup is not None and args.warmup_fraction is None:
+        values["warmup_fraction"] = None
     if not quickstart and args.plan is None:
         if args.data is None:
             raise ValueError(
@@ -427,6 +440,15 @@ def check_pairs(settings: Settings) -> None:
             f"--mix-fraction {settings.mix_fraction} without --mix: name the text, "
             "e.g. --mix c4.jsonl.gz"
         )
+    if settings.coordinator is None:
+        for name in ("processes", "process"):
+            if getattr(settings, name) is not None:
+                raise ValueError(
+                    f"--{name} without --coordinator: name where process 0 listens, e.g. "
+                    "--coordinator HOST:1234, or auto on TPU pods and SLURM"
+                )
+    elif settings.out is None:
+        raise ValueError("--coordinator without --out: name the folder that all processes share")
     if settings.json and settings.plan is None:
         raise ValueError("--json without --plan: it prints the plan as JSON")
 

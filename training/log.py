@@ -164,13 +164,33 @@ def step_line(line: dict[str, Any], steps: int, typical_ms: float) -> str:
 # --- other places that curves are sent to ---
 
 
-def check_boards(tensorboard: bool) -> None:
+def check_boards(tensorboard: bool, wandb: bool) -> None:
     """ValueError where a package that a flag needs is not installed."""
-    if tensorboard and not importlib.util.find_spec("tensorboardX"):
-        raise ValueError(
-            "--tensorboard needs the package tensorboardX: pip install tensorboardX, or leave the "
-            "flag out (metrics.jsonl has it all)"
+    flags = (("tensorboard", "tensorboardX", tensorboard), ("wandb", "wandb", wandb))
+    for flag, package, wanted in flags:
+        if wanted and not importlib.util.find_spec(package):
+            raise ValueError(
+                f"--{flag} needs the package {package}: pip install {package}, or leave the flag "
+                "out (metrics.jsonl has it all)"
+            )
+
+
+class WandB:
+    """Scalars of each step as a run of Weights & Biases; its own variables say where and whose."""
+
+    def __init__(self, out: pathlib.Path, config: dict[str, Any]):
+        import wandb  # type: ignore[import-not-found]
+
+        name = out.name
+        self.run = wandb.init(
+            project="mynah", name=name, id=name, resume="allow", dir=out, config=config
         )
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        self.run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 class TensorBoard:

@@ -1,17 +1,87 @@
 """Several processes of one run: what they have to agree on before the first step.
 
-For train.py; nothing to run. Left out: how they find one another (sharding.py).
+For train.py; nothing to run. JAX ends a process with a page of addresses where another one does
+not come, so they find one another here first. Left out: TPU pods and SLURM, which start them all.
 """
 
+import contextlib
 import hashlib
+import socket
+import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from host import files
+import sharding
+from host import files, terminal
+
+WAIT, EVERY = 300.0, 15.0  # seconds for all processes to come; between two words of who is missing
 
 OWN = ("process", "coordinator", "verbose")  # flags in which processes of one run may differ
+
+
+def gather(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Return when all processes have come to process 0. ValueError that says who has not."""
+    if coordinator in (None, "auto"):
+        return
+    sharding.check_process(coordinator, processes, process)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--coordinator {coordinator} is not HOST:PORT: use e.g. node0:1234")
+    if process == 0:
+        call_roll(int(port), processes)
+    else:
+        report(host, int(port), process)
+
+
+def call_roll(port: int, processes: int) -> None:
+    """Process 0: wait for the number of each other one, then let all of them go."""
+    missing, here = set(range(1, processes)), []
+    end, said = time.monotonic() + WAIT, time.monotonic()
+    with contextlib.ExitStack() as opened:
+        try:
+            server = opened.enter_context(socket.create_server(("", port)))
+        except OSError as error:
+            raise ValueError(f"--coordinator: port {port}: {error.strerror}: use another") from None
+        server.settimeout(0.5)
+        while missing:
+            names = ", ".join(map(str, sorted(missing)))
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"process {names} of {processes} did not come to port {port} within {WAIT:.0f} "
+                    "s: start all processes, with the same --coordinator and --processes"
+                )
+            if time.monotonic() > said + EVERY:
+                terminal.say(f"waiting for process {names} of {processes}")
+                said = time.monotonic()
+            with contextlib.suppress(OSError, ValueError):
+                connection = opened.enter_context(server.accept()[0])
+                connection.settimeout(5)
+                missing.discard(int(connection.recv(16)))
+                here.append(connection)
+        for connection in here:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"go")
+
+
+def report(host: str, port: int, process: int) -> None:
+    """Another process: say the number to process 0 and wait until all have come."""
+    end, said = time.monotonic() + WAIT, time.monotonic()
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 5) as connection:
+            connection.settimeout(max(end - time.monotonic(), 1))
+            connection.sendall(str(process).encode())
+            if connection.recv(2) == b"go":
+                return
+        if time.monotonic() > said + EVERY:
+            terminal.say(f"process {process} waits for process 0 at {host}:{port}")
+            said = time.monotonic()
+        time.sleep(0.2)
+    raise ValueError(
+        f"process 0 did not answer at --coordinator {host}:{port} within {WAIT:.0f} s: start it, "
+        "and name where it listens"
+    )
 
 
 def agree(record: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def record_of(settings: Settings, origin: dict[str, str], found: dict[str, Any])
 def check_same_run(old: dict[str, Any], new: dict[str, Any], out: pathlib.Path) -> None:
     """A run goes on only as the run it was: one line naming the first setting that differs."""
     free = set(RESUMABLE)
-    if new["args"]["schedule"] == "constant" and new["args"]["warmup_fraction"] is None:
+    if new["args"]["schedule"] == "constant":
         free |= {"steps", "epochs"}  # the rate of a step does not depend on how many there are
     args = old.get("args")
     if not isinstance(args, dict):
@@ -133,6 +133,7 @@ def check_same_run(old: dict[str, Any], new: dict[str, Any], out: pathlib.Path) 
     ]
     fingerprints = ("data_fingerprint", "init_fingerprint", "tokenizer_fingerprint")
     pairs += [(n, old.get(n), new[n]) for n in ("config", *fingerprints)]
+    pairs.append(("a warm-up of steps", old.get("warmup"), new["warmup"]))
     if "steps" not in free:
         pairs.append(("the number of steps", old.get("steps"), new["steps"]))
     for name, was, now in pairs:

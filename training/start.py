@@ -64,6 +64,13 @@ class Run:
         """Several processes agree on the step by a flag that travels with the batch instead."""
         return self.stop.number is not None and jax.process_count() == 1
 
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether after a step the held-out loss is measured, and the state is saved."""
+        s, last = self.settings, step == self.steps
+        save = last or bool(s.save_every and step % s.save_every == 0)
+        measure = last or bool(s.eval_every and step % s.eval_every == 0)
+        return measure or (save and s.keep_best), save
+
     @property
     def eval_batch(self) -> int:
         """Rows of a batch of held-out rows: a micro-batch, or less where there are fewer."""
@@ -87,9 +94,10 @@ class Setup(NamedTuple):
 
 def set_up(settings: Settings, block_origin: str) -> Setup:
     """Start the devices, open model and tokenizer, and check all that is cheap to check."""
-    log.check_boards(settings.tensorboard)
+    log.check_boards(settings.tensorboard, settings.wandb)
     out = pathlib.Path(settings.out or terminal.new_out(default_name(settings)))
     run_directory.check_place(out)
+    processes.gather(settings.coordinator, settings.processes, settings.process)
     mesh, note = sharding.start_devices(
         settings.mesh, settings.coordinator, settings.processes, settings.process
     )
@@ -127,7 +135,7 @@ def start(settings: Settings, origin: dict[str, str], stop: Stop) -> Iterator[tu
         if speaks:
             run_directory.begin(out, record)
             tok.save(str(out / "tokenizer"))
-        saver = runs.Saver(str(out), keep=settings.keep)
+        saver = runs.Saver(str(out), settings.keep, settings.keep_best)
         opened.callback(saver.close)
         state = open_state(settings, config, mesh, layout, saver)
         first = int(state["step"])
@@ -135,7 +143,7 @@ def start(settings: Settings, origin: dict[str, str], stop: Stop) -> Iterator[tu
             say(f"resuming {out} after step {first}")
         metrics = out / "metrics.jsonl" if speaks else None
         lines = run_directory.cut_metrics(metrics, first) if metrics else []
-        boards = (log.TensorBoard(out),) if settings.tensorboard and speaks else ()
+        boards = open_boards(settings, out, record) if speaks else ()
         tokens = settings.batch * settings.block
         flops = plan.model_flops(config, tokens, settings.block)
         scale = log.Scale(steps, tokens, flops, device_peak(mesh))
@@ -153,6 +161,12 @@ def start(settings: Settings, origin: dict[str, str], stop: Stop) -> Iterator[tu
                 f"{error}, the last checkpoint is step {max(saver.steps(), default=0)}: lower --lr "
                 "or --clip, or take these rows out"
             ) from None
+
+
+def open_boards(settings: Settings, out: pathlib.Path, record: dict[str, Any]) -> tuple:
+    """Where else the curves go."""
+    boards = [log.TensorBoard(out)] if settings.tensorboard else []
+    return (*boards, *([log.WandB(out, record)] if settings.wandb else []))
 
 
 def record_of(

@@ -71,3 +71,21 @@ def test_a_write_that_fails_is_one_line_with_the_step_that_is_whole(
     saver.close()
     text = str(said.value)
     assert reason in text and "goes on after step 7" in text and "\n" not in text
+
+
+def test_the_checkpoint_of_least_held_out_loss_stays_beside_the_last(tmp_path):
+    losses = {1: 3.0, 2: 1.5, 3: 2.0, 4: None, 5: 1.9}
+    saver = runs.Saver(tmp_path, 1, best=True)
+    for step in (1, 2, 3):
+        saver.save(step, STATE, {"step": step, "eval_loss": losses[step]})
+    saver.close()
+    assert runs.steps(tmp_path) == [2, 3]
+    saver = runs.Saver(tmp_path, 1, best=True)  # a start later the losses are read back
+    for step in (4, 5):
+        saver.save(step, STATE, {"step": step, "eval_loss": losses[step]})
+    saver.close()
+    assert runs.steps(tmp_path) == [2, 5]
+    saver = runs.Saver(tmp_path, 1)
+    saver.save(6, STATE, {"step": 6})
+    saver.close()
+    assert runs.steps(tmp_path) == [6]

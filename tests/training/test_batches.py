@@ -86,7 +86,7 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_is_taken():
 
 
 def test_prompts_end_where_learning_begins_and_hold_one_document():
-    tok = types.SimpleNamespace(bos=1)
+    tok = types.SimpleNamespace(bos=1, opening=[1])
     rows = [
         ([1, 5, 6, 7, 8, 9, 9, 9], [0, 0, 0, 0, 0, 1, 1, 1]),
         ([9, 9, 1, 5, 1, 6, 7, 8], [1, 1, 0, 0, 0, 0, 0, 1]),  # its second document is too short

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import model
-from training import flags
+from training import flags, start
 
 CPU_SECONDS = 0.3
 MEASURE = """
@@ -81,3 +81,24 @@ def test_an_unknown_flag_is_one_line_and_a_hint_at_help(capsys):
         flags.parser().parse_args(["--optimiser", "adamw"])
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.count("\n") == 1 and "train.py --help" in error
+
+
+@pytest.mark.parametrize(
+    "argv, warmup, fraction",
+    [
+        ([], 10, None),  # the quickstart
+        (["--data", "x"], 1000, 0.1),
+        (["--data", "x", "--warmup", "1000"], 1000, None),  # the paper's own recipe
+        (["--data", "x", "--warmup-fraction", "0.2"], 1000, 0.2),
+        (["--data", "x", "--warmup", "50", "--warmup-fraction", "0.2"], 50, 0.2),
+    ],
+)
+def test_the_warm_up_is_a_tenth_of_the_steps_unless_it_is_given(argv, warmup, fraction):
+    settings, _ = resolve(*argv)
+    assert (settings.warmup, settings.warmup_fraction) == (warmup, fraction)
+
+
+@pytest.mark.parametrize("steps, warmup", [(306, 30), (5, 0), (40_000, 1000)])
+def test_a_short_training_is_not_all_warm_up(steps, warmup):
+    settings, _ = resolve("--data", "x", "--steps", str(steps))
+    assert start.length(settings, rows=100) == (steps, warmup)

@@ -4,7 +4,9 @@ python -m pytest tests/training/test_log.py
 """
 
 import json
+import sys
 import time
+import types
 
 import pytest
 
@@ -145,11 +147,33 @@ def test_boards_get_the_scalars_of_each_step(tmp_path):
     assert step == 1 and scalars["eval_loss"] == 3.0 and scalars["loss"] == 1.0 and closed
 
 
-def test_a_missing_package_is_said_before_anything_is_opened(monkeypatch):
+@pytest.mark.parametrize("flag, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_missing_package_is_said_before_anything_is_opened(monkeypatch, flag, package):
     monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="--tensorboard needs the package tensorboardX"):
-        log.check_boards(tensorboard=True)
-    log.check_boards(tensorboard=False)
+    wanted = {"tensorboard": False, "wandb": False} | {flag: True}
+    with pytest.raises(ValueError, match=f"--{flag} needs the package {package}"):
+        log.check_boards(**wanted)
+    log.check_boards(tensorboard=False, wandb=False)
+
+
+def test_weights_and_biases_gets_the_runs_name_settings_and_scalars(monkeypatch, tmp_path):
+    calls = []
+
+    class Run:
+        def log(self, scalars, step):
+            calls.append((step, scalars))
+
+        def finish(self):
+            calls.append("finished")
+
+    fake = types.SimpleNamespace(init=lambda **how: calls.append(how) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    board = log.WandB(tmp_path / "7b", {"args": {"lr": 0.1}})
+    board(3, {"loss": 1.5})
+    board.close()
+    assert calls[0]["name"] == "7b" and calls[0]["resume"] == "allow"
+    assert calls[0]["config"] == {"args": {"lr": 0.1}}
+    assert calls[1:] == [(3, {"loss": 1.5}), "finished"]
 
 
 # --- the picture ---

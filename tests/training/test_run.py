@@ -10,10 +10,9 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from training import flags, processes, run
+from training import flags, run
 
 
 def record(tmp_path=None, **changes):
@@ -117,6 +116,13 @@ def test_the_same_run_goes_on_and_another_is_refused_by_the_name_of_what_differs
         run.begin(tmp_path, record() | {"data_fingerprint": ["c", "b", None]})
 
 
+def test_another_warm_up_is_another_run(tmp_path):
+    run.begin(tmp_path, record(schedule="constant"))
+    run.begin(tmp_path, record(schedule="constant", warmup=1000))  # it comes to as many steps
+    with pytest.raises(ValueError, match="a warm-up of steps 10, this one has 20"):
+        run.begin(tmp_path, record(schedule="constant") | {"warmup": 20})
+
+
 def test_a_run_of_constant_rate_may_be_made_longer_another_not(tmp_path):
     constant = record(schedule="constant")
     run.begin(tmp_path, constant)
@@ -152,13 +158,3 @@ def test_lines_after_the_checkpoint_and_torn_ones_are_cut(tmp_path):
     assert [line["step"] for line in kept] == [1, 2, 3]
     assert path.read_text() == "".join(lines[i] + "\n" for i in (0, 1, 3))
     assert run.cut_metrics(tmp_path / "none.jsonl", 3) == []
-
-
-# --- several processes ---
-
-
-def test_what_differs_between_processes_is_named():
-    digests = np.zeros((3, 2, 2), np.uint32)
-    assert processes.differing(["--seed", "steps"], digests) == ""
-    digests[2, 0] = 1
-    assert processes.differing(["--seed", "steps"], digests) == "--seed (process 2 from process 0)"
