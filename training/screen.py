@@ -88,6 +88,7 @@ def replies(pairs: list[tuple[str, str]]) -> list[str]:
     for prompt, reply in pairs:
         lines.append(f"> {textwrap.shorten(terminal.printable(prompt), 96, placeholder=' ...')}")
         rows = [r for p in terminal.printable(reply).splitlines() for r in textwrap.wrap(p, 94)]
+        rows = rows or ["(an empty reply)"]
         lines += [f"    {row}" for row in rows[:REPLY]] + ["    ..."] * (len(rows) > REPLY)
     return lines
 
