@@ -11,6 +11,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+    "--xla_cpu_collective_timeout_seconds=600",
+)
 pytest.register_assert_rewrite("evaluations")
 
 
@@ -37,14 +45,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Compiling is most of the tests' time; level 0 halves it. A collective of eight virtual devices
-    # that waits for a core for 40 s would end the process: on a busy machine it may wait longer.
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-        " --xla_cpu_collective_timeout_seconds=600",
-    )
+    # Compiling is most of the tests' time: without LLVM's optimizations and XLA's fusion emitters a
+    # step takes a third of it. A collective of eight virtual devices that waits for a core for 40 s
+    # would end the process: on a busy machine it may wait longer.
+    os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
     # compiled programs are kept between runs, for the tests' own processes too; workers share
     # them, and an entry that a killed process left cut off is compiled again with a warning
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla-tests"
