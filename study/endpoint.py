@@ -337,6 +337,10 @@ class Endpoint:
             raise Again(f"no connection ({self._plain(error.__cause__ or error)})") from None
         except self.openai.APIStatusError as error:
             raise self._refusal(error) from None
+        except Exception as error:  # the transport's, while the body of an error status is read
+            if not type(error).__module__.startswith(("httpx", "httpcore")):
+                raise
+            raise Again(f"an answer that breaks off ({type(error).__name__})") from None
         if self.deadline.over():
             raise Again(f"no whole answer in {self.timeout:g} s")
         if size > LARGEST:

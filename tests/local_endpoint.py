@@ -9,6 +9,7 @@ of the forms below.
 import collections
 import http.server
 import json
+import socket
 import threading
 import time
 
@@ -112,3 +113,35 @@ class LocalEndpoint:
     def __exit__(self, *_):
         self.server.shutdown()
         self.server.server_close()
+
+
+class RawServer:
+    """A server that sends what `behave(connection)` sends, after the request's first bytes."""
+
+    def __init__(self, behave):
+        self.socket, self.behave = socket.create_server(("127.0.0.1", 0)), behave
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve, daemon=True).start()
+        return self
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+    def answer(self, connection):
+        try:
+            connection.recv(65536)
+            self.behave(connection)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            connection.close()
+
+    def __exit__(self, *_):
+        self.socket.close()

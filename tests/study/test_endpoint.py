@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from local_endpoint import LocalEndpoint, answer, drip, half, slow, status
+from local_endpoint import LocalEndpoint, RawServer, answer, drip, half, slow, status
 
 from study.endpoint import Endpoint, request_key
 
@@ -376,3 +376,77 @@ def test_an_address_or_key_file_that_is_none_is_named(tmp_path):
     with pytest.raises(ValueError, match="not one key") as caught:
         Endpoint("http://localhost:1/v1", tmp_path / "log", key_file=tmp_path / "two")
     assert "a key\n" not in str(caught.value)
+
+
+# --- endpoints that mean no good
+
+
+def dripping_headers(connection):
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for n in range(600):
+        connection.sendall(f"X-{n}: a\r\n".encode())
+        time.sleep(0.05)
+
+
+def endless(status):
+    def behave(connection):
+        connection.sendall(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        piece = b"10000\r\n" + b" " * 65536 + b"\r\n"
+        while True:
+            connection.sendall(piece)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    "behave", [dripping_headers, endless("200 OK"), endless("500 Oops"), endless("400 Bad")]
+)
+def test_a_request_ends_in_its_time_whatever_is_sent(tmp_path, behave):
+    began = time.monotonic()
+    with RawServer(behave) as server:
+        found, _ = ask(server, tmp_path / "log", bodies(1), timeout=1, retries=1)
+    assert found[0]["error"] and found[0]["text"] is None
+    assert time.monotonic() - began < 15
+
+
+def test_a_long_retry_after_is_bounded_and_counted_down(tmp_path, monkeypatch, capsys):
+    from study import endpoint
+
+    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.5)
+    with LocalEndpoint(
+        lambda body, nth: answer("well") if nth else status(429, Retry_After="86400")
+    ) as server:
+        began = time.monotonic()
+        found, _ = ask(server, tmp_path / "log", bodies(1))
+        assert time.monotonic() - began < 5 and found[0]["text"] == "well"
+    assert "again in 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:1/v1\r\nX: y",
+        "http://[::1/v1",
+        "http://[zz]:1/v1",
+        "http://localhost:port/v1",
+        "http:///v1",
+        "http://a b/v1",
+        "ftp://localhost/v1",
+        "",
+    ],
+)
+def test_an_address_that_is_none_is_one_line(tmp_path, url):
+    with pytest.raises(ValueError, match="is not the address") as caught:
+        Endpoint(url, tmp_path / "log")
+    assert not (tmp_path / "log").exists() and "Traceback" not in str(caught.value)
+
+
+def test_an_answer_that_cannot_be_used_is_asked_again_but_not_in_a_replay(tmp_path):
+    with LocalEndpoint(lambda body, nth: answer("well" if nth else "what?")) as server:
+        ask(server, tmp_path / "log", bodies(1))
+        with Endpoint(server.url, tmp_path / "log") as endpoint:
+            readable = lambda reply: reply["text"] == "well"
+            assert [a["text"] for _, a in endpoint.ask_all(bodies(1), readable)] == ["well"]
+            assert [a["cached"] for _, a in endpoint.ask_all(bodies(1), readable)] == [True]
+    replay = Endpoint("", tmp_path / "log", replay=True)
+    assert [a["text"] for _, a in replay.ask_all(bodies(1), lambda _: False)] == ["well"]

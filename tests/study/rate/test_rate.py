@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import ROOT
@@ -328,3 +330,95 @@ def test_gold_items_are_read_and_a_row_that_is_none_is_named(tmp_path):
     (tmp_path / "gold").write_text('{"instruction": "x"}\n')
     with pytest.raises(ValueError, match="no gold item"):
         items.load_items(a, b, gold=tmp_path / "gold")
+
+
+# --- who does not mean well
+
+
+def test_an_origin_of_another_scheme_is_refused(store):
+    post = client(store)
+    for origin in ("evil://127.0.0.1:1", "127.0.0.1:1", "null", "http://127.0.0.1:1.evil.example"):
+        assert post("/enter", {"name": "x"}, Origin=origin).status_code == 403, origin
+    assert post("/enter", {"name": "x"}, Origin="https://127.0.0.1:1").status_code == 200
+
+
+def test_bodies_that_are_no_text_are_answered_400(store):
+    app = server.application(store, {"127.0.0.1:1"}).test_client()
+    headers = {
+        "Host": "127.0.0.1:1",
+        "Origin": "http://127.0.0.1:1",
+        "Content-Type": "application/json",
+    }
+    for body in ('{"name": "\\ud800"}', "[" * 4000, '{"name": ' + "[" * 4000, "\xff", "{", ""):
+        assert app.post("/enter", data=body, headers=headers).status_code == 400, body[:20]
+    assert app.post("/enter", data=" " * 5000, headers=headers).status_code == 413
+
+
+def test_guesses_of_tokens_are_slowed_and_end(store, monkeypatch):
+    post = client(store, {"t" * 16: "ann"})
+    for _ in range(server.GUESSES):
+        assert post("/enter", {"name": "guess"}).status_code == 403
+    assert post("/enter", {"name": "guess"}).status_code == 429
+    assert post("/enter", {"name": "t" * 16}).status_code == 429, "a right one tells nothing either"
+    later = server.time.monotonic() + server.GUESS_S + 1
+    monkeypatch.setattr(server.time, "monotonic", lambda: later)
+    assert post("/enter", {"name": "t" * 16}).status_code == 200
+
+
+@pytest.mark.parametrize("lease", ["nan", "inf", "0", "-1"])
+def test_a_lease_is_a_number_of_seconds(lease, tmp_path, capsys):
+    a, b = answers(tmp_path / "a.json", "a"), answers(tmp_path / "b.json", "b")
+    assert rate.main([a, b, "--db", str(tmp_path / "v"), "--lease", lease]) == 2
+    assert "--lease" in capsys.readouterr().err and not (tmp_path / "v").exists()
+
+
+def test_half_sent_requests_keep_nobody_out(tmp_path):
+    with Server(tmp_path) as own:
+        idle = [socket.create_connection(("127.0.0.1", own.port)) for _ in range(130)]
+        try:
+            for wire in idle:
+                wire.sendall(b"POST /enter HTTP/1.1\r\nHost: ")
+            began = time.monotonic()
+            Rater(own.port, "honest")
+            assert time.monotonic() - began < 5
+        finally:
+            for wire in idle:
+                wire.close()
+
+
+@pytest.mark.parametrize("shape", ["[", "![", "[![a](", "> ", "- ", "|a"])
+def test_markdown_of_200_000_characters_is_shown_at_once(shape):
+    for n in (items.LONGEST_MARKDOWN, 200_000, 300_000):
+        began = time.process_time()
+        shown = items.render(shape * (n // len(shape)))
+        assert time.process_time() - began < 3
+        assert n <= items.LONGEST or "cut: 300000 characters" in shown
+
+
+def test_links_have_no_title():
+    assert "title" not in items.render('[a](https://example.org/ "what it says") ![b](c "d")')
+
+
+def test_a_damaged_database_is_one_line_with_a_way_back(tmp_path, capsys):
+    a, b = answers(tmp_path / "a.json", "a"), answers(tmp_path / "b.json", "b")
+    rows, names, _ = items.load_items(a, b)
+    db = tmp_path / "v.sqlite"
+    Store(db, rows, names).take("x")
+    raw = bytearray(db.read_bytes())
+    for start in range(4096, len(raw), 4096):
+        raw[start : start + 200] = b"\xff" * 200
+    db.write_bytes(raw)
+    assert rate.main(["results", "--db", str(db)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ".recover" in said
+
+
+def test_a_store_that_fails_is_said_once_and_answered_503(store, capsys, monkeypatch):
+    def fail(*_):
+        raise ValueError("votes.sqlite cannot be read as votes (disk image is malformed)")
+
+    post = client(store)
+    post("/enter", {"name": "x"})
+    monkeypatch.setattr(store, "take", fail)
+    assert post("/next", {}).status_code == 503
+    assert capsys.readouterr().err.count("\n") == 1

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from local_endpoint import RawServer
 
 from host.files import json_lines
 from study.toxicity import __main__ as toxicity
@@ -368,3 +369,30 @@ def test_on_the_real_prompts_the_offline_scorer_is_near_perspective(data_dir, tm
         and abs(found["recorded"]["toxic_share"] - found["recorded"]["toxic_share_perspective"])
         < 0.02
     )
+
+
+def test_headers_that_drip_and_bodies_without_an_end_cost_one_try(tmp_path):
+    def drip(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        for n in range(600):
+            connection.sendall(f"X-{n}: a\r\n".encode())
+            time.sleep(0.05)
+
+    def flood(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b" " * 65536)
+
+    for behave in (drip, flood):
+        with RawServer(behave) as server:
+            began = time.monotonic()
+            with client(tmp_path, server, timeout=1, retries=1) as api:
+                assert api.score(behave.__name__)["toxicity"] is None
+            assert time.monotonic() - began < 10
+
+
+def test_an_address_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "key").write_text(KEY)
+    for url in ("http://[::1", "http://localhost:1/\r\nX: y", "nowhere"):
+        with pytest.raises(ValueError, match="address of the Perspective API"):
+            perspective.Perspective(tmp_path / "key", tmp_path / "cache.jsonl", url=url)
