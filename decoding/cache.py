@@ -110,7 +110,10 @@ def visible(tree_BT, branch_BT):
     Trees are texts that share their beginning; rows hold several.
     """
     at = jnp.arange(tree_BT.shape[1])
-    same = lambda a: a[:, :, None] == a[:, None, :]
+
+    def same(a):
+        return a[:, :, None] == a[:, None, :]
+
     return (
         (at[None, :, None] >= at[None, None, :])
         & same(tree_BT)
@@ -128,8 +131,11 @@ def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256)
     K = k_BTKH.shape[2]
     kp_KSH, vp_KSH = prefix
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
+
     # [B, K, T, G, X] -> K, all queries of that head, X
-    flat = lambda a: jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)
+    def flat(a):
+        return jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)
+
     scores_BKTGS = jnp.einsum(
         "btkgh,bskh->bktgs", q_BTKGH, k_BTKH, preferred_element_type=jnp.float32
     )
@@ -283,10 +289,13 @@ class PrefixCache:
         """Each layer's keys and values of a prefix of up to `room` tokens, none read yet."""
         shape = cache_heads(self.config, self.layout), room or self.room, self.config.H
         shape = shape if self.unrolled else (self.config.L, *shape)
-        is_spec = lambda s: isinstance(s, Spec)
-        zeros = lambda: jax.tree.map(
-            lambda _: jnp.zeros(shape, self.dtype), self.spec, is_leaf=is_spec
-        )
+
+        def is_spec(s):
+            return isinstance(s, Spec)
+
+        def zeros():
+            return jax.tree.map(lambda _: jnp.zeros(shape, self.dtype), self.spec, is_leaf=is_spec)
+
         return jax.jit(zeros, out_shardings=sharding.shardings(self.spec, self.mesh))()
 
     def read(self, weights: dict, ids: list[int]):

@@ -184,8 +184,11 @@ class Decoder:
 
         ids, margins: [B, CHUNK], -1 where there is none. Ends early when `patience` slots are done.
         """
+
         # the same on every rank: they must leave together
-        alive = lambda live: lax.psum(jnp.sum(live), DATA)
+        def alive(live):
+            return lax.psum(jnp.sum(live), DATA)
+
         outer = {n: w for n, w in weights.items() if n != "layers"}
         dims = self.config, self.layout, self.dtype
 
@@ -269,7 +272,10 @@ def by_length(
 
     A cache of another length is worth it for two batches of samples at least.
     """
-    total = lambda s: len(s.prompt) + s.room
+
+    def total(s):
+        return len(s.prompt) + s.room
+
     waiting, few = sorted(samples, key=total, reverse=True), 2 * batch
     while waiting:
         length = min(bucket(total(waiting[0]), 64), positions)

@@ -134,12 +134,17 @@ class Scorer:
         M, C = asked["want"].shape
 
         def some(i, out):
-            take = lambda a: lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
+            def take(a):
+                return lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
+
             logits = model.logits(x_MD[take(asked["at"])][None], outer, *dims)[0]
             wanted = jnp.take_along_axis(logits, take(asked["want"]), axis=1)
             logp = wanted - jax.nn.logsumexp(logits, axis=1, keepdims=True)
             parts = logp, *margin(logits)
-            put = lambda o, p: lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
+
+            def put(o, p):
+                return lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
+
             return tuple(map(put, out, parts))
 
         start = jnp.zeros((M, C), jnp.float32), jnp.zeros(M, jnp.int32), jnp.zeros(M, jnp.float32)

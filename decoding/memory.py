@@ -23,7 +23,10 @@ def bytes_needed(
     """
     layout = model.make_layout(config, data, tensor, fsdp=False)
     size = np.dtype(dtype).itemsize
-    split = lambda spec: tensor if TENSOR in sharding.axes_of(spec) else 1
+
+    def split(spec):
+        return tensor if TENSOR in sharding.axes_of(spec) else 1
+
     shapes = model.shapes(config).items()
     weights = sum(int(np.prod(shape)) // split(layout.specs[name]) for name, shape in shapes)
     heads = cache_heads(config, layout) // (tensor if layout.attention else 1)
@@ -53,15 +56,22 @@ def check_fit(
 
     It names the mesh, batch or dtype that would.
     """
-    need = lambda d, t, dtype=dtype, batch=batch: sum(
-        bytes_needed(config, d, t, dtype, batch, length)
-    )
+
+    def need(d, t, dtype=dtype, batch=batch):
+        return sum(bytes_needed(config, d, t, dtype, batch, length))
+
     if room is None:
         return
-    fits = lambda *mesh, **other: need(*mesh, **other) <= SHARE * room
+
+    def fits(*mesh, **other):
+        return need(*mesh, **other) <= SHARE * room
+
     if fits(data, tensor):
         return
-    GB = lambda n: f"{n / 1e9:.1f} GB"
+
+    def GB(n):
+        return f"{n / 1e9:.1f} GB"
+
     devices = data * tensor
     wider = ((devices // t, t) for t in range(tensor + 1, devices + 1) if devices % t == 0)
     meshes = [f"--mesh {d}x{t} ({GB(need(d, t))})" for d, t in wider if fits(d, t)]

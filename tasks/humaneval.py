@@ -236,7 +236,10 @@ class Task:
     def _generated(self, texts) -> Iterator[Output]:
         """An Output for each sample of the problems that lack one."""
         m, n = self.model, self.options.n
-        lacks = lambda task: any((task, s) not in texts for s in range(n))
+
+        def lacks(task):
+            return any((task, s) not in texts for s in range(n))
+
         ids = {
             i: m.start + m.tok.encode(p["prompt"])
             for i, (task, p) in enumerate(self.problems.items())

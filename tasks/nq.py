@@ -97,7 +97,10 @@ def prompt_of(shots: list[tuple[str, str]], question: str) -> str:
 
     The questions of NQ-open have no question mark: one is added.
     """
-    ask = lambda q: f"Q: {q.strip().rstrip('?')}?\nA:"
+
+    def ask(q):
+        return f"Q: {q.strip().rstrip('?')}?\nA:"
+
     answered = "".join(f"{ask(q)} {a}\n\n" for q, a in shots)
     return f"Answer these questions:\n\n{answered}{ask(question)}"
 

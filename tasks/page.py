@@ -207,7 +207,10 @@ def share_beginnings(items: Sequence[dict]) -> tuple[list[dict], list[dict]]:
 def score_bar(result: dict) -> str:
     """The score and its interval on the line from 0 to 100 %, with what guessing gives."""
     low, high = result["interval"] or (result["score"], result["score"])
-    at = lambda share: f"left:{100 * share:.2f}%"
+
+    def at(share):
+        return f"left:{100 * share:.2f}%"
+
     chance = ""
     if isinstance(result.get("chance"), float):
         chance = f'<div class="chance" style="{at(result["chance"])}"><span>chance</span></div>'
@@ -232,8 +235,13 @@ def curve_svg(
     high += (high - low or abs(high) or 1) * 0.05
     low -= (high - low) * 0.05
     whole = steps[-1] - steps[0]
-    x = lambda s: left + (width - left - right) * ((s - steps[0]) / whole if whole > 0 else 0.5)
-    y = lambda v: height - bottom - (height - top - bottom) * (v - low) / (high - low)
+
+    def x(s):
+        return left + (width - left - right) * ((s - steps[0]) / whole if whole > 0 else 0.5)
+
+    def y(v):
+        return height - bottom - (height - top - bottom) * (v - low) / (high - low)
+
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         f'style="max-width:45rem" font-family="system-ui, sans-serif" font-size="12" '

@@ -47,7 +47,7 @@ def rows_of(config, weights):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Folders: base (no role tokens), tuned (with), run (two checkpoints); the second model of each pair of weights differs."""
+    """Folders: base (no role tokens), tuned (with), run (two checkpoints), all of other weights."""
     top = tmp_path_factory.mktemp("models")
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model")
     plain = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
@@ -109,7 +109,7 @@ def write_lines(path, rows):
 
 @pytest.fixture
 def full(place):
-    """(tokenizer, function ids -> log-probabilities [T, V] by the plain forward) of the tuned model."""
+    """(tokenizer, ids -> log-probabilities [T, V] by the plain forward) of the tuned model."""
     mesh, layout = sharding.make_mesh(1, 1), model.make_layout(CONFIG, 1, 1)
     forward, weights = (
         model.make_logits(CONFIG, mesh, layout),
@@ -161,7 +161,8 @@ def mmlu(tmp_path_factory):
         for subject in ("anatomy", "virology"):
             long = " and so on" * 9 if subject == "anatomy" else ""
             rows = [
-                f'"{subject} {split} question {i}, is it{long}?",yes {i},no,maybe,never,{"ABCD"[i * 3 % 4]}\n'
+                f'"{subject} {split} question {i}, is it{long}?",yes {i},no,maybe,never,'
+                f"{'ABCD'[i * 3 % 4]}\n"
                 for i in range(8 if split == "test" else 7)
             ]
             (top / split / f"{subject}_{split}.csv").write_text("".join(rows))

@@ -1,7 +1,7 @@
-"""eval.py: every task end to end on a small random model, resumed, compared, over the checkpoints of
-a run, and with everything that can be wrong about its input.
+"""eval.py: every task end to end on a small random model, resumed, compared, over the checkpoints
+of a run, and with everything that can be wrong about its input.
 
-python -m pytest tests/test_eval.py --data DIR       (with DIR also stories260K on the real benchmarks)
+python -m pytest tests/test_eval.py --data DIR      # also stories260K on the real benchmarks
 """
 
 import io
@@ -28,7 +28,7 @@ from text.byte_pairs import byte_alphabet
 pytest_plugins = ["evaluations"]  # its fixtures
 pytestmark = pytest.mark.usefixtures("home")
 
-# -------------------------------------------------------------------------------------------------------------- generation
+# --- generation ---
 
 
 def test_generate_continues_every_form_of_prompt_in_order(tmp_path, place, full):
@@ -97,7 +97,10 @@ def test_generate_answers_conversations_in_the_models_template(tmp_path, place, 
         "--stop",
         "zzz",
     )
-    turn = lambda text: [tok.user] + tok.encode(text) + [tok.assistant]
+
+    def turn(text):
+        return [tok.user] + tok.encode(text) + [tok.assistant]
+
     for item, ids in zip(
         samples(tmp_path / "o"),
         [
@@ -207,7 +210,7 @@ def samples_of_torn(folder):
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().split("\n")[:-1]]
 
 
-# --------------------------------------------------------------------------------------------- log-likelihood, perplexity
+# --- log-likelihood, perplexity ---
 
 
 def test_loglik_is_the_sum_over_the_texts_tokens(tmp_path, place, full):
@@ -334,7 +337,7 @@ def test_perplexity_of_a_packed_directory_is_over_its_loss_tokens_within_its_doc
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------- MMLU
+# --- MMLU ---
 
 
 def test_mmlu_takes_the_likeliest_letter_with_the_shots_that_fit(tmp_path, place, mmlu, full):
@@ -430,11 +433,14 @@ def test_mmlu_measures_a_model_that_has_only_an_api(tmp_path, mmlu):
 
 
 def test_letters_of_several_tokens_are_compared_as_wholes(tmp_path, place, mmlu, full, monkeypatch):
-    """With a tokenizer that has no " B": the sum over its tokens, as other harnesses do, and a note."""
+    """With a tokenizer that has no " B": the sum over its tokens, as in other harnesses."""
     tok, logp = full
     encode = tokenizer.Tokenizer.encode
     letter, instead = encode(tok, "Answer: B")[-1], [encode(tok, "x ")[-1], 40]
-    split = lambda ids: [j for i in ids for j in (instead if i == letter else [i])]
+
+    def split(ids):
+        return [j for i in ids for j in (instead if i == letter else [i])]
+
     monkeypatch.setattr(
         tokenizer.Tokenizer,
         "encode",
@@ -467,7 +473,7 @@ def test_letters_of_several_tokens_are_compared_as_wholes(tmp_path, place, mmlu,
         np.testing.assert_allclose(item["p"], np.exp(four) / np.exp(four).sum(), atol=1e-4)
 
 
-# -------------------------------------------------------------------------------------------------------- Natural Questions
+# --- Natural Questions ---
 
 
 def test_nq_asks_with_shots_and_scores_exact_match(tmp_path, place, nq, full):
@@ -550,7 +556,7 @@ def test_nq_scores_predictions_without_a_model(tmp_path, nq):
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- HumanEval
+# --- HumanEval ---
 
 
 def test_humaneval_scores_completions_given_in_its_own_form(tmp_path):
@@ -661,7 +667,7 @@ def test_humaneval_generates_once_and_executes_apart(tmp_path, place, full, caps
     )["n"] == 3
 
 
-# ----------------------------------------------------------------------------------------- checkpoints, comparison, memory
+# --- checkpoints, comparison, memory ---
 
 
 def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(tmp_path, place, capsys):
@@ -707,9 +713,11 @@ def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(tmp_path, place, cap
 
 
 def test_compare_pairs_two_results_and_refuses_different_items(tmp_path, place, mmlu, capsys):
-    rows = lambda answers: [
-        {"question": f"q{i}", "answer": ["yes"], "prediction": a} for i, a in enumerate(answers)
-    ]
+    def rows(answers):
+        return [
+            {"question": f"q{i}", "answer": ["yes"], "prediction": a} for i, a in enumerate(answers)
+        ]
+
     for name, answers in (
         ("a", "yes yes no no no no no no"),
         ("b", "yes no yes yes yes yes yes yes"),
@@ -763,7 +771,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
     assert "--mesh 1x1 puts" in line and not (tmp_path / "o").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- bad input
+# --- bad input ---
 
 BAD = {
     "no model": (["generate", "--input", "IN"], [{"prompt": "x"}], "needs --model"),
@@ -914,7 +922,7 @@ def test_other_settings_do_not_go_on_in_a_result_that_is_there(tmp_path, nq, cap
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------- chat
+# --- chat ---
 
 
 def talk(monkeypatch, capsys, place, lines, *flags):
@@ -978,7 +986,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(place, monkeypatch,
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- real data
+# --- real data ---
 
 
 def test_help_of_every_task_names_its_flags():
@@ -989,7 +997,7 @@ def test_help_of_every_task_names_its_flags():
 
 
 def test_stories260k_goes_through_the_real_benchmarks(tmp_path, data_dir):
-    """A few items of each; whole MMLU, 200 of NQ and HumanEval take minutes and are in the README's table."""
+    """A few items of each; whole MMLU, 200 of NQ and HumanEval take minutes."""
     m = ["--model", data_dir / "models/stories260K/stories260K.bin"]
     call(
         "mmlu",

@@ -1,5 +1,5 @@
-"""MMLU: its prompt letter for letter, its files with all that can be wrong in them, the letter of an
-answer in words, the accuracy of subjects and groups.
+"""MMLU: its prompt letter for letter, its files with all that can be wrong in them, the letter of
+an answer in words, the accuracy of subjects and groups.
 
 python -m pytest tests/tasks/test_mmlu.py --data DIR
 """
@@ -171,12 +171,12 @@ def test_micro_macro_and_categories_agree_with_a_loop():
     got = accuracies(subjects, correct)
 
     def mean(keep):
-        chosen = [c for s, c in zip(subjects, correct) if keep(s)]
+        chosen = [c for s, c in zip(subjects, correct, strict=True) if keep(s)]
         return sum(chosen) / len(chosen), len(chosen)
 
     assert (got["micro"]["score"], got["micro"]["n"]) == mean(lambda s: True)
     for s in set(subjects):
-        assert (got["subjects"][s]["score"], got["subjects"][s]["n"]) == mean(lambda t: t == s)
+        assert (got["subjects"][s]["score"], got["subjects"][s]["n"]) == mean(lambda t, s=s: t == s)
     assert got["macro"]["score"] == pytest.approx(
         np.mean([mean(lambda t, s=s: t == s)[0] for s in set(subjects)])
     )

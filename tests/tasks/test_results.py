@@ -1,4 +1,5 @@
-"""results.py: a directory that resumes, repairs a torn line, refuses another run's settings, pairs with another, and a page that shows text as text."""
+"""A result directory that resumes, repairs a torn line, refuses another run's settings and pairs
+with another; a page that shows text as text."""
 
 import json
 import re
