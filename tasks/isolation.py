@@ -57,7 +57,7 @@ def work(level: str, folder: str) -> None:
         why = error.strerror or str(error)
         return reply({"error": f"{error.filename}: {why}" if error.filename else why})
     user = "an unused uid" if isolation.uid >= 0 else "your own user"
-    reply({"user": user, "filtered": bool(isolation.machine)})
+    reply({"user": user, "filtered": bool(isolation.machine), "uid": isolation.uid})
     gc.collect()
     gc.freeze()
     rest = b""
@@ -177,6 +177,25 @@ def _signal(pids, number):
             os.kill(pid, number)
         except ProcessLookupError:  # its parent has let it go meanwhile
             pass
+
+
+def end_all_of(uid: int) -> None:
+    """Kill every process of a uid that only programs of one worker had, until none is left."""
+    while True:
+        pids = set()
+        for name in filter(str.isdigit, os.listdir("/proc") if LINUX else ()):
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    dead = file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+                if os.stat(f"/proc/{name}").st_uid == uid and not dead:
+                    pids.add(int(name))
+            except OSError:  # it has ended
+                pass
+        if not pids:
+            return
+        _signal(pids, signal.SIGSTOP)  # so that none forks while others are killed
+        _signal(pids, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _descendants():

@@ -30,6 +30,7 @@ from tasks.syscalls import (
 )
 
 LINUX = sys.platform == "linux"
+FIRST_UID = 2_000_000_000  # from here on, a worker's alone
 # Of the standard library's folder, what no program is about.
 UNUSED = ("site-packages", "test", "__pycache__", "config-*", "ensurepip", "idlelib", "turtledemo")
 INNER_TEMP = "/program"  # the temporary folder in a private root; an interpreter may lie in /tmp
@@ -72,7 +73,7 @@ def _unused_uid():
     """A uid that nobody has, one a worker so that limits count apart; -1 if there is none for
     us."""
     # The second is for a container of 65,536 uids.
-    for uid in (2_000_000_000 + os.getpid(), 65_000 + os.getpid() % 500):
+    for uid in (FIRST_UID + os.getpid(), 65_000 + os.getpid() % 500):
         if os.geteuid() == 0 and _in_child(lambda uid=uid: become(uid)):
             return uid
     return -1

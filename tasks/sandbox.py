@@ -37,8 +37,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START = """
 import sys
 sys.path.insert(0, sys.argv[1])  # only until the worker is imported
-from host import terminal
-from tasks import isolation, levels
+from tasks import isolation
 del sys.path[0]
 isolation.work(*sys.argv[2:])
 """
@@ -268,7 +267,7 @@ class Worker:
     def __init__(self, level: str):
         assert level in LEVELS, level
         self.folder = tempfile.mkdtemp(prefix="mynah-sandbox-")
-        self.rest = b""
+        self.rest, self.uid = b"", -1
         try:
             self.process = self._start(level)
         except OSError:  # no descriptor is left, or no process
@@ -283,7 +282,7 @@ class Worker:
         if "error" in reply:
             self.close()
             raise OSError(reply["error"])
-        self.user, self.filtered = reply["user"], reply["filtered"]
+        self.user, self.filtered, self.uid = reply["user"], reply["filtered"], reply["uid"]
         if level == "namespaces":
             os.rmdir(self.folder)  # it was only where the private root was put together
 
@@ -341,6 +340,10 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.stdout.close()
+        # A program at the level limits may outlive a worker that was killed. Only by a worker's own
+        # uid: those of small containers are shared.
+        if self.process.returncode and self.uid >= levels.FIRST_UID:
+            isolation.end_all_of(self.uid)
         if os.path.isdir(self.folder):  # the worker was killed before it could
             isolation.remove_tree(self.folder)
 

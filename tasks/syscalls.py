@@ -138,7 +138,7 @@ DENIED_BY_PATH = {
 }
 # Those that are refused for some arguments only.
 CLONE, KILL, TGKILL, PRLIMIT64 = (56, 220), (62, 129), (234, 131), (302, 261)
-FCNTL, IOCTL, SOCKETPAIR = (72, 25), (16, 29), (53, 199)
+FCNTL, IOCTL, SOCKETPAIR, PRCTL = (72, 25), (16, 29), (53, 199), (157, 167)
 AF_UNIX = SOCK_STREAM = 1
 OPEN, OPENAT = (2, None), (257, 56)
 CLONE_THREAD = 0x00010000
@@ -186,6 +186,8 @@ def _rules(pid: int, by_path: bool) -> Iterator[tuple[tuple, list[Instruction]]]
     # could be sent on to any address.
     stream = [(LOAD, 0, 0, LOW[1]), (MASK, 0, 0, 0xF), (EQUAL, 0, 1, SOCK_STREAM)]
     yield SOCKETPAIR, [(LOAD, 0, 0, LOW[0]), (EQUAL, 0, 4, AF_UNIX), *stream, ALLOW, REFUSE]
+    # A program that took this back would outlive a worker that is killed.
+    yield PRCTL, [(LOAD, 0, 0, LOW[0]), (EQUAL, 0, 1, PR_SET_PDEATHSIG), REFUSE, ALLOW]
     for numbers in (KILL, TGKILL):
         yield numbers, [(LOAD, 0, 0, LOW[0]), (EQUAL, 0, 1, pid), ALLOW, REFUSE]
     own = [(EQUAL, 1, 0, 0), (EQUAL, 0, 1, pid)]

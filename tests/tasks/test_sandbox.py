@@ -199,6 +199,23 @@ def test_a_worker_serves_a_caller_with_more_than_a_thousand_open_files(nothing_l
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize("level", [n for n in HERE if n != "limits" or n not in OWN_USER])
+def test_a_program_does_not_outlive_its_worker_by_giving_its_signal_back(level, nothing_left):
+    program = """
+import ctypes, os, signal
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+try:
+    os.fork()
+except OSError:
+    pass
+while True: pass
+"""
+    with Worker(level) as worker:
+        threading.Timer(0.5, os.kill, (worker.process.pid, signal.SIGKILL)).start()
+        with pytest.raises(WorkerLost):
+            worker.run(program, timeout=60)
+
+
 def test_a_worker_that_cannot_be_started_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sandbox.sys, "executable", str(tmp_path / "absent"))
@@ -644,6 +661,7 @@ def test_the_filter_decides_alike_on_both_machines(machine, by_path):
         assert {says(call, 3, c) for c in commands} == {refused} and {
             says(call, 3, c) for c in (1, 2, 3, 0x5401)
         } == {"allow"}
+    assert says(syscalls.PRCTL, 1) == refused and says(syscalls.PRCTL, 15) == "allow"
     pairs = syscalls.SOCKETPAIR
     assert says(pairs, 1, 1) == says(pairs, 1, 1 | 0o2004000) == "allow"  # streams, flags or none
     assert says(pairs, 1, 2) == says(pairs, 2, 1) == says(pairs, 1, 5) == refused
