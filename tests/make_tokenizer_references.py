@@ -1,4 +1,4 @@
-"""Make references/tokenizer.json: ids by Hugging Face's tokenizers, for test_tokenizer.py.
+"""Make references/tokenizer.json: ids by Hugging Face's tokenizers, for tests/text.
 
     python tests/make_tokenizer_references.py --data DIR      # needs requirements-compare.txt
 
@@ -25,7 +25,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merg
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "text"), str(HERE.parent)]
-import test_tokenizer as cases  # noqa: E402
+import toy_tokenizers as cases  # noqa: E402
 
 from text.tokenizer import load  # noqa: E402
 

@@ -14,7 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_checkpoint import (
+from foreign import (
     GPT2,
     LLAMA,
     ROOT,

@@ -9,8 +9,8 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from foreign import collect, interleaved, mesh_of, random_weights
 from gguf import GGMLQuantizationType as Kind
-from test_checkpoint import collect, interleaved, mesh_of, random_weights
 
 import model
 from checkpoint import gguf_file, load, paths

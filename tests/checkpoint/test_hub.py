@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from test_checkpoint import LLAMA, ROOT, collect, hf_folder, hf_tensors, random_weights
+from foreign import LLAMA, ROOT, collect, hf_folder, hf_tensors, random_weights
 
 from checkpoint import hub
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import LLAMA, ROOT, collect, mesh_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as Spec
-from test_checkpoint import LLAMA, ROOT, collect, mesh_of
 
 import model
 import sharding

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from test_checkpoint import their_logits
+from foreign import their_logits
 
 import model
 from checkpoint import load, paths

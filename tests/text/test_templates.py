@@ -7,8 +7,8 @@ python -m pytest tests/text/test_templates.py --live     # apply_chat_template
 import json
 
 import pytest
-from test_tokenizer import write_sentencepiece as write_pieces
 from test_tokenizer_json import ENDS, byte_level, folder_of
+from toy_tokenizers import write_sentencepiece as write_pieces
 
 from text import templates
 from text.templates import TEMPLATES, prompt_ids, write

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import MERGES, PASTED, TEXTS, TRICKY, write_gpt2, write_llama3
-from test_tokenizer import write_sentencepiece as write_pieces
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from toy_tokenizers import MERGES, PASTED, TEXTS, TRICKY, write_gpt2, write_llama3
+from toy_tokenizers import write_sentencepiece as write_pieces
 
 from text import tokenizer
 from text.byte_pairs import LLAMA3_PATTERN, byte_alphabet
@@ -278,7 +278,7 @@ def test_the_command_names_every_kind(toys, capsys):
 def test_ids_of_the_real_model_equal_the_library_s(smollm2, data_dir):
     """Over all of text/ and dialogues/, against BPE with digits apart, put together here."""
     import gguf
-    from test_tokenizer import data_texts
+    from toy_tokenizers import data_texts
 
     reader = gguf.GGUFReader(str(smollm2))
     tokens, merges = (
