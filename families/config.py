@@ -49,9 +49,10 @@ class Config:
         return -(-self.V // 128) * 128
 
 
-def llama(V, D, L, N, F, P, eps, K=None, H=None, **more) -> Config:
+def llama(V, D, L, N, F, P, eps, **more) -> Config:
     """A Config of the llama family; K defaults to N, H to D / N."""
-    return Config("llama", V, D, L, N, K or N, H or D // N, F, P, eps, **more)
+    K, H = more.pop("K", None) or N, more.pop("H", None) or D // N
+    return Config("llama", V, D, L, N, K, H, F, P, eps, **more)
 
 
 def gpt2(V, D, L, N, P=1024) -> Config:
