@@ -90,12 +90,8 @@ def trained_flags(g):
         help='further flags of every train.py, in one string: "--warmup-fraction 0.1 --dtype '
         'float32"',
     )
-    g.add_argument(
-        "--eval-flags",
-        default="",
-        metavar="FLAGS",
-        help='further flags of every eval.py: "--limit 100"',
-    )
+    about = 'further flags of every eval.py: "--limit 100"'
+    g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
 
 
 def measured_flags(g):

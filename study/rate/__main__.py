@@ -45,6 +45,13 @@ def rating_parser():
         help="different raters an item [default %(default)s, the paper's]",
     )
     p.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
+    add_attention_flags(p)
+    add_server_flags(p)
+    return p
+
+
+def add_attention_flags(p):
+    """How items are handed to raters, and how attention is checked."""
     p.add_argument(
         "--gold",
         metavar="FILE",
@@ -66,6 +73,10 @@ def rating_parser():
         help="seconds after which an item that nobody touches may go to another rater [default "
         "%(default)g]",
     )
+
+
+def add_server_flags(p):
+    """Where the page is served, and to whom."""
     p.add_argument(
         "--host",
         default="127.0.0.1",
@@ -85,7 +96,6 @@ def rating_parser():
         metavar="HOST",
         help="further names under which the page is opened (a proxy's, or with --host 0.0.0.0)",
     )
-    return p
 
 
 def results_parser():

@@ -63,13 +63,8 @@ def parser():
         metavar="FILE",
         help="rows of RealToxicityPrompts: figures for toxic and other prompts apart",
     )
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the held-out rows and the intervals [default %(default)s]",
-    )
+    about = "of the held-out rows and the intervals [default %(default)s]"
+    p.add_argument("--seed", type=int, default=0, metavar="N", help=about)
     g = p.add_argument_group("offline")
     g.add_argument(
         "--train",
