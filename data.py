@@ -34,6 +34,7 @@ from text.sources import source_files
 from text.spill import spill
 
 TEMPLATES, PACKS = tuple(templates.TEMPLATES), ("stream", "documents", "rows")
+LONGEST_BLOCK = 1 << 24
 FORMAT = 2  # of the packed directory: raise it when the same sources and settings give other rows
 
 Paths = Iterable[str | os.PathLike]
@@ -128,6 +129,10 @@ def _recipe(settings, tok):
             raise ValueError(f"--{flag} {value} is unknown: use {' or '.join(known)}")
     if r.block < 1:
         raise ValueError(f"--block {r.block} is no length: a row predicts at least 1 token")
+    if r.block > LONGEST_BLOCK:
+        raise ValueError(
+            f"--block {r.block} is longer than any model reads: use at most {LONGEST_BLOCK:,}"
+        )
     if not 0 <= r.eval_fraction < 1:
         raise ValueError(
             f"--eval-fraction {r.eval_fraction:g} is not in 0 <= x < 1: 0.02 holds out 2 % of the "

@@ -834,6 +834,8 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(tmp_path, toks, source, c
         (["pack", source, *common, "--eval-fraction", "1"], "--eval-fraction 1"),
         (["pack", source, *common, "--block", "0"], "--block 0"),
         (["pack", source, *common, "--workers", "0"], "--workers 0"),
+        (["pack", source, *common, "--block", "1000000000000"], "longer than any model reads"),
+        (["pack", source, *common, "--eval-fraction", "nan"], "--eval-fraction nan"),
         (["pack", source, *common, "--max-bad-rows", "2"], "--max-bad-rows 2"),
         (["pack", tmp_path / "silent", *common], "none of the 1 rows"),
         (["pack", tmp_path / "long", *common, "--pack", "rows", "--block", "9"], "--block 9"),

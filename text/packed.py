@@ -443,7 +443,7 @@ def show(
     if tok is None and not (path / "tokenizer").is_dir():
         raise ValueError(f"{path} holds no copy of its tokenizer: name it by --tokenizer")
     tok, made = tok or tokenizer.load(path / "tokenizer"), record(path)
-    dataset = Dataset(path, split)
+    dataset = Dataset(path, split, tok.size)
     if made and made["tokenizer"] != tok.fingerprint:
         raise ValueError(
             f"{path} was packed with another tokenizer than {tok.files[0]}: leave --tokenizer out"

@@ -213,6 +213,8 @@ def test_a_value_that_cannot_be_trained_on_is_named_with_its_row(tmp_path, tok, 
     folder = foreign(tmp_path / "theirs", rows)
     with pytest.raises(ValueError, match=f"train row 2: .* {value} at place 5 is not in 0 to"):
         data.open_dataset([folder], tok)
+    with pytest.raises(ValueError, match="row 2"):
+        data.show(folder, 2, tok=tok)
     good = foreign(tmp_path / "good", {n: [np.ones(9, np.int64)] * 4 for n in packed.DTYPES})
     assert len(data.open_dataset([good], tok)[0]) == 4
 
