@@ -78,7 +78,7 @@ def _files_in(folder):
     sources, passed = list(tfds), []
     for p in inside:
         if p.is_file() and not any(up in p.parents for up in tfds):
-            named_data = lookalikes.suffix(p) in (".txt", ".json", ".jsonl")
+            named_data = lookalikes.suffix(p) in (".txt", ".json", ".jsonl", ".ndjson")
             is_data = named_data or _kind(_head(p)) != "text"
             is_source = p.stat().st_size and p.name not in METADATA and is_data
             (sources if is_source else passed).append(p)

@@ -42,6 +42,8 @@ def read(path):
         ("x", "{broken: json}", "damaged JSON"),
         ("x.jsonl", "Hello.\n", "is named .jsonl and holds no JSON"),
         ("x", b"PAR1\x15\x04", "parquet"),
+        ("x.tar", b"a.jsonl\0\0\0000644\0", "zero bytes"),
+        ("x.txt", "[]".encode("utf-16"), "zero bytes"),
         ("x.jsonl.zst", b"\x28\xb5\x2f\xfd\x00", "zstandard"),
     ],
 )
