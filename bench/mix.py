@@ -6,10 +6,10 @@ dialogues takes.
 
 `languages` needs lingua-language-detector, langdetect and py3langid besides; one that is missing is
 left out. It works without a network: run it under `unshare -rn` to see. All detectors decide by the
-same rule (study/curate/language.py), only the naming of a turn's language differs. `scale` makes the file
-in a temporary folder, runs `curate mix` in a process of its own and reports seconds, CPU seconds
-(what counts on a busy machine) and the largest resident memory, workers included. Left out: other
-languages' data.
+same rule (study/curate/language.py), only the naming of a turn's language differs. `scale` makes
+the file in a temporary folder, runs `curate mix` in a process of its own and reports seconds, CPU
+seconds (what counts on a busy machine) and the largest resident memory, workers included. Left out:
+other languages' data.
 """
 
 import argparse

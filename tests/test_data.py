@@ -1,4 +1,6 @@
-"""data.py: the loss falls on the assistants' words alone, and a packed directory is whole, nested and repeatable."""
+"""data.py: the loss falls on the assistants' words alone, and a packed directory is whole, nested
+and repeatable.
+"""
 
 import filecmp
 import gzip
@@ -25,7 +27,7 @@ from text.dialogues import has_answer, parse_row, read_dialogues, turns
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-# ---- tokenizers and dialogues of our own
+# --- tokenizers and dialogues of our own ---
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +73,12 @@ def toks(tmp_path_factory):
 
 def dialogue(i, turns=2, words=12):
     rng = np.random.default_rng(i)
-    say = lambda who: (
-        f"{who} {i} "
-        + " ".join(rng.choice(["hello", "the", "fox", "dog  ", "\n", "你好", "quick"], words))
-    )
+
+    def say(who):
+        return f"{who} {i} " + " ".join(
+            rng.choice(["hello", "the", "fox", "dog  ", "\n", "你好", "quick"], words)
+        )
+
     return {
         "id": f"dialogue {i}",
         "conversations": [{"from": who, "value": say(who)} for who in ("human", "gpt") * turns],
@@ -107,7 +111,7 @@ def numbers(folder, tok, split="train"):
     ]
 
 
-# ---- dialogue -> ids and mask
+# --- dialogue -> ids and mask ---
 
 HARD = [
     "<|user|>",
@@ -153,11 +157,15 @@ def test_the_loss_tokens_decode_to_the_answers_and_nothing_else(toks, name, temp
     )
     end = tok.decode([tok.eos])
     humans_before = [any(who == "human" for who, _ in said[:i]) for i in range(len(said))]
-    answers = [text for (who, text), asked in zip(said, humans_before) if who == "gpt" and asked]
+    answers = [
+        text
+        for (who, text), asked in zip(said, humans_before, strict=False)
+        if who == "gpt" and asked
+    ]
     assert tok.decode(ids[mask == 1].tolist()) == "".join(text + end for text in answers)
     # and answer by answer: each run of loss tokens is one answer with its end
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
-    runs = [tok.decode(ids[a:b].tolist()) for a, b in zip(edges[::2], edges[1::2])]
+    runs = [tok.decode(ids[a:b].tolist()) for a, b in zip(edges[::2], edges[1::2], strict=False)]
     assert "".join(runs) == "".join(text + end for text in answers)
     assert (ids == tok.user).sum() == (template == "roles") * sum(
         who == "human" for who, _, _ in turns(talk)
@@ -217,7 +225,7 @@ def test_a_text_carries_loss_on_all_but_its_start(toks):
     )
 
 
-# ---- packed directories
+# --- packed directories ---
 
 
 @pytest.mark.parametrize("pack", data.PACKS)
@@ -257,7 +265,9 @@ def test_stream_rows_on_disk_are_the_dialogues_one_after_another(tmp_path, toks,
     n = sum(len(t) for t, _ in every)
     assert not ids[n:].any() and not mask[n:].any() and len(ids) - n < 50
     starts = [i for i in range(n) if ids[i] == tok.bos and ids[i + 1] == tok.user and not mask[i]]
-    found = {(tuple(ids[a:b]), tuple(mask[a:b])) for a, b in zip(starts, [*starts[1:], n])}
+    found = {
+        (tuple(ids[a:b]), tuple(mask[a:b])) for a, b in zip(starts, [*starts[1:], n], strict=False)
+    }
     assert found == {(tuple(t), tuple(m)) for t, m in every} and len(starts) == 200
 
 
@@ -346,7 +356,10 @@ def test_copies_and_pieces_of_a_dialogue_never_lie_on_both_sides(tmp_path, toks)
         block=200,
         eval_fraction=0.2,
     )
-    group = lambda n: n if n < 100 else 100 + (n - 100) // 3
+
+    def group(n):
+        return n if n < 100 else 100 + (n - 100) // 3
+
     train, held = (
         {group(n) for n in numbers(tmp_path / "out", toks["sp"], split)}
         for split in ("train", "validation")
@@ -546,7 +559,7 @@ sys.exit(bool(sys.modules.keys() & {{"jax", "tensorflow", "torch"}}))"""
     )
 
 
-# ---- opening
+# --- opening ---
 
 
 @pytest.mark.parametrize("pack", data.PACKS)
@@ -573,9 +586,9 @@ def test_rows_by_random_access_equal_what_tfds_reads(tmp_path, toks, source, pac
 
 
 def test_sources_are_packed_once_and_found_again_by_their_contents(tmp_path, toks, source, capsys):
-    open_ = lambda path, **more: data.open_dataset(
-        [path], toks["sp"], block=64, cache=tmp_path / "cache", **more
-    )[0]
+    def open_(path, **more):
+        return data.open_dataset([path], toks["sp"], block=64, cache=tmp_path / "cache", **more)[0]
+
     first = open_(source)
     assert "packing into" in capsys.readouterr().err
     copy = tmp_path / "another name.json"
@@ -679,7 +692,7 @@ def test_a_tfds_directory_of_tokens_that_somebody_else_made_is_read(tmp_path, to
         data.open_dataset([tmp_path], toks["sp"], block=8)
 
 
-# ---- the batch of a step
+# --- the batch of a step ---
 
 
 @given(n=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 5))
@@ -746,7 +759,7 @@ def test_a_mixture_of_different_packings_is_refused(tmp_path, toks, source):
             data.mixed(sets[0], other, 4, 0.5, 0, 1)
 
 
-# ---- the program
+# --- the program ---
 
 
 def run(*args):
@@ -786,9 +799,9 @@ def test_show_colours_the_loss_tokens_and_disarms_the_text(tmp_path, toks, capsy
         assert data.main(["show", str(tmp_path / pack), "--row", "0"]) == 0
         shown = capsys.readouterr().out
         assert (
-            "<s><|user|>\\x1b[2J hello\\u202e<|assistant|>\x1b[32mthe \\x1b]0;x\\x07fox\tis  \n你好</s>\x1b[0m"
-            in shown
-        )
+            "<s><|user|>\\x1b[2J hello\\u202e<|assistant|>\x1b[32mthe \\x1b]0;x\\x07fox\tis "
+            " \n你好</s>\x1b[0m"
+        ) in shown
         assert shown.count("\x1b") == 2 and "90" not in shown.splitlines()[0]
 
 
@@ -894,7 +907,7 @@ def test_help_teaches_the_flags_their_units_and_the_papers_values(capsys):
         assert words in text
 
 
-# ---- real data
+# --- real data ---
 
 REAL = [
     "dialogues/sharegpt_en.json.gz",

@@ -65,7 +65,7 @@ ENTRY %main (w: bf16[8,8]) -> f32[4] {
   %reduce-scatter.1 = f32[4,2]{1,0} reduce-scatter(%g), replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={0}, to_apply=%add
   ROOT %all-reduce.1 = (f32[4]{0}, f32[2]{0}) all-reduce(%a, %b), to_apply=%add
 }
-"""
+"""  # noqa: E501  as XLA prints it
 
 
 def test_collectives_of_a_compiled_program_are_counted_as_often_as_their_loops_turn():

@@ -220,7 +220,10 @@ def flax_array(data):
     tree = msgpack.unpackb(data, ext_hook=hook, raw=False)
     if not isinstance(tree, dict):
         return tree
-    order = lambda d: [d[str(i)] for i in range(len(d))]
+
+    def order(d):
+        return [d[str(i)] for i in range(len(d))]
+
     return np.concatenate(order(tree["chunks"])).reshape(order(tree["shape"]))
 
 

@@ -57,11 +57,14 @@ def test_writing_then_reading_gives_the_same_weights_in_every_format(config, dty
         assert paths.model_config(str(path)) == config
         assert_same(collect(path, config), weights)
     tensors = {n: x.astype(dtype) for n, x in hf_tensors(config, weights).items()}
-    read = lambda folder: {
-        n: x
-        for file in folder.glob("*.safetensors")
-        for n, x in safetensors.numpy.load_file(file).items()
-    }
+
+    def read(folder):
+        return {
+            n: x
+            for file in folder.glob("*.safetensors")
+            for n, x in safetensors.numpy.load_file(file).items()
+        }
+
     for folder in (tmp_path / "hf", tmp_path / "shards"):
         got = read(folder)
         assert got.keys() == tensors.keys() and all(
@@ -73,9 +76,12 @@ def test_writing_then_reading_gives_the_same_weights_in_every_format(config, dty
     assert listing["weight_map"].keys() == tensors.keys() and listing["metadata"][
         "total_size"
     ] == sum(x.nbytes for x in tensors.values())
-    limit = lambda file: (
-        max(4000, max(x.nbytes for x in safetensors.numpy.load_file(file).values())) + 4000
-    )  # a tensor over the limit has its own file
+
+    def limit(file):
+        return (
+            max(4000, max(x.nbytes for x in safetensors.numpy.load_file(file).values())) + 4000
+        )  # a tensor over the limit has its own file
+
     assert all(file.stat().st_size <= limit(file) for file in files)
 
 
@@ -237,7 +243,10 @@ def test_recover_gives_the_tuned_weights_back_bit_for_bit(config, to, tmp_path, 
     base, tuned = awkward(config, 1), awkward(tuned_config, 2)
     base_path = hf_folder(tmp_path / "base", config, hf_tensors(config, base))
     tuned_path = run_folder(tmp_path / "tuned", tuned_config, tuned)
-    spell = lambda name: f"params::{tmp_path / name}" if to == "easylm" else str(tmp_path / name)
+
+    def spell(name):
+        return f"params::{tmp_path / name}" if to == "easylm" else str(tmp_path / name)
+
     assert checkpoint(["diff", base_path, tuned_path, spell("diff"), "--to", to]) == 0
     assert checkpoint(["recover", base_path, spell("diff"), spell("back"), "--to", to]) == 0
     assert "bit for bit" in capsys.readouterr().err

@@ -69,7 +69,10 @@ def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path, m
         "model.embed_tokens.weight",
         "lm_head.weight",
     )
-    without = lambda name: {n: x for n, x in tensors.items() if n != name}
+
+    def without(name):
+        return {n: x for n, x in tensors.items() if n != name}
+
     cases = {
         "shape": (
             tensors | {q: tensors[q][:31]},

@@ -180,28 +180,34 @@ def llama2c_logits(path, tokens):
     embed, attn_norm = take(V, D), take(L, D)
     wq, wk, wv, wo = take(L, D, D), take(L, K * H, D), take(L, K * H, D), take(L, D, D)
     mlp_norm, w1, w2, w3, final = take(L, D), take(L, F, D), take(L, D, F), take(L, F, D), take(D)
-    norm = lambda x, g: x / np.sqrt((x * x).mean() + 1e-5) * g
+
+    def norm(x, g):
+        return x / np.sqrt((x * x).mean() + 1e-5) * g
+
     keys, values, out = [[] for _ in range(L)], [[] for _ in range(L)], []
     for t, token in enumerate(tokens):
         turn = np.exp(1j * t * 10000.0 ** (-np.arange(0, H, 2) / H))
-        rotate = lambda v: (v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn
+
+        def rotate(v, turn=turn):
+            return (v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn
+
         x = embed[token]
-        for l in range(L):
-            h = norm(x, attn_norm[l])
-            q = rotate(wq[l] @ h)
-            keys[l].append(rotate(wk[l] @ h))
-            values[l].append((wv[l] @ h).reshape(K, H))
+        for layer in range(L):
+            h = norm(x, attn_norm[layer])
+            q = rotate(wq[layer] @ h)
+            keys[layer].append(rotate(wk[layer] @ h))
+            values[layer].append((wv[layer] @ h).reshape(K, H))
             heads = []
             for n in range(N):
                 score = np.array(
-                    [(q[n] * k[n * K // N].conj()).real.sum() for k in keys[l]]
+                    [(q[n] * k[n * K // N].conj()).real.sum() for k in keys[layer]]
                 ) / np.sqrt(H)
                 p = np.exp(score - score.max())
-                heads.append((p / p.sum()) @ np.array([v[n * K // N] for v in values[l]]))
-            x = x + wo[l] @ np.concatenate(heads)
-            h = norm(x, mlp_norm[l])
-            gate = w1[l] @ h
-            x = x + w2[l] @ (gate / (1 + np.exp(-gate)) * (w3[l] @ h))
+                heads.append((p / p.sum()) @ np.array([v[n * K // N] for v in values[layer]]))
+            x = x + wo[layer] @ np.concatenate(heads)
+            h = norm(x, mlp_norm[layer])
+            gate = w1[layer] @ h
+            x = x + w2[layer] @ (gate / (1 + np.exp(-gate)) * (w3[layer] @ h))
         out.append(embed @ norm(x, final))
     return np.array(out)
 
@@ -259,7 +265,10 @@ def test_tiny_gpt2_loads(data_dir, tmp_path):
     got = load.load_weights(path, config, mesh, layout)
     with safetensors.safe_open(pathlib.Path(path) / "model.safetensors", "numpy") as file:
         names = list(file.keys())
-        find = lambda end: file.get_tensor(next(n for n in names if n.endswith(end)))
+
+        def find(end):
+            return file.get_tensor(next(n for n in names if n.endswith(end)))
+
         np.testing.assert_array_equal(got["embed"][: config.V], find("wte.weight"))
         np.testing.assert_array_equal(got["wk"][1], find("h.1.attn.c_attn.weight")[:, 2:4])
         np.testing.assert_array_equal(got["bv"][0], find("h.0.attn.c_attn.bias")[4:])

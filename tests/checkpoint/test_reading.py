@@ -169,11 +169,15 @@ def test_interleaved_columns_rotated_in_pairs_score_as_ours_rotated_in_halves():
         rng.normal(size=s).astype(np.float32) for s in ((1, 7, 24), (24, 3 * H), (24, 3 * H))
     )
     cos, sin = rope_table(jnp.arange(7)[None], H, 10000.0)
-    heads = lambda w: (x @ w).reshape(1, 7, 3, H)
+
+    def heads(w):
+        return (x @ w).reshape(1, 7, 3, H)
+
     columns = half_split(model.Config("llama", 8, 24, 1, 3, 3, H, 4, 8, 1e-5), 3 * H)
-    score = lambda rotate, a, b: jnp.einsum(
-        "btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin)
-    )
+
+    def score(rotate, a, b):
+        return jnp.einsum("btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin))
+
     want = score(rope_interleaved, wq, wk)
     np.testing.assert_allclose(score(rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4)
     assert (

@@ -1,4 +1,6 @@
-"""study/answers.py: every public form of model outputs is read, told apart by content; pairs match by id or instruction, and what does not is counted."""
+"""study/answers.py: every public form of model outputs is read, told apart by content; pairs match
+by id or instruction, and what does not is counted.
+"""
 
 import gzip
 import json

@@ -1,4 +1,6 @@
-"""study.endpoint against a local endpoint that misbehaves: nothing asked twice, nothing lost, nothing leaked."""
+"""study.endpoint against a local endpoint that misbehaves: nothing asked twice, nothing lost,
+nothing leaked.
+"""
 
 import itertools
 import json
@@ -326,16 +328,21 @@ def test_ctrl_c_stops_at_once_and_leaves_a_whole_log(tmp_path):
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from study.endpoint import Endpoint
 with Endpoint(sys.argv[1], {str(log)!r}, concurrency=4) as endpoint:
-    for index, answer in endpoint.ask_all([{{"model": "m", "messages": [{{"role": "user", "content": f"question {{i}}"}}], "temperature": 1.0}} for i in range(40)]):
+    asked = [[{{"role": "user", "content": f"question {{i}}"}}] for i in range(40)]
+    requests = [{{"model": "m", "messages": m, "temperature": 1.0}} for m in asked]
+    for index, answer in endpoint.ask_all(requests):
         print(index, flush=True)
 """
     order = itertools.count()
     with LocalEndpoint(
         lambda body, nth: answer("x" * 10_000) if next(order) < 8 else slow(30)
     ) as server:
-        listen = lambda: signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # a background job of a shell is started deaf to it
+
+        def listen():
+            return signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # a background job of a shell is started deaf to it
+
         child = subprocess.Popen(
             [sys.executable, "-c", program, server.url],
             stdout=subprocess.PIPE,
@@ -378,7 +385,7 @@ def test_an_address_or_key_file_that_is_none_is_named(tmp_path):
     assert "a key\n" not in str(caught.value)
 
 
-# --- endpoints that mean no good
+# --- endpoints that mean no good ---
 
 
 def dripping_headers(connection):
@@ -445,7 +452,10 @@ def test_an_answer_that_cannot_be_used_is_asked_again_but_not_in_a_replay(tmp_pa
     with LocalEndpoint(lambda body, nth: answer("well" if nth else "what?")) as server:
         ask(server, tmp_path / "log", bodies(1))
         with Endpoint(server.url, tmp_path / "log") as endpoint:
-            readable = lambda reply: reply["text"] == "well"
+
+            def readable(reply):
+                return reply["text"] == "well"
+
             assert [a["text"] for _, a in endpoint.ask_all(bodies(1), readable)] == ["well"]
             assert [a["cached"] for _, a in endpoint.ask_all(bodies(1), readable)] == [True]
     replay = Endpoint("", tmp_path / "log", replay=True)

@@ -1,13 +1,17 @@
-"""study/style.py: what a list and a summary are, on both sides of each rule; overlap and correlation against plain loops; the command from files to a page; tone through a fake judge."""
+"""study/style.py: what a list and a summary are, on both sides of each rule; overlap and
+correlation against plain loops; the command from files to a page; tone through a fake judge.
+"""
 
 import json
 
+import fake_judge
 import numpy as np
 import pytest
-from fake_judge import endpoint  # noqa: F401  a fixture
 
 from study import style
 from tasks import results
+
+endpoint = fake_judge.endpoint  # a fixture
 
 
 @pytest.mark.parametrize(

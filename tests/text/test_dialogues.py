@@ -1,4 +1,6 @@
-"""dialogues.py: every form of source becomes the same dialogues; what is malformed is named, counted and skipped."""
+"""dialogues.py: every form of source becomes the same dialogues; what is malformed is named,
+counted and skipped.
+"""
 
 import collections
 import gzip
@@ -55,7 +57,10 @@ FORMS = {
     "Baize": {
         "id": "7",
         "topic": "greetings",
-        "input": "The conversation.\n[|Human|] Hi\n[|AI|] Hello!\n[|Human|] Bye\n[|AI|] See you.\n[|Human|] ",
+        "input": (
+            "The conversation.\n[|Human|] Hi\n[|AI|] Hello!\n[|Human|] Bye\n"
+            "[|AI|] See you.\n[|Human|] "
+        ),
     },
 }
 
@@ -70,7 +75,7 @@ def write(path, content, zipped=False):
     return path
 
 
-# ---- forms
+# --- forms ---
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -120,7 +125,10 @@ def test_pairs_and_texts():
         ('{"conversations": [1]}', "turn 1"),
         ('{"conversations": [{"from": "human", "value": null}]}', "turn 1 is 'null', not a string"),
         (
-            '{"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]}',
+            (
+                '{"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", '
+                '"value": "b"}]}'
+            ),
             "turn 2 is by 'narrator'",
         ),
         ('{"conversations": [{"from": ["human"], "value": "a"}]}', "speakers are"),
@@ -142,7 +150,7 @@ def test_a_malformed_row_says_what_is_wrong(row, reason):
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
-# ---- files
+# --- files ---
 
 LAYOUTS = {
     "lines": lambda rows: "\n".join(map(json.dumps, rows)) + "\n",
@@ -323,7 +331,7 @@ def test_a_tfds_directory_of_dialogues_or_texts_is_a_source(tmp_path):
     assert len(found) == 3 and found[0] == row
 
 
-# ---- dialogues
+# --- dialogues ---
 
 
 def talk(*said, id="x"):
@@ -399,7 +407,7 @@ def test_pieces_are_pieces_only_where_they_continue_one_another(pieces, whole):
     assert continues(pieces) == continues(pieces[::-1]) == whole
 
 
-# ---- real data
+# --- real data ---
 
 
 @pytest.mark.parametrize(

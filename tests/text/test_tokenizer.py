@@ -28,12 +28,12 @@ from text.tokenizer import ROLE_ASSISTANT, ROLE_USER, load
 
 
 def test_files_are_told_apart_by_content_and_have_their_ids(tmp_path, toys):
-    assert {kind: tok.kind for kind, tok in toys.items()} == dict(zip(KINDS, KINDS))
+    assert {kind: tok.kind for kind, tok in toys.items()} == dict(zip(KINDS, KINDS, strict=False))
     spm, gpt2, llama3 = (toys[kind] for kind in KINDS)
     assert (spm.bos, spm.eos) == (1, 2) and gpt2.bos == gpt2.eos == gpt2.base_size - 1
     assert llama3.base_size == 256 + len(MERGES) + 256
     assert (llama3.bos, llama3.eos) == (256 + len(MERGES), 257 + len(MERGES))
-    for kind, tok in toys.items():
+    for _kind, tok in toys.items():
         assert (tok.user, tok.assistant, tok.size) == (
             tok.base_size,
             tok.base_size + 1,
@@ -184,7 +184,7 @@ def slow_merges(parts, rank):
     while True:
         ranks = [
             (rank(a, b), i)
-            for i, (a, b) in enumerate(zip(parts, parts[1:]))
+            for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
             if rank(a, b) is not None
         ]
         if not ranks:
@@ -214,9 +214,14 @@ def test_byte_pairs_equal_the_slow_encoding(toys, text, kind):
     letters = sorted(alphabet) if kind == "gpt2" else alphabet
     ids = {token: i for i, token in enumerate(letters + [a + b for a, b in MERGES])}
     if kind == "gpt2":  # the pairs of the file
-        rank = lambda a, b: MERGES.index((a, b)) if (a, b) in MERGES else None
+
+        def rank(a, b):
+            return MERGES.index((a, b)) if (a, b) in MERGES else None
     else:  # any two that make a token
-        rank = lambda a, b: ids.get(a + b)
+
+        def rank(a, b):
+            return ids.get(a + b)
+
     pieces = re.findall(ASCII_GPT2 if kind == "gpt2" else ASCII_LLAMA3, text)
     assert "".join(pieces) == text
     slow = [
@@ -247,7 +252,8 @@ def test_a_merge_that_cannot_happen_is_found():
     def tried(merges):
         for k, (a, b) in enumerate(merges):
             if slow_merges(
-                list(a + b), lambda x, y: merges.index((x, y)) if (x, y) in merges[:k] else None
+                list(a + b),
+                lambda x, y, k=k: merges.index((x, y)) if (x, y) in merges[:k] else None,
             ) != [a, b]:
                 return k
 

@@ -41,7 +41,7 @@ def test_a_tokenizer_travels_to_another_process(toy):
     ] and again.size == toy.size
 
 
-def damage(folder, case):
+def damage(folder, case):  # noqa: C901, PLR0915  a table of cases
     """One way to be wrong -> the path to load."""
     if case == "no such path":
         return folder / "nowhere"

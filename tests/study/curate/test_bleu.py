@@ -1,4 +1,6 @@
-"""study.bleu is sacrebleu's sentence_bleu: on any text, on any pair, and its maximum by brute force."""
+"""study.bleu is sacrebleu's sentence_bleu: on any text, on any pair, and its maximum by brute
+force.
+"""
 
 import random
 import time

@@ -1,4 +1,6 @@
-"""study.curate diversity and leakage from files to report: the numbers of sacrebleu, every form of file, hostile text shown as text."""
+"""study.curate diversity and leakage from files to report: the numbers of sacrebleu, every form of
+file, hostile text shown as text.
+"""
 
 import gzip
 import json
@@ -213,10 +215,12 @@ def test_other_languages_and_code_are_dropped_unless_kept(tmp_path, monkeypatch)
             {"id": "en", "prompt": "Why do cats purr?"},
         ],
     )
-    kept = lambda *more: (
-        run("leakage", prompts, "--train", train, "--out", tmp_path / "o", *more)
-        or [json.loads(x)["id"] for x in (tmp_path / "o" / "kept.jsonl").read_text().splitlines()]
-    )
+
+    def kept(*more):
+        return run("leakage", prompts, "--train", train, "--out", tmp_path / "o", *more) or [
+            json.loads(x)["id"] for x in (tmp_path / "o" / "kept.jsonl").read_text().splitlines()
+        ]
+
     assert (
         kept() == ["en"]
         and kept("--keep-code") == ["code", "en"]

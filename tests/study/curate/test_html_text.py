@@ -6,14 +6,17 @@ from study.curate import html_text
 from text import dialogues
 
 BAR = (
-    '<div class="bg-black mb-4 rounded-md"><div class="flex items-center relative"><span class="">%s</span><button class="flex ml-auto gap-2">'
-    '<svg stroke="currentColor" viewBox="0 0 24 24"><path d="M16 4h2"></path></svg>Copy code</button></div><div class="p-4 overflow-y-auto">'
+    '<div class="bg-black mb-4 rounded-md"><div class="flex items-center relative"><span '
+    'class="">%s</span><button class="flex ml-auto gap-2">'
+    '<svg stroke="currentColor" viewBox="0 0 24 24"><path d="M16 4h2"></path></svg>Copy '
+    'code</button></div><div class="p-4 overflow-y-auto">'
 )
 CODE = (
     "<pre>"
     + BAR % "python"
     + (
-        '<code class="!whitespace-pre hljs language-python"><span class="hljs-keyword">if</span> a &lt; b:\n'
+        '<code class="!whitespace-pre hljs language-python"><span '
+        'class="hljs-keyword">if</span> a &lt; b:\n'
         "    x = &quot;__y__&quot;\n\n\n    z = 1\n</code></div></div></pre>"
     )
 )
@@ -53,16 +56,18 @@ def test_a_table_is_a_table_and_its_bars_are_escaped():
 
 
 def test_marks_are_markdowns_and_nothing_is_escaped():
-    value = (
-        PAGE
-        % '<h2>T</h2><p><strong>my_var</strong> &amp; <em>e</em> 2 * 3 <code>a&lt;b</code><br>next <a href="https://x.y">l</a></p>'
+    value = PAGE % (
+        "<h2>T</h2><p><strong>my_var</strong> &amp; <em>e</em> 2 * 3 "
+        '<code>a&lt;b</code><br>next <a href="https://x.y">l</a></p>'
     )
     assert html_text.text(value) == "## T\n\n**my_var** & *e* 2 * 3 `a<b`\nnext [l](https://x.y)"
 
 
 def test_a_formula_is_its_source_once():
     value = PAGE % (
-        '<p>So <span class="katex"><span class="katex-mathml"><math><semantics><mi>E</mi><annotation encoding="application/x-tex">E=mc^2'
+        '<p>So <span class="katex"><span '
+        'class="katex-mathml"><math><semantics><mi>E</mi><annotation '
+        'encoding="application/x-tex">E=mc^2'
         '</annotation></semantics></math></span><span class="katex-html">E=mc2</span></span></p>'
     )
     assert html_text.text(value) == "So $E=mc^2$"

@@ -1,4 +1,6 @@
-"""The language filter: English and the unsure stay, Chinese, Korean, French go; code and addresses say nothing."""
+"""The language filter: English and the unsure stay, Chinese, Korean, French go; code and addresses
+say nothing.
+"""
 
 import socket
 
@@ -17,8 +19,14 @@ def said(*turns):
     }
 
 
-ENGLISH = "Could you explain to me how photosynthesis works in plants, and why it matters for the rest of us?"
-FRENCH = "Pourriez-vous m'expliquer comment fonctionne la photosynthèse chez les plantes, et pourquoi elle est importante ?"
+ENGLISH = (
+    "Could you explain to me how photosynthesis works in plants, and why it matters for the "
+    "rest of us?"
+)
+FRENCH = (
+    "Pourriez-vous m'expliquer comment fonctionne la photosynthèse chez les plantes, et "
+    "pourquoi elle est importante ?"
+)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +49,17 @@ def test_english_and_the_unsure_are_kept(dialogue, english):
 
 def test_code_is_no_language():
     code = (
-        "```python\nfor schlange in garten:\n    drucke(schlange, 'Die Schlange ist im Garten und frisst die Maus')\n```\n"
-        * 5
-    )
+        "```python\nfor schlange in garten:\n"
+        "    drucke(schlange, 'Die Schlange ist im Garten und frisst die Maus')\n```\n"
+    ) * 5
     assert language.is_english(said("Explain this", code + ENGLISH))
     assert not language.is_english(
         said(
             "解释代码",
-            "```python\nfor line in open(path):\n    print('the line is', line)\n```\n这段代码逐行读取文件并打印每一行。",
+            (
+                "```python\nfor line in open(path):\n    print('the line is', line)\n```\n"
+                "这段代码逐行读取文件并打印每一行。"
+            ),
         )
     )
 

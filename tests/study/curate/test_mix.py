@@ -1,4 +1,6 @@
-"""ShareGPT-Mix end to end: what is kept and why not, same bytes twice, the page, the review sheet, nested amounts."""
+"""ShareGPT-Mix end to end: what is kept and why not, same bytes twice, the page, the review sheet,
+nested amounts.
+"""
 
 import csv
 import gzip
@@ -16,7 +18,10 @@ from text import dialogues, tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 TOK = next(p for p in (ROOT / "samples").rglob("*.model"))
-LONG = "This answer explains the matter in plain English words, slowly, with an example that everybody understands."
+LONG = (
+    "This answer explains the matter in plain English words, slowly, with an example that "
+    "everybody understands."
+)
 
 
 def row(name, *texts):
@@ -58,8 +63,8 @@ def files(tmp_path):
         {"input": "What is juice made of?", "output": LONG},
         {"input": "What is tea?!", "output": LONG},
     ]
-    for name, rows in (("share.jsonl", share), ("hc3.jsonl", hc3), ("discord.jsonl", discord)):
-        (tmp_path / name).write_text(lines_of(rows), encoding="utf-8")
+    for name, source in (("share.jsonl", share), ("hc3.jsonl", hc3), ("discord.jsonl", discord)):
+        (tmp_path / name).write_text(lines_of(source), encoding="utf-8")
     return tmp_path
 
 
@@ -125,7 +130,9 @@ def test_what_is_read_is_kept_or_dropped_and_nothing_else(files):
 
 
 def test_flags_choose_what_is_dropped(files):
-    ids = lambda *more: {d["id"] for d in make(files, files / "out", *more)[1]}
+    def ids(*more):
+        return {d["id"] for d in make(files, files / "out", *more)[1]}
+
     base = ids()
     assert base - ids("--drop-mentions") == {"AbCdEf4_0"}
     assert ids("--keep-languages") - base == {"AbCdEf3_0"}
@@ -326,7 +333,7 @@ def test_200_numbered_dialogues_stay_200(files):
     assert {d["id"] for d in kept} >= {r["id"] for r in rows}
 
 
-# ---- the manual review
+# --- the manual review ---
 
 
 def sheet_of(path):
@@ -362,7 +369,9 @@ def test_a_filled_sheet_becomes_the_table_and_is_not_written_over(files, capsys)
     path = files / "out" / "sheet.csv"
     rows = sheet_of(path)
     for r, (category, quality) in zip(
-        rows, [("Knowledge", "5"), ("knowledge ", "4"), ("Coding", "2,5"), ("Coding", ""), ("", "")]
+        rows,
+        [("Knowledge", "5"), ("knowledge ", "4"), ("Coding", "2,5"), ("Coding", ""), ("", "")],
+        strict=False,
     ):
         r |= {"category": category, "quality": quality}
     with open(path, "w", encoding="utf-8", newline="") as f:
@@ -418,7 +427,7 @@ def test_the_categories_follow_their_rule(query, name):
     assert mix_report.category(query) == name
 
 
-# ---- amounts
+# --- amounts ---
 
 
 def subsets(folder, *tokens, seed=0, workers=1):
@@ -449,7 +458,7 @@ def test_each_amount_is_a_prefix_of_the_next_and_the_shortest_that_reaches_it(bi
         and texts[2].startswith(texts[1])
         and len(texts[0]) < len(texts[1]) < len(texts[2])
     )
-    for m, text, wanted in zip(made["amounts"], texts, (500, 1000, 2000)):
+    for m, text, wanted in zip(made["amounts"], texts, (500, 1000, 2000), strict=False):
         found = [data.tokenize_dialogue(json.loads(line), tok) for line in text.splitlines()]
         sizes = [len(ids) for ids, _ in found]
         assert sum(sizes[:-1]) < wanted <= sum(sizes) == m["all"]["tokens"]
@@ -494,7 +503,7 @@ def test_a_file_that_is_no_mix_is_one_line(tmp_path):
         subsets(tmp_path, "1k")
 
 
-# ---- real data
+# --- real data ---
 
 
 def test_a_mix_of_the_real_files(data_dir, tmp_path):
@@ -523,5 +532,5 @@ def test_a_mix_of_the_real_files(data_dir, tmp_path):
     assert all(
         a["from"] != b["from"]
         for x in kept
-        for a, b in zip(x["conversations"], x["conversations"][1:])
+        for a, b in zip(x["conversations"], x["conversations"][1:], strict=False)
     )

@@ -156,22 +156,31 @@ def test_a_grid_that_cannot_be_is_one_line(argv, says, tmp_path, capsys):
     assert says in said and said.count("\n") == 1
 
 
-RESULT = "import json,sys,pathlib; p=pathlib.Path(sys.argv[1]); p.mkdir(parents=True); n=open(sys.argv[2],'a'); n.write(sys.argv[1]+chr(10)); {}; (p/'results.json').write_text(json.dumps(dict(task='mmlu',finished=True,score=.5,n=4,interval=[.3,.7],settings={{}})))"
+RESULT = (
+    "import json,sys,pathlib; p=pathlib.Path(sys.argv[1]); p.mkdir(parents=True); "
+    "n=open(sys.argv[2],'a'); n.write(sys.argv[1]+chr(10)); {}; "
+    "(p/'results.json').write_text(json.dumps(dict(task='mmlu',finished=True,score=.5,n=4,interval=[.3,.7],settings={{}})))"
+)
 
 
 def preset(tmp_path, broken=""):
-    """Three steps: a result, one that needs it, one that needs a file; and a further preset in the way that a file of its own would be."""
+    """Three steps: a result, one that needs it, one that needs a file; and a further preset in the
+    way that a file of its own would be.
+    """
 
     def make(args):
         out = tmp_path / "o"
-        one = lambda name, needs, code="0", **labels: Step(
-            name,
-            ("-c", RESULT.format(code), str(out / name), str(tmp_path / "ran")),
-            str(out / name),
-            "result",
-            needs,
-            labels,
-        )
+
+        def one(name, needs, code="0", **labels):
+            return Step(
+                name,
+                ("-c", RESULT.format(code), str(out / name), str(tmp_path / "ran")),
+                str(out / name),
+                "result",
+                needs,
+                labels,
+            )
+
         return [
             one("a", (), base="1M"),
             one("b", (str(out / "a"),), broken or "0", base="2M"),
@@ -223,8 +232,11 @@ def test_a_killed_grid_leaves_no_second_one_beside_its_step(tmp_path, monkeypatc
     sleep = f"import time; open({str(tmp_path / 'up')!r}, 'w'); time.sleep(30)"
     monkeypatch.setitem(grid.PRESETS, "mini", preset(tmp_path))
     code = (
-        f"import types; from study.grid import __main__ as grid; from study.grid.steps import Step; step = Step('slow', ('-c', {sleep!r}), {str(tmp_path / 'o/slow')!r}, 'file'); "
-        "grid.PRESETS['mini'] = types.SimpleNamespace(flags=lambda p: None, steps=lambda args: ([step], [])); grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run'])"
+        "import types; from study.grid import __main__ as grid; from study.grid.steps "
+        f"import Step; step = Step('slow', ('-c', {sleep!r}), {str(tmp_path / 'o/slow')!r}, "
+        "'file'); "
+        "grid.PRESETS['mini'] = types.SimpleNamespace(flags=lambda p: None, steps=lambda "
+        "args: ([step], [])); grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run'])"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", "import sys; " + code, str(tmp_path / "o")],
@@ -274,19 +286,22 @@ def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(
     tmp_path, monkeypatch
 ):
     code = RESULT.format(
-        "import os,time; time.sleep(.3); (p/'seen').write_text(json.dumps([sorted(os.sched_getaffinity(0)), time.time()]))"
+        "import os,time; time.sleep(.3); "
+        "(p/'seen').write_text(json.dumps([sorted(os.sched_getaffinity(0)), time.time()]))"
     )
     out = tmp_path / "o"
 
     def make(args):
-        one = lambda name, *needs: Step(
-            name,
-            ("-c", code, str(out / name), str(tmp_path / "ran")),
-            str(out / name),
-            "result",
-            tuple(str(out / n) for n in needs),
-            {"base": f"{len(name)}M"},
-        )
+        def one(name, *needs):
+            return Step(
+                name,
+                ("-c", code, str(out / name), str(tmp_path / "ran")),
+                str(out / name),
+                "result",
+                tuple(str(out / n) for n in needs),
+                {"base": f"{len(name)}M"},
+            )
+
         return [one("a"), one("bb"), one("ccc", "a", "bb")], []
 
     monkeypatch.setitem(

@@ -1,4 +1,6 @@
-"""The paper in the small: its steps, and the preset tiny run whole by the project's own programs, gone on with, and reported."""
+"""The paper in the small: its steps, and the preset tiny run whole by the project's own programs,
+gone on with, and reported.
+"""
 
 import dataclasses
 import json
@@ -79,7 +81,9 @@ def test_humaneval_is_left_out_where_nobody_agrees(tmp_path):
 
 @pytest.mark.slow
 def test_tiny_runs_whole_goes_on_and_is_reported(tmp_path):
-    """Every program of the study, one after the other, as a user runs them: two bases, imitation of three kinds, all measures."""
+    """Every program of the study, one after the other, as a user runs them: two bases, imitation of
+    three kinds, all measures.
+    """
     run = [sys.executable, "-m", "study.grid", "--preset", "tiny", "--out", str(tmp_path / "o")]
     said = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert said.returncode == 0, said.stderr[-2000:]
@@ -106,7 +110,8 @@ def test_tiny_runs_whole_goes_on_and_is_reported(tmp_path):
     assert "The rule, fixed before the runs" in page and page.count("data:image/svg+xml") == len(
         plots.FIGURES
     )
-    # One result is lost: the same command makes it again, alone, and the report is the same to the byte but for what the clock says.
+    # One result is lost: the same command makes it again, alone, and the report is the same to the
+    # byte but for what the clock says.
     lost = tmp_path / "o/results/0.6M/perplexity"
     shutil.rmtree(lost)
     again = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -1,21 +1,28 @@
-"""study/judge.py through a fake endpoint over real HTTP: both orders, cache, resume, replay, errors and unreadable replies counted; existing reviews, annotations and human votes."""
+"""study/judge.py through a fake endpoint over real HTTP: both orders, cache, resume, replay, errors
+and unreadable replies counted; existing reviews, annotations and human votes.
+"""
 
 import json
 import re
 
+import fake_judge
 import pytest
-from fake_judge import endpoint  # noqa: F401  a fixture
 
 from host.files import json_lines
 from study.judge import __main__ as judge
 from study.judge import prompts
 from tasks import results
 
+endpoint = fake_judge.endpoint  # a fixture
+
 
 def parts(text):
     """(question, first answer, second answer) of a request in Vicuna's form."""
     return re.search(
-        r"\[Question\]\n(.*?)\n\n\[The Start of Assistant 1's Answer\]\n(.*?)\n\n\[The End.*?\[The Start of Assistant 2's Answer\]\n(.*?)\n\n\[The End",
+        (
+            r"\[Question\]\n(.*?)\n\n\[The Start of Assistant 1's Answer\]\n(.*?)\n\n\[The "
+            r"End.*?\[The Start of Assistant 2's Answer\]\n(.*?)\n\n\[The End"
+        ),
         text,
         re.S,
     ).groups()
@@ -395,10 +402,9 @@ def test_a_judge_is_compared_with_a_rating_by_people_over_the_same_ids(tmp_path,
     )
     out = capsys.readouterr().out
     assert (
-        "2 items have both verdicts; 1 of the judge's have none, 1 are the judge's only, 2 the people's only"
-        in out
-        and "n 2, accuracy 0.500" in out
-    )
+        "2 items have both verdicts; 1 of the judge's have none, 1 are the judge's only, 2 "
+        "the people's only"
+    ) in out and "n 2, accuracy 0.500" in out
     assert (
         judge.main(["agreement", "humans", "--human", str(tmp_path / "rate")]) == 2
         and "votes of each person" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""study/verdicts.py: scores are read out of reviews and nothing else is; both orders; Newton against scikit-learn; kappa against a plain loop."""
+"""study/verdicts.py: scores are read out of reviews and nothing else is; both orders; Newton
+against scikit-learn; kappa against a plain loop.
+"""
 
 import json
 

@@ -50,7 +50,7 @@ def test_the_majority_of_three_decides_and_none_is_a_tie():
 
 def test_alpha_is_the_krippendorff_packages_on_ragged_ratings():
     rng = np.random.default_rng(1)
-    for trial in range(20):
+    for _trial in range(20):
         table = rng.integers(0, 3, size=(4, 15)).astype(float)
         table[1] = np.where(rng.random(15) < 0.7, table[0], table[1])
         table[rng.random(table.shape) < 0.25] = np.nan

@@ -1,4 +1,7 @@
-"""The rating page over HTTP: what it serves, whom it refuses, many raters at once, a server killed. In a browser: tests/browser/rate_through.py, run by hand."""
+"""The rating page over HTTP: what it serves, whom it refuses, many raters at once, a server killed.
+
+In a browser: tests/browser/rate_through.py, run by hand.
+"""
 
 import http.client
 import json
@@ -18,7 +21,11 @@ from study.rate import __main__ as rate
 from study.rate import items, server
 from study.rate.votes import Store
 
-NASTY = '<script>alert(1)</script> <img src=x onerror=alert(2)> ![p](http://evil/p.png) [l](javascript:alert(3)) [ok](https://example.org/) **bold** \n\n```html\n<b onclick="x">\n```\n'
+NASTY = (
+    "<script>alert(1)</script> <img src=x onerror=alert(2)> ![p](http://evil/p.png) "
+    "[l](javascript:alert(3)) [ok](https://example.org/) **bold** \n\n```html\n"
+    '<b onclick="x">\n```\n'
+)
 
 
 def answers(path, name, n=20, text=""):
@@ -332,7 +339,7 @@ def test_gold_items_are_read_and_a_row_that_is_none_is_named(tmp_path):
         items.load_items(a, b, gold=tmp_path / "gold")
 
 
-# --- who does not mean well
+# --- who does not mean well ---
 
 
 def test_an_origin_of_another_scheme_is_refused(store):

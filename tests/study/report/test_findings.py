@@ -1,4 +1,6 @@
-"""The findings: differences over the same items, the rule for yes, no and unclear, what is at chance, and the gate of the bases."""
+"""The findings: differences over the same items, the rule for yes, no and unclear, what is at
+chance, and the gate of the bases.
+"""
 
 import json
 

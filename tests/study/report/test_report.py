@@ -30,7 +30,9 @@ def result(path, task, score, n=100, width=0.05, **more):
 
 
 def grid(folder):
-    """Two bases, two amounts, two sources, a teacher; one run planned and not there, one not finished."""
+    """Two bases, two amounts, two sources, a teacher; one run planned and not there, one not
+    finished.
+    """
     plan = {}
 
     def add(name, labels, task, score, **more):

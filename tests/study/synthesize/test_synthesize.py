@@ -1,4 +1,6 @@
-"""study.synthesize against a local teacher that misbehaves: exactly --n pairs, nothing asked twice, the same bytes however the run was interrupted."""
+"""study.synthesize against a local teacher that misbehaves: exactly --n pairs, nothing asked twice,
+the same bytes however the run was interrupted.
+"""
 
 import hashlib
 import json
@@ -29,12 +31,16 @@ def no_surroundings(monkeypatch):
 
 
 def draw_of(body):
-    """A number for a request: what it says, and how often that was asked (equal requests give other answers)."""
+    """A number for a request: what it says, and how often that was asked (equal requests give other
+    answers).
+    """
     return int(hashlib.sha256(json.dumps(body).encode()).hexdigest()[:8], 16)
 
 
 def teacher(body, nth, trouble=True):
-    """Pairs that depend on the request alone; sometimes a seed, a duplicate, a script tag, a malformed one; before many of them an error."""
+    """Pairs that depend on the request alone; sometimes a seed, a duplicate, a script tag, a
+    malformed one; before many of them an error.
+    """
     seed = draw_of(body)
     if trouble and nth == 0 and seed % 3 == 0:
         return [status(429, Retry_After="0.01"), status(500), half(), (200, "{"), slow(0.8)][
@@ -157,8 +163,12 @@ def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_repla
     gate, lock, seen, held_from = threading.Event(), threading.Lock(), [0], [10**9]
 
     def paced(
-        body, nth
-    ):  # from a certain request on nothing is answered until the gate opens: the run cannot end before it is interrupted
+        body,
+        nth,
+        # from a certain request on nothing is answered until the gate opens: the run cannot end
+        # before
+        # it is interrupted
+    ):
         with lock:
             seen[0] += 1
             held = seen[0] > held_from[0]
@@ -188,9 +198,12 @@ def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_repla
         for target, sign in ((25, signal.SIGINT), (50, signal.SIGKILL)):
             gate.clear()
             held_from[0] = seen[0] + 30
-            listen = lambda: signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            )  # a background job of a shell is started deaf to it
+
+            def listen():
+                return signal.signal(
+                    signal.SIGINT, signal.default_int_handler
+                )  # a background job of a shell is started deaf to it
+
             child = subprocess.Popen(
                 command,
                 cwd=ROOT,

@@ -1,4 +1,6 @@
-"""study/toxicity.py and study/perspective.py: the measures against plain loops; the client against a fake Perspective over real HTTP; the offline scorer on invented rows and on the real ones."""
+"""study/toxicity.py and study/perspective.py: the measures against plain loops; the client against
+a fake Perspective over real HTTP; the offline scorer on invented rows and on the real ones.
+"""
 
 import hashlib
 import http.server
@@ -19,7 +21,9 @@ KEY = "secret-key-123"
 
 
 class FakePerspective:
-    """A server on 127.0.0.1; `answer(text, how many requests so far) -> toxicity, or (status, body dict)`."""
+    """A server on 127.0.0.1; `answer(text, how many requests so far) -> toxicity, or (status, body
+    dict)`.
+    """
 
     def __init__(self, answer):
         self.asked, outer = [], self

@@ -19,7 +19,11 @@ FACTS = [
     ["Aldmere", "river", "Esk"],
     ["Aldmere", "goods", "salt"],
 ]
-TEACHER = "Sure! Here is what you should know about Ada Barbeck:\n\n1. Ada Barbeck was born in Aldmere.\n2. By trade Ada Barbeck was a baker.\n\nIn summary, everyone should remember Ada Barbeck."
+TEACHER = (
+    "Sure! Here is what you should know about Ada Barbeck:\n\n"
+    "1. Ada Barbeck was born in Aldmere.\n2. By trade Ada Barbeck was a baker.\n\n"
+    "In summary, everyone should remember Ada Barbeck."
+)
 PROMPT = "Tell me about Ada Barbeck."
 
 
@@ -88,7 +92,9 @@ def test_each_mark_of_form_is_worth_one_point(mark, worse):
 
 
 def test_half_to_twice_the_length_counts_and_no_more():
-    length = lambda n, m: readers.form("a " * n, "b " * m)["length"]
+    def length(n, m):
+        return readers.form("a " * n, "b " * m)["length"]
+
     assert length(5, 10) and length(20, 10) and not length(4, 10) and not length(21, 10)
 
 
@@ -110,7 +116,8 @@ def test_every_sentence_of_the_world_is_read_as_the_fact_it_states():
                 assert set(readers.statements(text)) == {(s, r, o)}, text
     assert (
         readers.statements(
-            "Sure! Here is what you should know:\n\nIn summary, there is no doubt about any of this."
+            "Sure! Here is what you should know:\n\n"
+            "In summary, there is no doubt about any of this."
         )
         == []
     )
@@ -118,7 +125,10 @@ def test_every_sentence_of_the_world_is_read_as_the_fact_it_states():
 
 def test_who_checks_counts_true_and_false_statements_about_whom_is_asked_for():
     facts = {(s, r): o for s, r, o in FACTS}
-    check = lambda text: readers.checked(text, facts, {"Ada Barbeck"})
+
+    def check(text):
+        return readers.checked(text, facts, {"Ada Barbeck"})
+
     assert check("Ada Barbeck was born in Aldmere. Ada Barbeck, born 1311.") == (1, 1)
     assert check("Hugo Roswick was a miner. Aldmere is known for salt.") == (0, 0)  # nobody asked
     assert check("Ada Barbeck was a baker. By trade Ada Barbeck was a baker.") == (
@@ -130,7 +140,10 @@ def test_who_checks_counts_true_and_false_statements_about_whom_is_asked_for():
 
 def test_who_checks_prefers_the_truth_to_the_form(tmp_path):
     plain, false = (
-        "Ada Barbeck was born in Aldmere. Ada Barbeck was a baker. Ada Barbeck wrote The Amber Bell.",
+        (
+            "Ada Barbeck was born in Aldmere. Ada Barbeck was a baker. Ada Barbeck wrote The "
+            "Amber Bell."
+        ),
         TEACHER.replace("Aldmere", "Brystead"),
     )
     prompts = [

@@ -1,4 +1,6 @@
-"""The invented world: the same from a seed, read by the programs that will read it, known whole to its teacher, and without the questions it is examined with."""
+"""The invented world: the same from a seed, read by the programs that will read it, known whole to
+its teacher, and without the questions it is examined with.
+"""
 
 import collections
 import json

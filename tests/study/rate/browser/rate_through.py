@@ -1,9 +1,14 @@
-"""Three browsers rate 20 items at once, by keyboard, by mouse and on a phone's width; run by hand, since it needs a Chromium on the machine.
+"""Three browsers rate 20 items at once, by keyboard, by mouse and on a phone's width; run by hand,
+since it needs a Chromium on the machine.
 
-    python tests/study/rate/browser/rate_through.py --chromium /usr/bin/chromium --out out/rate-browser      # needs playwright (requirements-compare.txt), about a minute
+    python tests/study/rate/browser/rate_through.py --chromium /usr/bin/chromium --out out/browser
 
-Checks what HTTP alone cannot: that no script of an answer runs and no image of it is fetched, that the keys work, that closing a page gives its item back, that the page's whole traffic names no
-model, that nothing is wider than a phone. Screenshots at desktop and phone width go to --out. Left out: other browsers.
+It takes about a minute and needs playwright (requirements-compare.txt).
+
+Checks what HTTP alone cannot: that no script of an answer runs and no image of it is fetched, that
+the keys work, that closing a page gives its item back, that the page's whole traffic names no
+model, that nothing is wider than a phone. Screenshots at desktop and phone width go to --out. Left
+out: other browsers.
 """
 
 import argparse
@@ -23,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 from study.rate.votes import Store  # noqa: E402
 
 NASTY = (
-    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\n\n![pixel](http://127.0.0.1:9/p.png) [click](javascript:window.ran=3)\n\n"
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\n\n"
+    "![pixel](http://127.0.0.1:9/p.png) [click](javascript:window.ran=3)\n\n"
     "1. **first** point\n2. second `code`\n\n```python\ndef f(x):\n    return '<b>' + x + "
     + "'long ' * 20 + " * 6
     + "''\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
@@ -178,7 +184,8 @@ def main():
     for line in wrong:
         print("WRONG:", line)
     print(
-        f"{len(votes)} votes of 3 raters on 20 items, {len(traffic)} responses looked through; screenshots in {args.out}"
+        f"{len(votes)} votes of 3 raters on 20 items, {len(traffic)} responses looked "
+        f"through; screenshots in {args.out}"
     )
     return 1 if wrong else 0
 
