@@ -74,7 +74,7 @@ def test_a_command_names_a_program_and_flags_that_exist(name):
         rest = words[len(program) :]
         said = help_text(program)
         if rest and re.search(
-            rf"{{[^}}]*\b{re.escape(rest[0])}\b[^}}]*}}|^    {re.escape(rest[0])} ",
+            rf"{{[^}}]*\b{re.escape(rest[0])}\b[^}}]*}}|^    {re.escape(rest[0])}\b",
             said,
             re.MULTILINE,
         ):

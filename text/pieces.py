@@ -77,13 +77,14 @@ def without_spoken(content: bytes) -> bytes:
     """The model with its user-defined pieces as control pieces, which no text gives.
 
     Such a piece (kind 4) is found in any text; chat models keep their <|im_start|> so. Those of
-    white space alone stay: they stand for nothing else.
+    white space alone, or of one character, stay: they stand for nothing else.
     """
     out = []
     for number, value in fields(content) if b"\x18\x04" in content else ():
         if number == 1:
             piece = dict(fields(value))
-            if piece.get(3) == USER_DEFINED and piece[1].decode("utf-8", "replace").strip(" \n\t▁"):
+            text = piece[1].decode("utf-8", "replace").strip(" \n\t▁")
+            if piece.get(3) == USER_DEFINED and len(text) > 1:
                 value = value.replace(b"\x18\x04", b"\x18\x03")
         out.append(bytes([number << 3 | 2]) + length(value) + value)
     return b"".join(out) or content

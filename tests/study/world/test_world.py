@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import sentencepiece
 from conftest import ROOT
 
 from host.dice import Dice
@@ -123,6 +124,14 @@ def test_its_tokenizer_gives_every_text_back_as_it_was(made):
         len(everything) > counts["pages"] + counts["broad"] + counts["local"] and tok.size < 1 << 12
     )
     assert [t for t in everything if tok.decode(tok.encode(t)) != t] == []
+
+
+def test_a_full_stop_and_a_line_end_are_pieces_of_their_own(made):
+    tok = tokenizer.load(made / "tokenizer.model")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(made / "tokenizer.model"))
+    text = "Ada Barbeck was a cook.\nBy trade Ada Barbeck was a cook."
+    assert tok.encode(text) == model.encode(text)
+    assert [model.id_to_piece(i) for i in tok.encode(text)].count(".") == 2
 
 
 def test_a_letter_behind_answer_is_one_token(made):
