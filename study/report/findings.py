@@ -241,15 +241,15 @@ def verdicts(rows):
 
 def table(rows, titles):
     """The findings: (head, rows), a line a claim with its verdict, then a line a measure."""
-    head = ["Claim", "here", "difference", "95 % interval", "paper"]
+    head = ["Claim", "the paper", "here", "difference", "95 % interval"]
     lines = []
     for claim, verdict in verdicts(rows).items():
         text, paper = CLAIMS[claim]
-        lines.append([text, verdict, "", "", paper or "left open"])
+        lines.append([text, paper or "left open", verdict, "", ""])
         for row in rows:
             if row["claim"] == claim:
                 name, difference, interval, own = cells(row, titles)
-                lines.append([f"  {name}", own, difference, interval, ""])
+                lines.append([f"· {name}", "", own, difference, interval])
     return head, lines
 
 

@@ -23,6 +23,7 @@ table { border-collapse: collapse; font-size: .9rem; } tr.paper td, td.paper { o
 td, th { text-align: left; border-top: 1px solid color-mix(in srgb, currentColor 25%%, transparent);
  padding: .3rem .7rem; vertical-align: top; }
 li { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { td, th { padding: .25rem .35rem; } table { font-size: .85rem; } }
 </style></head><body><h1>%(title)s</h1><p>%(lead)s</p>%(body)s</body></html>
 """
 LEAD = (

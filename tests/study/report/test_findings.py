@@ -115,9 +115,9 @@ def test_a_base_at_chance_is_left_out_and_named_and_alone_it_is_uninformative(tm
     rows = findings.compute(points)
     head, lines = findings.table(rows, {m: t[0] for m, t in places.MEASURES.items()})
     claim, measure = (next(x for x in lines if word in x[0]) for word in ("Knowledge", "MMLU"))
-    assert claim == ["Knowledge rises with broad imitation", "no", "", "", "no"]
-    assert measure[:3] == ["  MMLU", "no, it falls; 1M at chance, left out", "-30.0 points"]
-    assert measure[3] == "-39.0 to -21.0" and len(head) == len(measure)
+    assert claim == ["Knowledge rises with broad imitation", "no", "no", "", ""]
+    assert measure[:3] == ["· MMLU", "", "no, it falls; 1M at chance, left out"]
+    assert measure[3:] == ["-30.0 points", "-39.0 to -21.0"] and len(head) == len(measure)
     said = 'As in the paper: "knowledge rises with broad imitation" (the paper: no; here: no)'
     assert said in findings.ending(rows)
 
