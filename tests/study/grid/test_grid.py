@@ -314,3 +314,53 @@ def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(
     assert last > max(one, two)
     if len(os.sched_getaffinity(0)) > 1:
         assert not set(first) & set(second)
+
+
+SAVES = (
+    "import signal, sys, time, pathlib\n"
+    "def save(*_):\n"
+    "    time.sleep(1)\n"
+    "    pathlib.Path(sys.argv[1]).write_text(str(count))\n"
+    "    sys.exit(1)\n"
+    "count = 0\n"
+    "def on(*_):\n"
+    "    global count\n"
+    "    count += 1\n"
+    "    if count == 1: save()\n"
+    "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, on)\n"
+    "pathlib.Path(sys.argv[1] + '.up').write_text('')\n"
+    "time.sleep(60)\n"
+)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_lets_a_step_save_and_twice_kills_it(tmp_path, again):
+    """As a terminal does it: SIGINT goes to the grid's whole process group."""
+    saved = tmp_path / "saved"
+    code = (
+        "import sys, types; from study.grid import __main__ as grid; "
+        "from study.grid.steps import Step; "
+        f"step = Step('slow', ('-c', {SAVES!r}, {str(saved)!r}), {str(tmp_path / 'no')!r}, 'file');"
+        "grid.PRESETS['mini'] = types.SimpleNamespace("
+        "flags=lambda p: None, steps=lambda args: ([step], [])); "
+        "sys.exit(grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run']))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "o")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (tmp_path / "saved.up").exists():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.05)
+    os.killpg(child.pid, signal.SIGINT)
+    if again:
+        time.sleep(0.3)
+        os.killpg(child.pid, signal.SIGINT)
+    said = child.communicate(timeout=30)[1]
+    assert child.returncode == 130 and "waiting for slow to save" in said
+    assert "Traceback" not in said and "the same command goes on" in said
+    assert saved.exists() != again, "a single signal reached the step, which saved"
