@@ -63,8 +63,8 @@ def refuse_no_text(path: pathlib.Path, head: str) -> None:
             raise ValueError(f"{path} is {what}, which is not read: convert it to JSON lines")
     if "\0" in head:
         raise ValueError(
-            f"{path} is neither JSON nor text (zero bytes: an archive, or text in UTF-16): unpack or "
-            "convert it"
+            f"{path} is neither JSON nor text (zero bytes: an archive, or text in UTF-16): unpack "
+            "or convert it"
         )
     for pattern, what in NEVER + (() if kind == ".txt" else UNLESS_TXT):
         if re.match(pattern, begins):
