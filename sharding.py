@@ -213,7 +213,7 @@ def partition(
     tensor rank's contiguous slice. What does not divide is left whole (replicated).
     """
     data, tensor = mesh_shape
-    axes = [()] * len(shape)
+    axes: list[tuple[str, ...]] = [()] * len(shape)
     if tensor_dim is not None and splits:
         axes[tensor_dim] = (TENSOR,)
     local = shape[data_dim] // (tensor if axes[data_dim] else 1)
@@ -269,7 +269,9 @@ def gather_weight(shard: jax.Array, spec: Spec, dtype, stages: tuple = ()) -> ja
     weight = shard.astype(dtype)
     # w[..., X/d, ...] -> w[..., X, ...]: all-gather over "data", the innermost stage first, which
     # leaves the shards in the order of one gather
-    for ranks in reversed(axis_groups(stages)) if dim is not None else ():
+    if dim is None:
+        return weight
+    for ranks in reversed(axis_groups(stages)):
         weight = lax.all_gather(weight, DATA, axis=dim, tiled=True, axis_index_groups=ranks)
     return weight
 

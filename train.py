@@ -268,7 +268,8 @@ def lower_step(settings, like, rows, steps, warmup, *made_for):
     schedule = functools.partial(
         learning_rate, lr=s.lr, warmup=warmup, steps=steps, schedule=s.schedule
     )
-    return make_step(*made_for, opt, schedule, s.loss_mean).lower(like, rows)
+    step = make_step(*made_for, opt, schedule, s.loss_mean)  # pyright: ignore[reportCallIssue]
+    return step.lower(like, rows)
 
 
 def compile_steps(run: Run):
@@ -287,6 +288,7 @@ def compile_steps(run: Run):
 def held_out_loss(run: Run, eval_step, weights) -> float:
     """Mean loss over the loss tokens of the held-out rows, in nats."""
     total = count = 0.0
+    assert run.held_out
     for batch in batches.held_out(run.held_out, run.eval_batch, run.mesh):
         loss, tokens = eval_step(weights, batch)
         total, count = total + float(loss), count + float(tokens)
@@ -341,6 +343,7 @@ def finish(run: Run, step: int) -> int:
 def replies(run: Run) -> list[tuple[str, str]]:
     """(prompt, greedy reply) of the first held-out prompts, by the model as it was saved."""
     s, half, ranks = run.settings, run.settings.block // 2, run.layout.data
+    assert run.held_out
     prompts = batches.prompts_of(run.held_out, run.tok, s.samples, half)
     if not prompts:
         return []

@@ -140,7 +140,7 @@ def write(path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
                     "holds: use --dtype bfloat16, or --to hf"
                 )
             key = msgpack.packb(("params", *name.split("/")))
-            file.write(b"\x92" + key + blob_header("bin", size))
+            file.write(b"\x92" + key + blob_header("bin", size))  # pyright: ignore
             for head, flat in pieces:
                 file.write(head)
                 file.write(flat.view(np.uint8).data)
@@ -157,7 +157,7 @@ def flax_pieces(x: np.ndarray) -> list[tuple[bytes, np.ndarray]]:
     flat = x.reshape(-1)
 
     def piece(shape, flat):
-        inner = b"\x93" + msgpack.packb(shape) + msgpack.packb(x.dtype.name)
+        inner = b"\x93" + msgpack.packb(shape) + msgpack.packb(x.dtype.name)  # pyright: ignore
         inner += blob_header("bin", flat.nbytes)
         return blob_header("ext", len(inner) + flat.nbytes) + b"\x01" + inner, flat
 
@@ -167,6 +167,6 @@ def flax_pieces(x: np.ndarray) -> list[tuple[bytes, np.ndarray]]:
     chunks = [piece(c.shape, c) for c in (flat[i : i + step] for i in range(0, x.size, step))]
     shape = {str(i): n for i, n in enumerate(x.shape)}
     fields = ("__msgpack_chunked_array__", True, "shape", shape, "chunks")
-    head = b"\x83" + b"".join(map(msgpack.packb, fields))
+    head = b"\x83" + b"".join(map(msgpack.packb, fields))  # pyright: ignore
     head += msgpack.Packer().pack_map_header(len(chunks))
     return [(head * (i == 0) + msgpack.packb(str(i)) + h, c) for i, (h, c) in enumerate(chunks)]

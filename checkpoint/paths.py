@@ -89,9 +89,10 @@ def model_config(path, preset: str | None = None, difference: bool = False) -> m
         return huggingface.read_config(record, Path(file_of(path)) / "config.json")
     if record:
         try:  # dataclasses.asdict of a Config
-            fields = dict(record["config"])
+            fields: dict[str, Any] = dict(record["config"])
             scaling = fields["rope_scaling"] and tuple(fields["rope_scaling"])
-            return model.Config(**fields | {"rope_scaling": scaling})
+            fields["rope_scaling"] = scaling
+            return model.Config(**fields)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path} has no config of this project ({error}): copy it again"

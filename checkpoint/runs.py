@@ -146,7 +146,7 @@ class LastAndBest:
 
     def __init__(self, run: Path, keep: int | None, best: bool):
         self.run, self.keep, self.best = run, keep, best
-        self.losses: dict[int, float] = {}  # step -> held-out loss, of this process's saves
+        self.losses: dict[int, float | None] = {}  # step -> held-out loss, of this process's saves
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """One bool a checkpoint; they come in the order of their steps."""

@@ -132,7 +132,7 @@ def available(name: str) -> tuple[Level | None, str]:
         with Worker(name) as worker:
             passed, reason, _ = worker.run("pass" if name == "limits" else CANARY, timeout=10.0)
             return (
-                (Level(name, worker.user, worker.filtered), "")
+                (Level(name, worker.user, worker.filtered), "")  # pyright: ignore
                 if passed
                 else (None, f"it does not hold: {reason}")
             )
@@ -342,8 +342,8 @@ class Worker:
         self.stdout.close()
         # A program at the level limits may outlive a worker that was killed. Only by a worker's own
         # uid: those of small containers are shared.
-        if self.process.returncode and self.uid >= levels.FIRST_UID:
-            isolation.end_all_of(self.uid)
+        if self.process.returncode and self.uid >= levels.FIRST_UID:  # pyright: ignore
+            isolation.end_all_of(self.uid)  # pyright: ignore
         if os.path.isdir(self.folder):  # the worker was killed before it could
             isolation.remove_tree(self.folder)
 

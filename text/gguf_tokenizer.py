@@ -107,7 +107,9 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
 
 def sentencepiece_model(meta: dict[str, Any], path) -> bytes:
     """A SentencePiece model of a "llama" tokenizer: its tokens, scores and kinds."""
-    tokens, kinds, scores = (meta.get(ID + name) for name in ("tokens", "token_type", "scores"))
+    names = "tokens", "token_type", "scores"
+    lists: list[Any] = [meta.get(ID + name) for name in names]
+    tokens, kinds, scores = lists
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ValueError(f"{path} holds no scores ({ID}scores): name a tokenizer with --tokenizer")
     pieces = [

@@ -5,6 +5,7 @@ Left out: training one (study/world/making.py does).
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 USER_DEFINED = 4  # a kind of piece: 1 normal, 2 unknown, 3 control, 5 unused, 6 byte
 
@@ -103,7 +104,7 @@ def is_sentencepiece(content: bytes) -> bool:
     return len(content) > 4 and content[0] == 0x0A and content[2] == 0x0A
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of a protobuf message's fields: int of a varint, bytes of the others."""
     at = 0
 

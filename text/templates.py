@@ -54,7 +54,7 @@ def roles(dialogue: Dialogue, tok: Tokenizer) -> Written:
     """The template of the role tokens."""
     out = Written(tok.opening)
     for speaker, text, learned in turns(dialogue):
-        out.put([tok.user if speaker == "human" else tok.assistant])
+        out.put([tok.user if speaker == "human" else tok.assistant])  # pyright: ignore
         out.put(tok.encode(text) + ([] if speaker == "human" else [tok.eos]), learned)
     return out
 

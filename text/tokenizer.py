@@ -43,14 +43,17 @@ class Tokenizer:
     chat_template: the folder's (jinja), or None.
     files: paths; fingerprint: sha256 hex of all that decides ids.
     normalises: whether decode(encode(x)) != x for some ordinary text, found by trying.
+    origin: the arguments of load(), for processes that open it again.
     """
+
+    origin: tuple[str, bool, int | None]
 
     def __init__(self, source: Source, roles: bool = True, rows: int | None = None):
         self.files, self.contents, settings = source.files, source.contents, source.settings
         self.settings, self.encoder = settings, source.encoder()
         self.kind, self.chat_template = self.encoder.kind, settings.chat_template
         self.pieces, self.special = list(self.encoder.pieces), set(self.encoder.special)
-        self.unused = set(getattr(self.encoder, "unused", ()))
+        self.unused: set[int] = set(getattr(self.encoder, "unused", ()))
         self.added = self._add_tokens(getattr(self.encoder, "added", {}) | settings.added)
         self.has_role_names = self._drop_role_names()
         self._pad(rows or settings.rows)

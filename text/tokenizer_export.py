@@ -253,7 +253,7 @@ def llama3_json(tok: Tokenizer) -> dict:
         return "".join(letters[b] for b in token)
 
     merges = []
-    for token in sorted(ranks, key=ranks.get):
+    for token in sorted(ranks, key=ranks.__getitem__):
         parts = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         parts = [part for part in parts if part[0] in ranks and part[1] in ranks]
         merges += [
