@@ -139,11 +139,17 @@ def write(path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
                     f"tensor {name} of shape {x.shape} is over 4 GiB, more than a msgpack object "
                     "holds: use --dtype bfloat16, or --to hf"
                 )
-            key = msgpack.packb(("params", *name.split("/")))
-            file.write(b"\x92" + key + blob_header("bin", size))  # pyright: ignore
+            file.write(b"\x92" + packed(("params", *name.split("/"))) + blob_header("bin", size))
             for head, flat in pieces:
                 file.write(head)
                 file.write(flat.view(np.uint8).data)
+
+
+def packed(value) -> bytes:
+    """msgpack's bytes of a small value."""
+    content = msgpack.packb(value)
+    assert content is not None
+    return content
 
 
 def blob_header(kind: str, size: int) -> bytes:
@@ -157,7 +163,7 @@ def flax_pieces(x: np.ndarray) -> list[tuple[bytes, np.ndarray]]:
     flat = x.reshape(-1)
 
     def piece(shape, flat):
-        inner = b"\x93" + msgpack.packb(shape) + msgpack.packb(x.dtype.name)  # pyright: ignore
+        inner = b"\x93" + packed(shape) + packed(x.dtype.name)
         inner += blob_header("bin", flat.nbytes)
         return blob_header("ext", len(inner) + flat.nbytes) + b"\x01" + inner, flat
 
@@ -167,6 +173,6 @@ def flax_pieces(x: np.ndarray) -> list[tuple[bytes, np.ndarray]]:
     chunks = [piece(c.shape, c) for c in (flat[i : i + step] for i in range(0, x.size, step))]
     shape = {str(i): n for i, n in enumerate(x.shape)}
     fields = ("__msgpack_chunked_array__", True, "shape", shape, "chunks")
-    head = b"\x83" + b"".join(map(msgpack.packb, fields))  # pyright: ignore
+    head = b"\x83" + b"".join(map(packed, fields))
     head += msgpack.Packer().pack_map_header(len(chunks))
-    return [(head * (i == 0) + msgpack.packb(str(i)) + h, c) for i, (h, c) in enumerate(chunks)]
+    return [(head * (i == 0) + packed(str(i)) + h, c) for i, (h, c) in enumerate(chunks)]

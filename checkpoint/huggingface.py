@@ -26,11 +26,7 @@ def read_config(record: dict[str, Any], where) -> model.Config:
     require(record, where, "quantization_config", None)
     try:
         fields = gpt2_fields(record, where) if family == "gpt2" else llama_fields(record, where)
-        for letter, most in MOST.items():
-            if type(fields[letter]) is not int or not 0 < fields[letter] <= most:
-                raise ValueError(
-                    f"{where} gives {fields[letter]!r} for a size ({letter}): {DAMAGED}"
-                )
+        check_sizes(fields, where)
         if family not in ("gpt2", "llama"):
             fields |= flags_of(family, record, where, fields["P"])
         tied = record.get("tie_word_embeddings", family == "gpt2")
@@ -44,6 +40,13 @@ def read_config(record: dict[str, Any], where) -> model.Config:
         raise ValueError(f"{where} lacks {error}: {DAMAGED}") from None
     except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{where} has a value of the wrong type ({error}): {DAMAGED}") from None
+
+
+def check_sizes(fields: dict[str, Any], where) -> None:
+    """ValueError for a size of Config that no model has."""
+    for letter, most in MOST.items():
+        if type(fields[letter]) is not int or not 0 < fields[letter] <= most:
+            raise ValueError(f"{where} gives {fields[letter]!r} for a size ({letter}): {DAMAGED}")
 
 
 def family_of(record: dict[str, Any], where) -> str:

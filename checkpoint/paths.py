@@ -88,21 +88,27 @@ def model_config(path, preset: str | None = None, difference: bool = False) -> m
     if kind == "hf":
         return huggingface.read_config(record, Path(file_of(path)) / "config.json")
     if record:
-        try:  # dataclasses.asdict of a Config
-            fields: dict[str, Any] = dict(record["config"])
-            scaling = fields["rope_scaling"] and tuple(fields["rope_scaling"])
-            fields["rope_scaling"] = scaling
-            return model.Config(**fields)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} has no config of this project ({error}): copy it again"
-            ) from None
+        return stated_config(record, path)
     if not preset:
         raise ValueError(
             f"{path} does not say what model it is: name its preset (--model-preset; train.py: "
             f"--model), one of {', '.join(model.PRESETS)}"
         )
     return with_rows(model.preset(preset), easylm.index(file_of(path)))
+
+
+def stated_config(record: dict[str, Any], path) -> model.Config:
+    """Config from the record of a run, or of a stream written here: dataclasses.asdict of one."""
+    try:
+        fields: dict[str, Any] = dict(record["config"])
+        huggingface.check_sizes(fields, path)
+        fields["rope_scaling"] = fields["rope_scaling"] and tuple(fields["rope_scaling"])
+        numbers = [fields["eps"], fields["theta"], *(fields["rope_scaling"] or ())]
+        if not all(type(x) in (int, float) for x in numbers):
+            raise TypeError(f"{numbers} are not all numbers")
+        return model.Config(**fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no config of this project ({error}): copy it again") from None
 
 
 def with_rows(config: model.Config, stream: dict[str, Tensor]) -> model.Config:

@@ -55,8 +55,7 @@ def put(
     """An array sharded by spec from read(index); the host holds one slice of it at a time."""
     holders = {}  # a slice -> the devices that hold it
     for device, index in spec.addressable_devices_indices_map(shape).items():
-        assert index is not None  # of an addressable device
-        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     pieces = []
     for bounds, devices in holders.items():

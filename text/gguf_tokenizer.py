@@ -107,9 +107,7 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
 
 def sentencepiece_model(meta: dict[str, Any], path) -> bytes:
     """A SentencePiece model of a "llama" tokenizer: its tokens, scores and kinds."""
-    names = "tokens", "token_type", "scores"
-    lists: list[Any] = [meta.get(ID + name) for name in names]
-    tokens, kinds, scores = lists
+    tokens, kinds, scores = meta[ID + "tokens"], meta[ID + "token_type"], meta.get(ID + "scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise ValueError(f"{path} holds no scores ({ID}scores): name a tokenizer with --tokenizer")
     pieces = [

@@ -52,9 +52,10 @@ def write(dialogue: Dialogue, tok: Tokenizer, template: str) -> tuple[list[int],
 
 def roles(dialogue: Dialogue, tok: Tokenizer) -> Written:
     """The template of the role tokens."""
-    out = Written(tok.opening)
+    out, user, assistant = Written(tok.opening), tok.user, tok.assistant
+    assert user is not None and assistant is not None, "needed() was not asked"
     for speaker, text, learned in turns(dialogue):
-        out.put([tok.user if speaker == "human" else tok.assistant])  # pyright: ignore
+        out.put([user if speaker == "human" else assistant])
         out.put(tok.encode(text) + ([] if speaker == "human" else [tok.eos]), learned)
     return out
 

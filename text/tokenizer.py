@@ -43,10 +43,9 @@ class Tokenizer:
     chat_template: the folder's (jinja), or None.
     files: paths; fingerprint: sha256 hex of all that decides ids.
     normalises: whether decode(encode(x)) != x for some ordinary text, found by trying.
-    origin: the arguments of load(), for processes that open it again.
     """
 
-    origin: tuple[str, bool, int | None]
+    origin: tuple[str, bool, int | None]  # load(*origin) loads the same
 
     def __init__(self, source: Source, roles: bool = True, rows: int | None = None):
         self.files, self.contents, settings = source.files, source.contents, source.settings

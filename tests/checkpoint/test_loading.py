@@ -184,30 +184,29 @@ def llama2c_logits(path, tokens):
     def norm(x, g):
         return x / np.sqrt((x * x).mean() + 1e-5) * g
 
+    def rotate(v, turn):
+        return (v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn
+
     keys, values, out = [[] for _ in range(L)], [[] for _ in range(L)], []
     for t, token in enumerate(tokens):
         turn = np.exp(1j * t * 10000.0 ** (-np.arange(0, H, 2) / H))
-
-        def rotate(v, turn=turn):
-            return (v.reshape(-1, H // 2, 2) @ [1, 1j]) * turn
-
         x = embed[token]
-        for layer in range(L):
-            h = norm(x, attn_norm[layer])
-            q = rotate(wq[layer] @ h)
-            keys[layer].append(rotate(wk[layer] @ h))
-            values[layer].append((wv[layer] @ h).reshape(K, H))
+        for i in range(L):
+            h = norm(x, attn_norm[i])
+            q = rotate(wq[i] @ h, turn)
+            keys[i].append(rotate(wk[i] @ h, turn))
+            values[i].append((wv[i] @ h).reshape(K, H))
             heads = []
             for n in range(N):
                 score = np.array(
-                    [(q[n] * k[n * K // N].conj()).real.sum() for k in keys[layer]]
+                    [(q[n] * k[n * K // N].conj()).real.sum() for k in keys[i]]
                 ) / np.sqrt(H)
                 p = np.exp(score - score.max())
-                heads.append((p / p.sum()) @ np.array([v[n * K // N] for v in values[layer]]))
-            x = x + wo[layer] @ np.concatenate(heads)
-            h = norm(x, mlp_norm[layer])
-            gate = w1[layer] @ h
-            x = x + w2[layer] @ (gate / (1 + np.exp(-gate)) * (w3[layer] @ h))
+                heads.append((p / p.sum()) @ np.array([v[n * K // N] for v in values[i]]))
+            x = x + wo[i] @ np.concatenate(heads)
+            h = norm(x, mlp_norm[i])
+            gate = w1[i] @ h
+            x = x + w2[i] @ (gate / (1 + np.exp(-gate)) * (w3[i] @ h))
         out.append(embed @ norm(x, final))
     return np.array(out)
 

@@ -176,7 +176,8 @@ def test_interleaved_columns_rotated_in_pairs_score_as_ours_rotated_in_halves():
     columns = half_split(model.Config("llama", 8, 24, 1, 3, 3, H, 4, 8, 1e-5), 3 * H)
 
     def score(rotate, a, b):
-        return jnp.einsum("btnh,bsnh->bnts", rotate(heads(a), cos, sin), rotate(heads(b), cos, sin))
+        turned = rotate(heads(a), cos, sin), rotate(heads(b), cos, sin)
+        return jnp.einsum("btnh,bsnh->bnts", *turned)
 
     want = score(rope_interleaved, wq, wk)
     np.testing.assert_allclose(score(rope_half, wq[:, columns], wk[:, columns]), want, atol=1e-4)

@@ -3,6 +3,7 @@
 Byte pairs and SentencePiece equal a slow encoding by definition.
 """
 
+import itertools
 import random
 import re
 import time
@@ -28,12 +29,12 @@ from text.tokenizer import ROLE_ASSISTANT, ROLE_USER, load
 
 
 def test_files_are_told_apart_by_content_and_have_their_ids(tmp_path, toys):
-    assert {kind: tok.kind for kind, tok in toys.items()} == dict(zip(KINDS, KINDS, strict=False))
+    assert {kind: tok.kind for kind, tok in toys.items()} == {kind: kind for kind in KINDS}
     spm, gpt2, llama3 = (toys[kind] for kind in KINDS)
     assert (spm.bos, spm.eos) == (1, 2) and gpt2.bos == gpt2.eos == gpt2.base_size - 1
     assert llama3.base_size == 256 + len(MERGES) + 256
     assert (llama3.bos, llama3.eos) == (256 + len(MERGES), 257 + len(MERGES))
-    for _kind, tok in toys.items():
+    for tok in toys.values():
         assert (tok.user, tok.assistant, tok.size) == (
             tok.base_size,
             tok.base_size + 1,
@@ -184,7 +185,7 @@ def slow_merges(parts, rank):
     while True:
         ranks = [
             (rank(a, b), i)
-            for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(parts))
             if rank(a, b) is not None
         ]
         if not ranks:
@@ -251,10 +252,8 @@ def test_a_merge_that_cannot_happen_is_found():
 
     def tried(merges):
         for k, (a, b) in enumerate(merges):
-            if slow_merges(
-                list(a + b),
-                lambda x, y, k=k: merges.index((x, y)) if (x, y) in merges[:k] else None,
-            ) != [a, b]:
+            index = {pair: i for i, pair in enumerate(merges[:k])}
+            if slow_merges(list(a + b), lambda *pair, index=index: index.get(pair)) != [a, b]:
                 return k
 
     rng, useful = random.Random(0), 0

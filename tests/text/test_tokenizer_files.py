@@ -41,77 +41,69 @@ def test_a_tokenizer_travels_to_another_process(toy):
     ] and again.size == toy.size
 
 
-def damage(folder, case):  # noqa: C901, PLR0915  a table of cases
-    """One way to be wrong -> the path to load."""
-    if case == "no such path":
-        return folder / "nowhere"
-    if case == "empty folder":
-        return folder
-    if case == "one half":
-        (write_gpt2(folder) / "vocab.bpe").unlink()
-        return folder
-    if case == "one half named":
-        (write_gpt2(folder) / "vocab.bpe").unlink()
-        return folder / "encoder.json"
-    if case == "only tokenizer.json":
-        (folder / "tokenizer.json").write_text("{}")
-        return folder
-    if case == "other text":
-        (folder / "tokenizer.model").write_text("hello\n")
-        return folder / "tokenizer.model"
-    if case == "cut model":
-        path = write_sentencepiece(folder) / "tokenizer.model"
-        path.write_bytes(path.read_bytes()[:-60])
-    if case == "two models":
-        write_sentencepiece(folder, "a.model")
-        write_llama3(folder, "b.model")
-    if case == "model and pair":
-        write_sentencepiece(write_gpt2(folder))
-    if case == "bad rank line":
-        path = write_llama3(folder) / "tokenizer.model"
-        path.write_bytes(path.read_bytes() + b"!!! x\n")
-    if case == "missing rank":
-        path = write_llama3(folder) / "tokenizer.model"
-        path.write_bytes(
-            b"".join(
-                path.read_bytes().splitlines(True)[:-3] + path.read_bytes().splitlines(True)[-1:]
-            )
-        )
-    if case == "missing byte":
-        path = write_llama3(folder) / "tokenizer.model"
-        path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:200]))
-    if case == "not json":
-        (write_gpt2(folder) / "encoder.json").write_text("{")
-    if case == "json list":
-        (write_gpt2(folder) / "encoder.json").write_text("[1, 2]")
-    if case == "binary merges":
-        (write_gpt2(folder) / "vocab.bpe").write_bytes(b"\xff\xfe\x00")
-    if case == "other merges":
-        with (write_gpt2(folder) / "vocab.bpe").open("a", encoding="utf-8") as file:
-            file.write("z z\n")
-    if case == "useless merge":
-        write_gpt2(folder)
-        vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        vocab["hll"] = len(vocab)
-        vocab["hel"] = len(
-            vocab
-        )  # "hel" starts as h e l: he joins first, and then there is no (h, el)
-        vocab["el"] = len(vocab)
-        (folder / "encoder.json").write_text(json.dumps(vocab), encoding="utf-8")
-        with (folder / "vocab.bpe").open("a", encoding="utf-8") as file:
-            file.write("h ll\ne l\nh el\n")
-    if case == "merge twice":
-        with (write_gpt2(folder) / "vocab.bpe").open("a", encoding="utf-8") as file:
-            file.write("h e\n")
-    if case in ("id gap", "no end of text"):
-        path = write_gpt2(folder) / "encoder.json"
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-        if case == "id gap":
-            vocab["<|endoftext|>"] += 5
-        else:
-            del vocab["<|endoftext|>"]
-        path.write_text(json.dumps(vocab), encoding="utf-8")
+def half(folder):
+    (write_gpt2(folder) / "vocab.bpe").unlink()
     return folder
+
+
+def put(path, content):
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append(path, content):
+    put(path, path.read_bytes() + content.encode())
+
+
+def lines_of(folder, keep):
+    path = write_llama3(folder) / "tokenizer.model"
+    put(path, b"".join(keep(path.read_bytes().splitlines(True))))
+
+
+def vocabulary(folder, change):
+    path = write_gpt2(folder) / "encoder.json"
+    vocab = json.loads(path.read_text(encoding="utf-8"))
+    change(vocab)
+    put(path, json.dumps(vocab))
+    return folder / "vocab.bpe"
+
+
+def useless(vocab):
+    # "hel" starts as h e l: he joins first, and then there is no (h, el)
+    for token in ("hll", "hel", "el"):
+        vocab[token] = len(vocab)
+
+
+def cut(path):
+    put(path, path.read_bytes()[:-60])
+
+
+DAMAGE = {  # one way to be wrong each; a path that is returned is the one to load
+    "no such path": lambda f: f / "nowhere",
+    "empty folder": lambda f: f,
+    "one half": half,
+    "one half named": lambda f: half(f) / "encoder.json",
+    "only tokenizer.json": lambda f: put(f / "tokenizer.json", "{}"),
+    "other text": lambda f: put(f / "tokenizer.model", "hello\n") or f / "tokenizer.model",
+    "cut model": lambda f: cut(write_sentencepiece(f) / "tokenizer.model"),
+    "two models": lambda f: (write_sentencepiece(f, "a.model"), write_llama3(f, "b.model"))[2:],
+    "model and pair": lambda f: write_sentencepiece(write_gpt2(f)),
+    "bad rank line": lambda f: append(write_llama3(f) / "tokenizer.model", "!!! x\n"),
+    "missing rank": lambda f: lines_of(f, lambda lines: lines[:-3] + lines[-1:]),
+    "missing byte": lambda f: lines_of(f, lambda lines: lines[:200]),
+    "not json": lambda f: put(write_gpt2(f) / "encoder.json", "{"),
+    "json list": lambda f: put(write_gpt2(f) / "encoder.json", "[1, 2]"),
+    "binary merges": lambda f: put(write_gpt2(f) / "vocab.bpe", b"\xff\xfe\x00"),
+    "other merges": lambda f: append(write_gpt2(f) / "vocab.bpe", "z z\n"),
+    "useless merge": lambda f: append(vocabulary(f, useless), "h ll\ne l\nh el\n"),
+    "merge twice": lambda f: append(write_gpt2(f) / "vocab.bpe", "h e\n"),
+    "id gap": lambda f: vocabulary(f, lambda v: v.update({"<|endoftext|>": len(v) + 4})) and f,
+    "no end of text": lambda f: vocabulary(f, lambda v: v.pop("<|endoftext|>")) and f,
+}
+
+
+def damage(folder, case):
+    """The path to load, wrong in one way."""
+    return DAMAGE[case](folder) or folder
 
 
 CASES = {
