@@ -278,6 +278,7 @@ def metrics_of_partial(out):
     return path.read_bytes().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_started_again_the_weights_are_bit_for_bit_the_same(straight, killed):
     out, hits, text = killed
     assert hits == {"before": 1, "save": 3, "step": 6}, hits
