@@ -1,15 +1,19 @@
-"""A training step on one GPU against transformers' LlamaForCausalLM with sdpa on the same card: tokens/s, MFU, peak memory. bench/gpu.sh runs it.
+"""One NVIDIA GPU, measured whole: training, decoding, questions, attention, resume.
 
-    python bench/gpu.py                    LLaMA 1.3B and 7B, block 2048, bfloat16 compute, whatever plan.py says fits
-    python bench/gpu.py --toy              a toy on the CPU, to try the script
+    python bench/gpu.py --out DIR          DIR/gpu.json grows case by case, DIR/gpu.md is its tables
+    python bench/gpu.py --toy              a case of every kind at toy size on the CPU
 
-First both take three steps of a small model from the same weights and rows on the card: the losses must agree to 2 % (bfloat16), or nothing is timed. Then every case runs in a process of
-its own, since a peak is of a process; ours is train.py's step (adamw-scaled, float32 weights), theirs forward, backward, clip and fused AdamW: with float32 weights under autocast, as
-ours, and all in bfloat16. Two steps warm up; --steps are timed together. MFU by plan.py's formula for all. A case that does not fit or fails is a row that says so.
+bench/gpu.sh runs it. First ours and transformers take three steps of a small model from the same
+weights and rows: the losses must agree to 2 % (bfloat16), or nothing is timed. Every case runs in a
+process of its own (bench/gpu_cases.py), since a peak is of a process. Ours is train.py's step
+(adamw-scaled, float32 weights); theirs is forward, backward, clip and fused AdamW. A case that
+fails is a row with its reason, and the end of its output is in the JSON.
 Left out: data loading, several GPUs.
 """
 
 import argparse
+import concurrent.futures
+import datetime
 import json
 import os
 import pathlib
@@ -17,443 +21,456 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import numpy as np
+from gpu_cases import config_of
 
-LR = 1e-4
+from host import files
+
+HERE = pathlib.Path(__file__).resolve().parent
+LIMIT = 150  # seconds of a case that states none
 ROOM = 0.92  # of the card's memory may be planned: the rest is XLA's own and fragmentation
+OURS = {"kind": "step", "program": "ours", "attention": "auto", "optimizer": "adamw-scaled"}
+THEIRS = {"kind": "step", "program": "transformers"}
+FLOAT32 = {"grads": "float32", "moment": "float32"}
+BFLOAT16 = {"grads": "bfloat16", "moment": "bfloat16"}
+RESUME = ["--deterministic", "--dtype", "bfloat16", "--schedule", "constant", "--samples", "0"]
 
 
-def config_of(name):
-    import model
+# --- cases ---
 
+
+def steps(name: str, batch: int, block: int, number: int) -> dict:
+    """A model's training steps by a short name: ours, theirs, variants of both."""
+    shape = {"config": name, "batch": batch, "block": block, "steps": number}
+    dots, full = OURS | shape | {"remat": "dots"}, OURS | shape | {"remat": "full"}
+    theirs = THEIRS | shape | {"remat": "none", "weights": "float32"}
     return {
-        "toy": lambda: model.llama(512, 64, 2, 2, 176, 64, 1e-5),
-        "check": lambda: model.llama(
-            512, 256, 2, 2, 704, 256, 1e-5
-        ),  # heads of 128, which every attention kernel takes
-        "1.3b": lambda: model.llama(32000, 2048, 24, 16, 5504, 2048, 1e-5),
-        "7b": lambda: model.preset("llama-7b"),
-    }[name]()
-
-
-# ---------------------------------------------------------------------------------------------------- the two programs
-
-
-def ours(case, tokens, weights=None):
-    """(a function that takes n steps and returns their losses, how much it holds at its peak in bytes, what ran). case: config name, remat, grads, moment, attention, optimizer."""
-    import jax
-    import jax.numpy as jnp
-
-    import model
-    import sharding
-    import train
-    from training import batches
-    from training.start import new_state, state_like, step_options
-
-    config, device = config_of(case["config"]), jax.devices()[0]
-    mesh, layout = sharding.make_mesh(1, 1, [device]), model.make_layout(config, 1, 1)
-    names = dict(
-        dtype="bfloat16",
-        grad_dtype=case["grads"],
-        block=tokens.shape[1] - 1,
-        attention=case["attention"],
-        remat=case["remat"],
-        prefetch=None,
-        pack="stream",
-    )
-    compute = step_options(argparse.Namespace(**names), config, device.platform, 1)
-    step = train.make_step(
-        config,
-        mesh,
-        layout,
-        compute,
-        train.Optimizer(case["optimizer"], 0.9, 0.95, 0.0, 1.0),
-        lambda count: jnp.float32(LR),
-        "token",
-    )
-    like, spec = (
-        state_like(config, mesh, layout, jnp.dtype(case["moment"])),
-        sharding.shardings(layout.stacked(config), mesh),
-    )
-    weights = (
-        model.initialise(config, mesh, layout, 0)
-        if weights is None
-        else {n: jax.device_put(x, spec[n]) for n, x in weights.items()}
-    )
-    held = {"state": new_state(weights, like)}
-    del weights
-    rows = {"tokens": tokens, "loss_mask": np.ones(tokens.shape, np.int8)}
-    batch = batches.device_batch(lambda i: rows, np.arange(len(tokens)), 1, mesh)
-
-    def run(n):
-        losses = []
-        for _ in range(n):
-            held["state"], metrics = step(held["state"], batch)
-            losses.append(metrics["loss"])
-        return [float(x) for x in losses]
-
-    return (
-        run,
-        lambda: (device.memory_stats() or {}).get("peak_bytes_in_use"),
-        f"{device.device_kind}, jax {jax.__version__}, attention {compute.attention}",
-    )
-
-
-def theirs(case, tokens, weights=None):
-    """The same of transformers. case: config name, remat (full: gradient checkpointing), weights (float32 under autocast, or bfloat16), compile."""
-    import torch
-    import transformers
-
-    import model
-    from checkpoint import huggingface
-    from checkpoint.names import file_names
-
-    config, device = config_of(case["config"]), "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        net = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(
-                **huggingface.write_config(config), attn_implementation="sdpa", use_cache=False
-            )
-        ).to(getattr(torch, case["weights"]))
-    if weights is not None:
-        state = {}
-        for name, row in model.weight_table(config).items():
-            for i in range(config.L if row.layered else 1):
-                x = np.asarray(weights[name][i] if row.layered else weights[name])
-                x = x[: config.V] if row.dims[0] == "V" else x
-                state[file_names(config)[name].hf.format(i)] = torch.from_numpy(
-                    np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x)
-                )
-        net.load_state_dict(state, strict=True)
-    if case["remat"] == "full":
-        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    net.train()
-    opt = torch.optim.AdamW(
-        net.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
-    )
-    forward = torch.compile(net) if case.get("compile") else net
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(device)
-
-    def run(n):
-        losses = []
-        for _ in range(n):
-            opt.zero_grad(set_to_none=True)
-            with torch.autocast(device, torch.bfloat16, enabled=case["weights"] == "float32"):
-                logits = forward(ids[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), ids[:, 1:].flatten()
-            )
-            del logits
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            opt.step()
-            losses.append(loss.detach())
-        return [float(x) for x in losses]  # waits for the card
-
-    peak = torch.cuda.max_memory_allocated if device == "cuda" else lambda: None
-    return (
-        run,
-        peak,
-        f"{torch.cuda.get_device_name() if device == 'cuda' else 'cpu'}, torch {torch.__version__}, transformers {transformers.__version__}, sdpa",
-    )
-
-
-def one(case):
-    """Run a case in this process -> its figures."""
-    config = config_of(case["config"])
-    tokens = (
-        np.random.default_rng(0)
-        .integers(0, config.V, (case["batch"], case["block"] + 1))
-        .astype(np.int32)
-    )
-    if case["program"] == "check":
-        import model
-        import sharding
-
-        weights = {
-            n: np.asarray(x)
-            for n, x in model.initialise(
-                config, sharding.make_mesh(1, 1), model.make_layout(config, 1, 1), 0
-            ).items()
-        }
-        steps = {f.__name__: f(case, tokens, weights)[0](3) for f in (ours, theirs)}
-        worst = max(abs(a / b - 1) for a, b in zip(*steps.values(), strict=True))
-        return steps | {"worst": worst}
-    run, peak, what = (ours if case["program"] == "ours" else theirs)(case, tokens)
-    start = time.perf_counter()
-    first = run(2)
-    ready = time.perf_counter() - start
-    start = time.perf_counter()
-    losses = run(case["steps"])
-    seconds = (time.perf_counter() - start) / case["steps"]
-    assert np.all(np.isfinite(losses)), losses
-    return {
-        "seconds": seconds,
-        "ready": ready,
-        "peak": peak(),
-        "what": what,
-        "first": first[0],
-        "last": losses[-1],
+        "ours": dots | FLOAT32,
+        "more rows": dots | FLOAT32 | {"batch": 2 * batch},
+        "lean": full | FLOAT32,
+        "packed": dots | FLOAT32 | {"packed": True},
+        "half": dots | BFLOAT16,
+        "least": full | BFLOAT16,
+        "theirs": theirs,
+        "theirs lean": theirs | {"remat": "full"},
+        "theirs bfloat16": theirs | {"weights": "bfloat16"},
     }
 
 
-# --------------------------------------------------------------------------------------------------------------- driver
+def untimed(toy: bool) -> list:
+    """What runs first, side by side: nothing in it is timed."""
+    shape = {"config": "check", "batch": 4, "block": 256, "remat": "full", "weights": "float32"}
+    check = OURS | FLOAT32 | shape | {"kind": "check", "optimizer": "adamw"}
+    text = {"kind": "text", "config": "check", "prompt": 40, "new": 40}
+    small = ["--block", "128", "--batch", "4"] if toy else []
+    resume = {"kind": "resume", "steps": 4 if toy else 16}
+    return [check, text] + [
+        resume | {"pack": pack, "flags": [*RESUME, "--pack", pack, *small]}
+        for pack in ("stream", "documents")
+    ]
 
 
-def planned(config, batch, block, remat, grads, moment, platform):
-    """plan.py's bytes for a step of ours on one device."""
+def toys() -> list:
+    """A case of every kind at toy size."""
+    step = steps("toy", 2, 128, 2)
+    tiny = {"batches": [1, 4], "prompt": 16, "new": 16}
+    return [
+        {"kind": "ceiling", "size": 256, "copied": 2**20},
+        step["ours"],
+        step["packed"] | {"options": {"unroll": True}},
+        step["theirs"],
+        {"kind": "decode", "config": "toy"} | tiny,
+        {"kind": "their_decode", "config": "toy"} | tiny,
+        questions("toy", 2, 4, 60, [8, 16]),
+        attention(2, 128, 2, 16, ["blockwise"]),
+    ]
+
+
+def timed(number: int) -> list:
+    """Every timed case in the order of interest: time may run out."""
+    middle, small = steps("1.3b", 8, 2048, number), steps("smollm2-135m", 8, 2048, number)
+    half, whole = steps("7b/16", 4, 2048, number), steps("7b", 2, 2048, number)
+    texts = {"batches": [1, 64], "prompt": 64}
+    decode = {"kind": "decode", "new": 448} | texts
+    return [
+        {"kind": "ceiling", "size": 8192, "copied": 2**32},
+        middle["ours"],
+        middle["theirs"],
+        decode | {"config": "7b"},
+        middle["more rows"],
+        decode | {"config": "1.3b"},
+        small["ours"],
+        small["theirs"],
+        half["half"],
+        half["theirs bfloat16"],
+        {"kind": "their_decode", "config": "1.3b", "new": 64} | texts,
+        middle["lean"],
+        middle["theirs lean"],
+        middle["theirs bfloat16"],
+        small["theirs bfloat16"],
+        whole["least"],
+        questions("1.3b", 8, 100, 600, [40, 160]),
+        attention(8, 2048, 16, 128, ["cudnn", "blockwise"]),
+        middle["packed"],
+        questions("7b", 8, 100, 600, [40, 160]),
+    ]
+
+
+def attention(batch, block, heads, head_size, kernels) -> dict:
+    shape = {"batch": batch, "block": block, "heads": heads, "head_size": head_size}
+    return {"kind": "attention", "steps": 10, "kernels": kernels} | shape
+
+
+def questions(name, subjects, each, shots, question) -> dict:
+    shape = {"subjects": subjects, "questions": each, "shots": shots, "question": question}
+    return {"kind": "questions", "config": name, "batch": 16, "alone": 2 * subjects} | shape
+
+
+def planned(case: dict, platform: str) -> int | None:
+    """plan.py's bytes of a training step of ours; None of anything else."""
+    if case["kind"] != "step" or case["program"] != "ours":
+        return None
+    import gpu_cases
     import jax.numpy as jnp
 
     import model
     from training import plan
 
-    compute = model.StepOptions(
-        jnp.dtype("bfloat16"),
-        jnp.dtype(grads),
-        remat=remat,
-        mlp_rows=1 if remat == "full" and platform == "gpu" else None,
-        join=platform != "gpu",
-    )
-    return plan.memory(
-        config,
-        model.make_layout(config, 1, 1),
-        compute,
-        batch=batch,
-        T=block,
-        moment_dtype=jnp.dtype(moment),
-    )["total"]
+    config = config_of(case["config"])
+    options = gpu_cases.options_of(case, config, platform)
+    layout, moment = model.make_layout(config, 1, 1), jnp.dtype(case["moment"])
+    shape = {"batch": case["batch"], "T": case["block"]}
+    return plan.memory(config, layout, options, **shape, moment_dtype=moment)["total"]
 
 
-def fitting(config, name, remat, block, room, platform):
-    """The first of (rows, gradients' dtype, first moment's) whose plan fits into `room` bytes: float32 before bfloat16, more rows before fewer; None where nothing does."""
-    for grads, moment in (("float32", "float32"), ("bfloat16", "bfloat16")):
-        for batch in (8, 4, 2) if name != "toy" else (4,):
-            total = planned(config, batch, block, remat, grads, moment, platform)
-            if total < room:
-                return dict(batch=batch, grads=grads, moment=moment, planned=total)
-    return None
+# --- processes ---
 
 
-def cases(names, room, platform, steps, attention, compiled):
-    """Every case in the order of interest, and notes on what does not fit."""
-    found, notes = [], []
-    for name in names:
-        config = config_of(name)
-        block = min(2048, config.P)
-        common = dict(
-            config=name, block=block, steps=steps, optimizer="adamw-scaled", attention="auto"
-        )
-        full = fitting(config, name, "full", block, room, platform)
-        if not full:
-            least = planned(config, 2, block, "full", "bfloat16", "bfloat16", platform)
-            notes.append(
-                f"{name}: ours needs {least / 2**30:.1f} GiB at least (2 rows, bfloat16 gradients and first moment), {room / 2**30:.1f} are there: left out"
-            )
-            continue
-        found.append(common | full | dict(program="ours", remat="full"))
-        rows = full["batch"]
-        theirs_too = dict(program="transformers", batch=rows, compile=compiled)
-        found.append(common | theirs_too | dict(remat="full", weights="float32"))
-        found.append(common | theirs_too | dict(remat="full", weights="bfloat16"))
-        if name != "7b":
-            dots = fitting(config, name, "dots", block, room, platform)
-            if dots:
-                found.append(common | dots | dict(program="ours", remat="dots"))
-            found.append(common | theirs_too | dict(remat="none", weights="float32"))
-            found += [
-                common | full | dict(program="ours", remat="full", attention=a) for a in attention
-            ]
-    first = lambda c: (
-        c["remat"] == "full" and c["attention"] == "auto" and c.get("weights") != "bfloat16"
-    )
-    return sorted(
-        found, key=lambda c: not first(c)
-    ), notes  # every model once before the variants: time may run out
+def wants(case: dict) -> str:
+    """What its process imports."""
+    if case["kind"] == "check":
+        return "both"
+    theirs = case["kind"] == "their_decode" or case.get("program") == "transformers"
+    return "torch" if theirs else "jax"
 
 
-def child(case, seconds):
-    """A case in a process of its own -> (figures or None, why not)."""
-    env = os.environ | {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"
-    }  # JAX takes three quarters otherwise
-    if case["program"] == "check":
-        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # two programs share the card
+def start(case: dict, alone: bool = True) -> subprocess.Popen:
+    """A process that imports what the case needs and then waits for the case.
+
+    alone: it may take all of the card's memory.
+    """
+    xla = {"MEM_FRACTION": "0.95"} if alone else {"PREALLOCATE": "false"}
+    env = os.environ | {f"XLA_PYTHON_CLIENT_{name}": value for name, value in xla.items()}
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    command = [sys.executable, str(HERE / "gpu_cases.py"), wants(case)]
+    return subprocess.Popen(command, env=env, text=True, **pipes)
+
+
+def finish(process: subprocess.Popen, case: dict, seconds: float) -> dict:
+    """The case's rows, why it failed or None, and the end of what it said then."""
     try:
-        done = subprocess.run(
-            [sys.executable, __file__, "--case", json.dumps(case)],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=max(seconds, 1),
-        )
+        out, error = process.communicate(json.dumps(case) + "\n", timeout=max(seconds, 1))
+        why = None if process.returncode == 0 else reason(error)
     except subprocess.TimeoutExpired:
-        return None, f"not done in {seconds:.0f} s"
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]), None
-    error = done.stderr.strip() or f"exit status {done.returncode}"
-    memory = next(
-        (word for word in ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory") if word in error),
-        None,
-    )
-    return None, "out of memory" if memory else error.splitlines()[-1][:150]
+        process.kill()
+        out, error = process.communicate()
+        why = f"not done in {seconds:.0f} s"
+    rows = []
+    for line in out.splitlines():
+        row = json.loads(line) if line.startswith("{") else {}
+        if "kernels" in row and rows:
+            rows[-1] |= row
+        elif row:
+            rows.append(row)
+    return {"case": case, "rows": rows, "failed": why, "error": error[-4000:] if why else ""}
 
 
-def main(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument(
-        "--models",
-        nargs="+",
-        default=["1.3b", "7b"],
-        choices=["1.3b", "7b"],
-        metavar="NAME",
-        help="[default 1.3b 7b]",
+def reason(error: str) -> str:
+    memory = ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory")
+    if any(word in error for word in memory):
+        return "out of memory"
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return (lines or ["no output"])[-1][:150]
+
+
+def run_all(cases: list, left, room: float, platform: str):
+    """Yield each case's result; the next one's imports are done meanwhile."""
+    waiting = {}
+
+    def fits(case):
+        return (planned(case, platform) or 0) < room
+
+    def ready(i):
+        if i < len(cases) and i not in waiting and fits(cases[i]):
+            waiting[i] = start(cases[i])
+
+    for i, case in enumerate(cases):
+        result = {"case": case, "rows": [], "error": "", "planned": planned(case, platform)}
+        if not fits(case):
+            need, there = result["planned"] / 2**30, room / 2**30
+            yield result | {"failed": f"plan: needs {need:.1f} GiB, {there:.1f} are there"}
+            continue
+        if left() < 20:
+            yield result | {"failed": "time was up"}
+            continue
+        ready(i)
+        ready(i + 1)
+        process = waiting.pop(i)
+        while True:
+            begun = time.monotonic()
+            result |= finish(process, result["case"], min(left(), case.get("limit", LIMIT)))
+            yield result | {"wall": time.monotonic() - begun}
+            again = fewer_rows(result)
+            if again is None or left() < 20:
+                break
+            result, process = {"case": again, "planned": None}, start(again)
+    for process in waiting.values():
+        process.kill()
+
+
+def fewer_rows(result: dict) -> dict | None:
+    """Their training step with half the rows where it ran out of memory, else None."""
+    case = result["case"]
+    if result["failed"] != "out of memory" or case.get("program") != "transformers":
+        return None
+    return case | {"batch": case["batch"] // 2} if case["batch"] > 1 else None
+
+
+# --- tables ---
+
+
+def describe(case: dict) -> str:
+    """A training case's program in words."""
+    if case["program"] == "transformers":
+        weights = "autocast" if case["weights"] == "float32" else "all bfloat16"
+        return (
+            f"transformers, {weights}, checkpointing {'on' if case['remat'] == 'full' else 'off'}"
+        )
+    parts = ["ours", f"remat {case['remat']}"]
+    parts += ["gradients and first moment bfloat16"] * (case["grads"] == "bfloat16")
+    parts += ["packed rows"] * case.get("packed", False)
+    parts += [f"attention {case['attention']}"] * (case["attention"] != "auto")
+    return ", ".join(parts + [f"{k} {v}" for k, v in case.get("options", {}).items()])
+
+
+def decode_cells(case, row) -> list:
+    who = "ours" if case["kind"] == "decode" else "transformers"
+    share = f"{row['share']:.0%}" if row.get("share", 0) > 0 else "-"
+    return [case["config"], who, row["batch"], f"{row['rate']:,.0f}", share]
+
+
+def question_cells(case, row) -> list:
+    how = "shots read once" if row["shared"] else "every prompt read"
+    return [case["config"], how, f"{row['rate']:,.1f}"]
+
+
+def attention_cells(case, row) -> list:
+    name = [row["kernel"], "several documents" if row["packed"] else "one document"]
+    if "failed" in row:
+        return [*name, row["failed"][:60], "-", "-"]
+    ms, tera = row["seconds"] * 1e3, row["flops"] / 1e12
+    return [*name, f"{ms:.2f}", f"{tera:.0f}", f"{row['error']:.1e}"]
+
+
+def resume_cells(case, row) -> list:
+    same = "yes" if row["metrics_same"] else "NO"
+    arrays = f"{row['arrays_same']} of {row['arrays']}"
+    return [case["pack"], row["what"], row["steps"], same, arrays]
+
+
+def step_cells(case, row, plan_bytes, peak) -> list:
+    from training import plan
+
+    tokens = case["batch"] * case["block"]
+    flops = plan.model_flops(config_of(case["config"]), tokens, case["block"])
+    mfu = f"{flops / row['seconds'] / peak:.1%}" if peak else "-"
+    memory = [f"{n / 2**30:.1f}" if n else "-" for n in (row["peak"], plan_bytes)]
+    rate, shape = f"{tokens / row['seconds']:,.0f}", f"{case['batch']} x {case['block']}"
+    return [case["config"], describe(case), shape, rate, mfu, *memory, f"{row['ready']:.0f}"]
+
+
+HEADS = {
+    "step": "model | program | rows x block | tokens/s | MFU | peak GiB | planned GiB | ready s",
+    "decode": "model | program | batch | tokens/s | of the bandwidth",
+    "questions": "model | how | questions/s",
+    "attention": "kernel | rows | forward + backward ms | TFLOP/s | worst error",
+    "resume": "pack | attention | steps | metrics bit for bit | arrays bit for bit",
+}
+
+
+def cells(result: dict, peak: float | None) -> list:
+    """The cells of each row of a result; none of a kind without a table."""
+    case, kind = result["case"], result["case"]["kind"].removeprefix("their_")
+    makers = {
+        "step": lambda case, row: step_cells(case, row, result.get("planned"), peak),
+        "decode": decode_cells,
+        "questions": question_cells,
+        "attention": attention_cells,
+        "resume": resume_cells,
+    }
+    return [makers[kind](case, row) for row in result["rows"]] if kind in makers else []
+
+
+def tables(results: list, peak: float | None) -> str:
+    """Markdown: one table a kind of case, what failed, what the card reaches, who is ahead."""
+    lines = []
+    for kind, head in HEADS.items():
+        mine = [r for r in results if r["case"]["kind"].removeprefix("their_") == kind]
+        rows = [row for r in mine for row in cells(r, peak)]
+        if rows:
+            lines += ["", f"| {head} |", "|---" * len(head.split(" | ")) + "|"]
+            lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines.append("")
+    for r in results:
+        if r["case"]["kind"] == "ceiling" and r["rows"]:
+            flops, moved = r["rows"][0]["flops"] / 1e12, r["rows"][0]["bandwidth"] / 1e12
+            lines.append(f"* reached: products {flops:.0f} TFLOP/s, copies {moved:.2f} TB/s")
+        if r["case"]["kind"] == "text" and r["rows"]:
+            row = r["rows"][0]
+            lines.append(f"* {row['same']} of {row['tokens']} greedy tokens as by full forwards")
+        if r["failed"]:
+            what = describe(r["case"]) if r["case"]["kind"] == "step" else r["case"]["kind"]
+            lines.append(f"* {r['case'].get('config', '')} {what}: {r['failed']}")
+    return "\n".join(lines + ahead(results))
+
+
+def ahead(results: list) -> list:
+    """Our best of each model and figure over theirs."""
+    best = {}
+    for r in results:
+        case = r["case"]
+        for row in r["rows"]:
+            if case["kind"] == "step" and not case.get("packed"):
+                rate, key = case["batch"] * case["block"] / row["seconds"], ("step", case["config"])
+            elif case["kind"].endswith("decode"):
+                rate, key = row["rate"], (f"decode, batch {row['batch']}", case["config"])
+            else:
+                continue
+            side = wants(case)
+            best.setdefault(key, {})[side] = max(rate, best.get(key, {}).get(side, 0))
+    return [
+        f"* {name}, {what}: our best is {side['jax'] / side['torch']:.2f} times transformers' best"
+        for (what, name), side in best.items()
+        if len(side) == 2
+    ]
+
+
+# --- driver ---
+
+
+def card():
+    """(platform, kind, whether torch sees a GPU, bytes) of the device."""
+    probe = (
+        "import jax, json, torch, transformers; d = jax.devices()[0]; print(json.dumps([d.platform,"
+        " d.device_kind, torch.cuda.is_available(), (d.memory_stats() or {}).get('bytes_limit')]))"
     )
-    p.add_argument(
-        "--steps", type=int, default=12, metavar="N", help="timed steps [default %(default)s]"
-    )
-    p.add_argument(
-        "--minutes",
-        type=float,
-        default=9.5,
-        metavar="M",
-        help="what has not begun by then is left out and named [default %(default)s]",
-    )
-    p.add_argument(
-        "--attention",
-        nargs="*",
-        default=["blockwise"],
-        metavar="KERNEL",
-        help="other kernels to try with the smaller model [default %(default)s]",
-    )
-    p.add_argument("--compile", action="store_true", help="torch.compile for theirs (minutes more)")
-    p.add_argument("--toy", action="store_true", help="a toy on the CPU")
-    p.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
-    args = p.parse_args(argv)
-    if args.case:
-        print(json.dumps(one(args.case)))
-        return 0
-    started = time.monotonic()
-    left = lambda: args.minutes * 60 - (time.monotonic() - started)
-    if args.toy:
-        os.environ |= {
-            "JAX_PLATFORMS": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        }  # compiling is most of it
-    probe = "import jax, json, torch, transformers; d = jax.devices()[0]; print(json.dumps([d.platform, d.device_kind, torch.cuda.is_available(), (d.memory_stats() or {}).get('bytes_limit')]))"
-    seen = subprocess.run(
-        [sys.executable, "-c", probe],
-        env=os.environ
-        | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        capture_output=True,
-        text=True,
-    )
+    free = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "1.0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    command = [sys.executable, "-c", probe]
+    seen = subprocess.run(command, env=os.environ | free, capture_output=True, text=True)
     if seen.returncode:
-        print(
-            f"gpu.py: {seen.stderr.strip().splitlines()[-1]}: pip install -r requirements-compare.txt",
-            file=sys.stderr,
+        raise ValueError(
+            f"{seen.stderr.strip().splitlines()[-1]}: pip install -r requirements-compare.txt"
         )
-        return 2
-    platform, kind, torch_too, limit = json.loads(seen.stdout.splitlines()[-1])
-    if not args.toy and (platform != "gpu" or not torch_too):
+    return json.loads(seen.stdout.splitlines()[-1])
+
+
+class Report:
+    """The JSON and the Markdown, written again after every case."""
+
+    def __init__(self, out, kind, peak):
+        self.out, self.peak, self.results = pathlib.Path(out), peak, []
+        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+        self.head = {"card": kind, "date": when, "command": " ".join(sys.argv)}
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, result: dict):
+        self.results.append(result)
+        files.write_json(self.out / "gpu.json", self.head | {"results": self.results})
+        files.write_whole(self.out / "gpu.md", tables(self.results, self.peak) + "\n")
+        rows = " / ".join(", ".join(map(str, row)) for row in cells(result, self.peak))
+        said = result["failed"] or rows or result["rows"]
+        print(f"{result.get('wall', 0):4.0f} s  {result['case']['kind']}: {said}", flush=True)
+
+
+def chosen(cases: list, only: list | None) -> list:
+    """The cases whose kind or KIND:CONFIG is asked for, all where nothing is."""
+
+    def names(case):
+        return {case["kind"], f"{case['kind']}:{case.get('config', '')}"}
+
+    return [case for case in cases if not only or names(case) & set(only)]
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--out", default="out/gpu", metavar="DIR", help="[default %(default)s]")
+    p.add_argument("--steps", type=int, default=12, metavar="N", help="timed [default %(default)s]")
+    p.add_argument(
+        "--minutes", type=float, default=9.0, metavar="M",
+        help="what has not begun by then is left out and named [default %(default)s]",
+    )  # fmt: skip
+    p.add_argument("--only", nargs="+", metavar="KIND[:MODEL]", help="e.g. step:1.3b decode")
+    p.add_argument("--profile", action="store_true", help="kernels' times of ours into the JSON")
+    p.add_argument("--toy", action="store_true", help="toys on the CPU")
+    return p
+
+
+def usable_card(toy: bool):
+    """`card`, or ValueError where there is no GPU and the run is no toy."""
+    platform, kind, torch_too, limit = card()
+    if not toy and (platform != "gpu" or not torch_too):
         blind = "JAX" if platform != "gpu" else "torch"
-        print(
-            f'gpu.py: {blind} sees no NVIDIA GPU: pip install -U "jax[cuda12]" torch (their CUDA builds), or try the script with --toy',
-            file=sys.stderr,
+        raise ValueError(
+            f'{blind} sees no NVIDIA GPU: pip install -U "jax[cuda12]" torch (their CUDA builds), '
+            "or try the script with --toy"
         )
+    return platform, kind, limit
+
+
+def side_by_side(cases: list, left) -> list:
+    """The results of cases that are not timed."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        started = [start(case, alone=False) for case in cases]
+        seconds = [min(left(), case.get("limit", LIMIT)) for case in cases]
+        return list(pool.map(finish, started, cases, seconds))
+
+
+def main(argv=None) -> int:
+    args = parser().parse_args(argv)
+    started = time.monotonic()
+
+    def left():
+        return args.minutes * 60 - (time.monotonic() - started)
+
+    if args.toy:
+        quick = "--xla_backend_optimization_level=0"  # compiling is most of it
+        os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": quick}
+    try:
+        platform, kind, limit = usable_card(args.toy)
+    except ValueError as error:
+        print(f"gpu.py: {error}", file=sys.stderr)
         return 2
     from training import plan
 
-    peak = plan.peak_flops(kind)
-    room = limit * ROOM if limit else 4 * 2**30
-    check = dict(
-        program="check",
-        config="check",
-        batch=4,
-        block=256,
-        remat="full",
-        grads="float32",
-        moment="float32",
-        attention="auto",
-        optimizer="adamw",
-        weights="float32",
-    )
-    figures, why = child(check, left())
-    if figures is None or not figures["worst"] < 0.02:
-        print(
-            f"gpu.py: the two programs do not take the same step ({why or figures}): nothing is timed",
-            file=sys.stderr,
-        )
+    patience = {"limit": 1000} if args.toy else {}  # a busy CPU
+    report = Report(args.out, kind, plan.peak_flops(kind))
+    first = chosen(untimed(args.toy), args.only and [*args.only, "check", "text"])
+    for result in side_by_side([case | patience for case in first], left):
+        report.add(result)
+    check = report.results[0]
+    if check["failed"] or not check["rows"][0]["worst"] < 0.02:
+        why = check["failed"] or check["rows"]
+        print(f"gpu.py: not the same step ({why}): nothing is timed", file=sys.stderr)
         return 1
-    print(
-        f"{kind}; peak {f'{peak / 1e12:.0f} TFLOP/s' if peak else 'not known'}; the same step from the same weights: losses differ by {figures['worst']:.2e}"
-    )
-    found, notes = cases(
-        ["toy"] if args.toy else args.models,
-        room,
-        platform,
-        args.steps if not args.toy else 3,
-        args.attention,
-        args.compile,
-    )
-    print(
-        "\n| model | program | rows x block | tokens/s | MFU | peak GiB | planned GiB | ready s |\n"
-        + "|---" * 8
-        + "|",
-        flush=True,
-    )
-    speed, skipped = {}, []
-    for case in found:
-        config = config_of(case["config"])
-        program = (
-            f"ours, remat {case['remat']}, gradients {case['grads']}, first moment {case['moment']}"
-            if case["program"] == "ours"
-            else (
-                f"transformers, {'float32 weights, autocast' if case['weights'] == 'float32' else 'all bfloat16'}, checkpointing {'on' if case['remat'] == 'full' else 'off'}"
-                + ", compiled" * case["compile"]
-            )
-        )
-        if case["attention"] != "auto":
-            program += f", attention {case['attention']}"
-        if left() < 30:
-            skipped.append(f"{case['config']}: {program}")
-            continue
-        figures, why = child(case, left())
-        shape = f"{case['batch']} x {case['block']}"
-        if figures is None:
-            print(f"| {case['config']} | {program} | {shape} | {why} | | | | |", flush=True)
-            continue
-        tokens = case["batch"] * case["block"]
-        mfu = (
-            f"{plan.model_flops(config, tokens, case['block']) / figures['seconds'] / peak:.1%}"
-            if peak
-            else "-"
-        )
-        gib = lambda n: f"{n / 2**30:.1f}" if n else "-"
-        print(
-            f"| {case['config']} | {program} | {shape} | {tokens / figures['seconds']:,.0f} | {mfu} | {gib(figures['peak'])} | {gib(case.get('planned'))} | {figures['ready']:.0f} |",
-            flush=True,
-        )
-        notes.append(
-            f"{case['config']}, {program}: {figures['what']}; loss {figures['first']:.3f} -> {figures['last']:.3f} on one batch"
-        )
-        mine = case["program"] == "ours"
-        best = speed.setdefault(case["config"], {})
-        best[mine] = max(best.get(mine, 0), tokens / figures["seconds"])
-    print("\n" + "\n".join(f"* {line}" for line in notes))
-    if args.toy:
-        print("* a toy's figures mean nothing: the script runs through")
-    for name, best in speed.items():
-        if len(best) == 2 and not args.toy:
-            print(f"* {name}: our best is {best[True] / best[False]:.2f} times transformers' best")
-    for line in skipped:
-        print(f"* left out, {args.minutes:g} minutes were up: {line}")
-    print(
-        f"MFU: {plan.FLOPS_FORMULA}, over the peak of dense bfloat16; {(time.monotonic() - started) / 60:.1f} minutes in all"
-    )
+    cases = chosen(toys() if args.toy else timed(args.steps), args.only)
+    cases = [case | patience | {"profile": args.profile} for case in cases]
+    for result in run_all(cases, left, limit * ROOM if limit else 4 * 2**30, platform):
+        report.add(result)
+    minutes = (time.monotonic() - started) / 60
+    print(tables(report.results, report.peak))
+    print(f"\nMFU: {plan.FLOPS_FORMULA}, over the peak of dense bfloat16.")
+    print(f"{kind}, {minutes:.1f} minutes in all.")
     return 0
 
 
