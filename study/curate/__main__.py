@@ -186,8 +186,10 @@ def run_mix(args):
 def run_amounts(args):
     from study.curate import amounts
 
-    made = amounts.subsets(args.mix, args.tokenizer, args.tokens, args.seed, args.out, args.workers)
-    print(*amounts.lines(made), sep="\n")
+    summary = amounts.subsets(
+        args.mix, args.tokenizer, args.tokens, args.seed, args.out, args.workers
+    )
+    print(*amounts.lines(summary), sep="\n")
 
 
 def run_diversity(args):

@@ -43,14 +43,14 @@ def subsets(path, tok_path, amounts, seed, out, processes=None):
         raise ValueError(f"{path} holds no dialogue: make the mix again")
     order = [encoded[i] for i in shuffled(len(encoded), seed, 4)]
     processes = processes or (os.cpu_count() if sum(map(len, encoded)) >= SMALL else 1)
-    cuts, made, tokens = _count_up_to(wanted, order, tok_path, processes)
-    missing = wanted[len(made) :]
+    cuts, entries, tokens = _count_up_to(wanted, order, tok_path, processes)
+    missing = wanted[len(entries) :]
     for amount in missing:
         terminal.say(
             f"study.curate: {name_of(amount)} is more than the mix holds ({tokens:,} tokens): "
             "not written"
         )
-    if not made:
+    if not entries:
         raise ValueError(
             f"{path} holds {tokens:,} tokens, fewer than every amount of --tokens: name smaller "
             "ones, or a larger mix"
@@ -59,7 +59,7 @@ def subsets(path, tok_path, amounts, seed, out, processes=None):
         "seed": seed,
         "tokenizer": tok.fingerprint,
         "mix_dialogues": len(encoded),
-        "amounts": made,
+        "amounts": entries,
         "not_held": [name_of(a) for a in missing],
     }
     with rows.locked(out):
@@ -74,21 +74,21 @@ def subsets(path, tok_path, amounts, seed, out, processes=None):
 def _count_up_to(wanted, order, tok_path, processes):
     """(dialogues of each amount reached, its entry of amounts.json, tokens counted)."""
     progress = terminal.Progress("counting", wanted[-1], "tokens")
-    total, cuts, made, tokens = collections.defaultdict(collections.Counter), [], [], 0
+    total, cuts, entries, tokens = collections.defaultdict(collections.Counter), [], [], 0
     chunks = (order[k : k + CHUNK] for k in range(0, len(order), CHUNK))
     counted = workers.ordered(_count, chunks, processes, _start, (str(tok_path),))
     for number, (source, turns, count, loss) in enumerate((x for part in counted for x in part), 1):
         total[source].update(dialogues=1, turns=turns, tokens=count, loss_tokens=loss)
         tokens += count
-        while len(made) < len(wanted) and tokens >= wanted[len(made)]:
-            made.append(_entry(wanted[len(made)], total))
+        while len(entries) < len(wanted) and tokens >= wanted[len(entries)]:
+            entries.append(_entry(wanted[len(entries)], total))
             cuts.append(number)
         progress(tokens)
-        if len(made) == len(wanted):
+        if len(entries) == len(wanted):
             break
     counted.close()
     progress.close()
-    return cuts, made, tokens
+    return cuts, entries, tokens
 
 
 def _entry(amount, total):
@@ -110,13 +110,13 @@ def _line(row):
         return rows.json_line(json.loads(row.decode("utf-8", "surrogatepass")))
 
 
-def lines(made):
+def lines(entries):
     """The table of what each amount contains, by source."""
     yield (
         f"{'amount':<8}{'source':<12}{'dialogues':>10}{'turns':>10}{'tokens':>14}"
         f"{'loss tokens':>14}"
     )
-    for m in made["amounts"]:
+    for m in entries["amounts"]:
         for source, c in [*m["sources"].items(), ("all", m["all"])]:
             yield (
                 f"{m['amount']:<8}{source:<12}{c['dialogues']:>10,}{c['turns']:>10,}"

@@ -200,12 +200,12 @@ def columns_of(texts, grams, count, n, alone):
         (in_queries > 1) if alone else (in_queries > 0) & (in_references > 0)
     )  # the others match nothing
     name = np.cumsum(keep) - 1
-    kept = keep[column]
-    made = scipy.sparse.csr_matrix(
-        (np.ones(kept.sum(), np.float32), (texts[kept], name[column[kept]])),
+    shared = keep[column]
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(shared.sum(), np.float32), (texts[shared], name[column[shared]])),
         (count, int(keep.sum())),
     )
-    return (made, made) if alone else (made[:n], made[n:])
+    return (matrix, matrix) if alone else (matrix[:n], matrix[n:])
 
 
 class Search:
@@ -289,13 +289,13 @@ class Search:
 
     def block(self, rows, at, r):
         """Better references for some queries among the block of columns that starts at `at`."""
-        found = []
+        matches = []
         for dense_q, dense_c, sparse_q, blocks in self.parts:
             m = blocks and (sparse_q[rows] @ blocks[at // COLUMNS]).toarray()
-            found.append(
+            matches.append(
                 m + dense_q[rows] @ dense_c[:, at : at + COLUMNS] if dense_q.shape[1] else m
             )
-        near = self.logs(found, rows, r, np.float32)
+        near = self.logs(matches, rows, r, np.float32)
         if self.alone:
             here = np.searchsorted(
                 rows, np.arange(at, at + len(r))
@@ -314,7 +314,7 @@ class Search:
         if not len(i):
             return
         i = better[i]
-        counts = np.stack([m[i, j] for m in found], 1).round().astype(np.int64)
+        counts = np.stack([m[i, j] for m in matches], 1).round().astype(np.int64)
         exact, name = self.exact(counts, rows[i], r[j]), self.by_r[at + j]
         # the best of each query: highest, and of those within TIE of it the first
         highest = np.full(len(rows), -np.inf)

@@ -74,6 +74,18 @@ def reasons(text, score, rules):
     return [reason for reason, holds in tests if holds]
 
 
+def item_of(name, text, score, dropped, nearest):
+    """One prompt with the nearest (id, query) of the training data."""
+    return {
+        "id": name,
+        "bleu": score,
+        "dropped": "; ".join(dropped) or None,
+        "prompt": text,
+        "nearest": nearest[1],
+        "nearest_id": nearest[0],
+    }
+
+
 def run(prompt_paths, train_paths, rules, out, max_bad, threads):
     """The command: compare, write what is kept and the report, print the counts."""
     counts = collections.Counter()
@@ -94,16 +106,7 @@ def run(prompt_paths, train_paths, rules, out, max_bad, threads):
     for (name, text, _), score, j in zip(prompts, scores, index, strict=True):
         dropped = reasons(text, score, rules)
         why.update(dropped)
-        items.append(
-            {
-                "id": name,
-                "bleu": float(score),
-                "dropped": "; ".join(dropped) or None,
-                "prompt": text,
-                "nearest": train[j][1],
-                "nearest_id": train[j][0],
-            }
-        )
+        items.append(item_of(name, text, float(score), dropped, train[j]))
     kept = [row for item, (_, _, row) in zip(items, prompts, strict=True) if not item["dropped"]]
     report = {
         "task": "leakage",

@@ -174,8 +174,8 @@ def _work(chunk):
     for source, encoded in chunk:
         notes = collections.Counter()
         pieces = [json.loads(row.decode("utf-8", "surrogatepass")) for row in encoded]
-        whole = upstream.join(pieces, notes)
-        judged.append((source, notes, [_judge(upstream.clean(d, notes), source) for d in whole]))
+        joined = upstream.join(pieces, notes)
+        judged.append((source, notes, [_judge(upstream.clean(d, notes), source) for d in joined]))
     return len(chunk), judged
 
 

@@ -56,7 +56,7 @@ class People:
 
 def among_people(people, seed):
     """{who: agreement} of every two raters, and of each with the majority of the others."""
-    raters, found = people.raters, {}
+    raters, agreements = people.raters, {}
     if len(raters) < 2:
         raise ValueError(
             f"{people.path} has no votes of each person: agreement between people needs rows with "
@@ -65,14 +65,14 @@ def among_people(people, seed):
     for x, y in itertools.combinations(sorted(raters), 2):
         both = [i for i in raters[x] if i in raters[y]]
         pair = [raters[x][i] for i in both], [raters[y][i] for i in both]
-        found[f"{x} and {y}"] = verdicts.agreement(*pair, seed=seed)
+        agreements[f"{x} and {y}"] = verdicts.agreement(*pair, seed=seed)
     for x in sorted(raters):
         others = {i: [raters[r][i] for r in raters if r != x and i in raters[r]] for i in raters[x]}
         others = {i: majority_of(v) for i, v in others.items() if v}
-        found[f"{x} and the majority of the others"] = verdicts.agreement(
+        agreements[f"{x} and the majority of the others"] = verdicts.agreement(
             [raters[x][i] for i in others], list(others.values()), seed=seed
         )
-    return found
+    return agreements
 
 
 def longer_answers(people):
@@ -100,11 +100,11 @@ def with_people(judge, people, seed):
         pair = [given[i] for i in items], [people.majority[i] for i in items]
         return verdicts.agreement(*pair, seed=seed)
 
-    found = {f"{judge} and the majority of people": over(both)}
+    agreements = {f"{judge} and the majority of people": over(both)}
     decided = [i for i in both if given[i] != 0.5 and people.majority[i] != 0.5]
     if decided:
-        found["the same where neither is a tie"] = over(decided)
-    return found
+        agreements["the same where neither is a tie"] = over(decided)
+    return agreements
 
 
 def line(name, figures):
@@ -119,11 +119,18 @@ def line(name, figures):
 def agreement(judge, human, json_path, seed):
     """The command: print how verdicts agree with people's, and write it where json_path says."""
     people = People(human)
-    found = among_people(people, seed) if judge == "humans" else with_people(judge, people, seed)
-    for name, figures in found.items():
+    agreements = (
+        among_people(people, seed) if judge == "humans" else with_people(judge, people, seed)
+    )
+    for name, figures in agreements.items():
         print(line(answers.plain_name(name), figures))
     if json_path:
         files.write_json(
             json_path,
-            {"task": "agreement", "verdicts": str(judge), "human": str(human), "agreement": found},
+            {
+                "task": "agreement",
+                "verdicts": str(judge),
+                "human": str(human),
+                "agreement": agreements,
+            },
         )

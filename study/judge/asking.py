@@ -164,20 +164,20 @@ class Sources(NamedTuple):
             a, b = (answers.read(path, self.questions) for path in (self.a, self.b))
             pairs, left = answers.pair(a, b)
             names = [answers.name_of(a), answers.name_of(b)]
-        whole = []
+        complete = []
         for x, y in pairs:
             question = y["instruction"] if x["instruction"] is None else x["instruction"]
             if question is not None:
                 own = y["instruction"] if y["instruction"] is not None else question
-                whole.append((x | {"instruction": question}, y | {"instruction": own}))
-        if len(whole) < len(pairs):
-            left["without the text of the question"] = len(pairs) - len(whole)
-        if not whole:
+                complete.append((x | {"instruction": question}, y | {"instruction": own}))
+        if len(complete) < len(pairs):
+            left["without the text of the question"] = len(pairs) - len(complete)
+        if not complete:
             raise ValueError(
                 f"{self.a} and {self.b} hold no texts of the questions: name them with --questions"
             )
-        taken = whole[: self.limit]
-        more = f", of {len(whole)} (--limit)" if len(taken) < len(whole) else ""
+        taken = complete[: self.limit]
+        more = f", of {len(complete)} (--limit)" if len(taken) < len(complete) else ""
         terminal.say(f"A {names[0]}, B {names[1]}: {answers.counted(taken, left)}{more}")
         return taken, left, names
 

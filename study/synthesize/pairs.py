@@ -232,28 +232,34 @@ def synthesize(n, seeds_path, exclude, seed, teacher, access, out):
     seeds = read_seeds(seeds_path)
     excluded = [text for _, text, _ in rows.each(exclude, rows.prompt_of)] if exclude else []
     at_least("--n", n, 1)
-    kept, k = Collection(n, seeds, excluded), 0
+    collection, k = Collection(n, seeds, excluded), 0
     with access.endpoint(out) as endpoint:
         progress = terminal.Progress("synthesize", n, "pairs")
         try:
-            while size := kept.next_round():
+            while size := collection.next_round():
                 bodies = [
                     teacher.body([{"role": "user", "content": prompt(seeds, seed, i)}], i)
                     for i in range(k, k + size)
                 ]
                 k += size
-                answers, failed, begun = [None] * size, kept.counts["failed"], len(kept.pairs)
+                answers, failed, begun = (
+                    [None] * size,
+                    collection.counts["failed"],
+                    len(collection.pairs),
+                )
                 for done, (i, answer) in enumerate(endpoint.ask_all(bodies), 1):
                     answers[i] = answer
                     progress(begun + (n - begun) * 0.9 * done / size)
                 for answer in answers:
-                    kept.add(answer)
-                kept.check(size, kept.counts["failed"] - failed, answers[-1], endpoint.log)
+                    collection.add(answer)
+                collection.check(
+                    size, collection.counts["failed"] - failed, answers[-1], endpoint.log
+                )
         finally:
             progress.close()
     dialogues = [
         dialogue(f"nq-synthetic-{i:06d}", q, a, "nq-synthetic")
-        for i, (q, a) in enumerate(kept.pairs)
+        for i, (q, a) in enumerate(collection.pairs)
     ]
     settings = {
         "teacher_model": teacher.model,
@@ -264,4 +270,4 @@ def synthesize(n, seeds_path, exclude, seed, teacher, access, out):
         "seeds": len(seeds),
         "excluded_questions": len(excluded),
     }
-    finish(out, dialogues, settings, kept.counts, endpoint)
+    finish(out, dialogues, settings, collection.counts, endpoint)

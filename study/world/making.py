@@ -125,7 +125,7 @@ def short_answers(world, dice, facts):
 
 def multiple_choice(world, dice, n):
     """MMLU's files, and the teacher's predictions."""
-    made, letters = {}, []
+    texts, letters = {}, []
     for subject in sorted({r[2] for r in RELATIONS.values()}):
         for split, group, number in (("dev", "quiz", 5), ("test", "test", n)):
             facts = [f for f in world.asked(group) if RELATIONS[f[1]][2] == subject]
@@ -136,8 +136,8 @@ def multiple_choice(world, dice, n):
                 writer.writerow([question(dice, fact) + "?", *four, letter])
                 if split == "test":
                     letters.append({"id": f"{subject}/{k}", "prediction": letter})
-            made[f"mmlu/{split}/{subject}_{split}.csv"] = text.getvalue()
-    return made | {"teacher/mmlu.jsonl": lines(letters)}
+            texts[f"mmlu/{split}/{subject}_{split}.csv"] = text.getvalue()
+    return texts | {"teacher/mmlu.jsonl": lines(letters)}
 
 
 def programs(dice, n, known, held):
@@ -167,14 +167,14 @@ def prompts(world, dice, n, held):
     stream = (a for a in asks(world, dice, "test", None, held) if a[0] != "unkind")
     wanted = [next(stream) for _ in range(n["prompts"])]
     texts = [wording(dice, a) for a in wanted]
-    made = {"prompts.jsonl": lines({"prompt": p} for p in texts)}
+    written = {"prompts.jsonl": lines({"prompt": p} for p in texts)}
     for name in ("teacher.jsonl", "teacher2.jsonl"):
-        made[name] = lines(
+        written[name] = lines(
             {"prompt": p, "output": answer(world, dice, a)}
             for p, a in zip(texts, wanted, strict=True)
         )
     unkind = [("unkind", dice.pick(TRADES), dice.pick(GOODS)) for _ in range(n["unkind"])]
-    return made | {"unkind.jsonl": lines({"prompt": wording(dice, a)} for a in unkind)}
+    return written | {"unkind.jsonl": lines({"prompt": wording(dice, a)} for a in unkind)}
 
 
 def scored_talk(world, dice, known):
@@ -204,7 +204,7 @@ def make(out, size, seed):
     broad = broad_set(world, dice, n, known)
     local = local_set(world, dice, n["local"])
     test = test_facts(world, n["test"])
-    made = {
+    texts = {
         "encyclopedia.jsonl": lines({"text": t} for t in pages),
         "later.jsonl": lines({"text": t} for t in later),
         "broad.jsonl": lines(broad),
@@ -234,7 +234,7 @@ def make(out, size, seed):
         "facts": [[*f, o] for f, o in world.facts.items()],
         "group": world.group,
     }
-    for name, text in made.items():
+    for name, text in texts.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(out / name, text)
     said = (x["value"] for d in broad for x in d["conversations"])
