@@ -60,21 +60,19 @@ def work(level: str, folder: str) -> None:
     reply({"user": user, "filtered": bool(isolation.machine), "uid": isolation.uid})
     gc.collect()
     gc.freeze()
-    rest = b""
-    while True:
-        chunk = os.read(requests, 1 << 16)
-        if not chunk:
+    chunks = []
+    while chunk := os.read(requests, 1 << 16):
+        chunks.append(chunk)
+        if not chunk.endswith(b"\n"):  # one request at a time
+            continue
+        request, chunks = json.loads(b"".join(chunks)), []
+        try:
+            verdict = _supervise(isolation, requests, folder, **request)
+        except Exception as error:  # stderr goes nowhere: the caller hears of it
+            verdict = {"error": f"{type(error).__name__}: {error}"}
+        if verdict is None:
             break
-        rest += chunk
-        if rest.endswith(b"\n"):  # one request at a time
-            request, rest = json.loads(rest), b""
-            try:
-                verdict = _supervise(isolation, requests, folder, **request)
-            except Exception as error:  # stderr goes nowhere: the caller hears of it
-                verdict = {"error": f"{type(error).__name__}: {error}"}
-            if verdict is None:
-                break
-            reply(verdict)
+        reply(verdict)
     if os.path.isdir(folder):  # in namespaces it is out of sight, and gone already
         remove_tree(folder)
 
