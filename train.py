@@ -19,13 +19,14 @@ if __name__ == "__main__":  # before JAX is imported, which takes seconds
 import dataclasses
 import functools
 import math
-import os
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
 import model
@@ -34,17 +35,20 @@ from checkpoint import paths
 from decoding.opened import open_model
 from decoding.records import Sampling
 from host import terminal
+from model import Config, Layout
 from sharding import DATA
 from training import batches, plan, screen
+from training.flags import Settings
 from training.start import Run, State, start, state_like, step_options
 from training.stop import leave, signals
 
-DETERMINISTIC = " --xla_gpu_deterministic_ops=true"
+Arrays = dict[str, jax.Array]
+Specs = dict[str, Spec]
 
 # --- schedule ---
 
 
-def learning_rate(count, *, lr, warmup, steps, schedule):
+def learning_rate(count, *, lr: float, warmup: int, steps: int, schedule: str) -> jax.Array:
     """Learning rate of the step after `count` steps.
 
     Linear from 0 over `warmup` steps, then constant, or down to 0 at `steps` along a cosine or a
@@ -76,7 +80,7 @@ class Optimizer:
     clip: float
 
 
-def psum_by_axes(sums, specs):
+def psum_by_axes(sums: Arrays, specs: Specs) -> Arrays:
     """name -> a shard's sums [L or 1] -> the same over the whole weights.
 
     One psum for all the weights that are split over the same axes.
@@ -93,7 +97,7 @@ def psum_by_axes(sums, specs):
     return out
 
 
-def layer_square_sums(tree, table):
+def layer_square_sums(tree: Arrays, table: dict[str, model.Weight]) -> Arrays:
     """name -> sum of squares of each layer's matrix [L] (or [1]) in float32, this shard's part."""
     out = {}
     for name, x in tree.items():
@@ -105,7 +109,7 @@ def layer_square_sums(tree, table):
     return out
 
 
-def rms_of(weights, config, specs):
+def rms_of(weights: Arrays, config: Config, specs: Specs) -> Arrays:
     """name -> RMS of each layer's whole matrix, at least 1e-3, to be broadcast against the weight.
 
     All shards count, padding rows do not.
@@ -119,14 +123,14 @@ def rms_of(weights, config, specs):
     return out
 
 
-def adam(g, m, v, t, opt):
+def adam(g, m, v, t, opt: Optimizer) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(direction, first moment, second moment) of bias-corrected Adam at step t, from 1."""
     m = opt.b1 * m + (1 - opt.b1) * g
     v = opt.b2 * v + (1 - opt.b2) * g * g
     return m / (1 - opt.b1**t) / (jnp.sqrt(v / (1 - opt.b2**t)) + 1e-8), m, v
 
 
-def adafactor(g, m, v, t, opt, lr, scale):
+def adafactor(g, m, v, t, opt: Optimizer, lr, scale) -> tuple[jax.Array, jax.Array]:
     """(first moment, second moment) of what EasyLM runs; the first is what the weight loses.
 
     EasyLM's `adamw` with multiply_by_parameter_scale is optax.adafactor unfactored: b2 is an
@@ -137,7 +141,7 @@ def adafactor(g, m, v, t, opt, lr, scale):
     return opt.b1 * m + (1 - opt.b1) * (lr * g * lax.rsqrt(v) * scale), v
 
 
-def update(state, gradients, lr, ok, config, specs, opt):
+def update(state, gradients, lr, ok, config, specs, opt) -> tuple[State, jax.Array]:
     """One step of the optimizer on shards -> (state, global gradient norm).
 
     Where `ok` and the norm are not sound, weights and moments stay. m keeps its dtype.
@@ -171,7 +175,7 @@ def update(state, gradients, lr, ok, config, specs, opt):
 # --- the step ---
 
 
-def token_weights(mask_ABT, loss_mean):
+def token_weights(mask_ABT: jax.Array, loss_mean: str) -> tuple[jax.Array, jax.Array]:
     """(weights [A, B, T] of the loss, the number of loss tokens of the global batch).
 
     token: 1 / loss tokens of the batch. row: EasyLM's 1 / (rows * loss tokens of the row).
@@ -185,8 +189,8 @@ def token_weights(mask_ABT, loss_mean):
     return mask_ABT / jnp.maximum(of_row, 1.0) / rows, count
 
 
-def batch_gradients(weights, batch, weight_ABT, config, layout, options):
-    """(loss, gradients) of this data rank's rows, one micro-batch after the other."""
+def batch_gradients(weights, batch, weight_ABT, config, layout, options) -> tuple[Any, Arrays]:
+    """(loss, gradients) of this data rank's rows, a micro-batch at a time."""
 
     def micro(i, into=None):
         segment_BX = batch["segment"][i] if "segment" in batch else None
@@ -205,7 +209,7 @@ def batch_gradients(weights, batch, weight_ABT, config, layout, options):
     return lax.scan(add, start, jnp.arange(weight_ABT.shape[0]))[0]
 
 
-def make_step(config, mesh, layout, options, opt, schedule, loss_mean):
+def make_step(config: Config, mesh, layout, options, opt, schedule, loss_mean: str) -> Any:
     """The jitted training step: (state, batch) -> (state, metrics); state is donated.
 
     batch: tokens and loss_mask (and segment) [A, B, T + 1], A micro-batches. metrics: loss,
@@ -238,7 +242,7 @@ def make_step(config, mesh, layout, options, opt, schedule, loss_mean):
     return step
 
 
-def make_eval_step(config, mesh, layout, options):
+def make_eval_step(config: Config, mesh: Mesh, layout: Layout, options) -> Any:
     """Jitted (weights, batch of one micro-batch) -> (sum of the loss in nats, loss tokens)."""
 
     def local(weights, batch):
@@ -261,34 +265,34 @@ def make_eval_step(config, mesh, layout, options):
 # --- a run ---
 
 
-def lower_step(settings, like, rows, steps, warmup, *made_for):
-    """The training step lowered for a state and rows like these. made_for: config to options."""
-    s = settings
+def lower_step(settings: Settings, like, rows, length, config, mesh, layout, options) -> Any:
+    """The training step lowered for a state and rows like these. length: steps, warm-up."""
+    s, (steps, warmup) = settings, length
     opt = Optimizer(s.optimizer, s.b1, s.b2, s.weight_decay, s.clip)
     schedule = functools.partial(
         learning_rate, lr=s.lr, warmup=warmup, steps=steps, schedule=s.schedule
     )
-    step = make_step(*made_for, opt, schedule, s.loss_mean)  # pyright: ignore[reportCallIssue]
+    step = make_step(config, mesh, layout, options, opt, schedule, s.loss_mean)
     return step.lower(like, rows)
 
 
-def compile_steps(run: Run):
+def compile_steps(run: Run) -> tuple[Any, Any]:
     """(the training step, the held-out step or None), so that no step's time is compiling."""
-    s, mesh, made_for = run.settings, run.mesh, (run.config, run.mesh, run.layout)
-    like = state_like(*made_for, jnp.dtype(s.moment_dtype))
-    made_for += (run.options,)
-    rows = run.source.batch_like(mesh)
-    step = lower_step(s, like, rows, run.steps, run.warmup, *made_for).compile()
+    s, config, mesh, layout = run.settings, run.config, run.mesh, run.layout
+    like = state_like(config, mesh, layout, jnp.dtype(s.moment_dtype))
+    rows, length = run.source.batch_like(mesh), (run.steps, run.warmup)
+    step = lower_step(s, like, rows, length, config, mesh, layout, run.options).compile()
     if not run.held_out:
         return step, None
     rows = batches.batch_like(run.held_out.columns, run.eval_batch, 1, mesh)
-    return step, make_eval_step(*made_for).lower(like["weights"], rows).compile()
+    eval_step = make_eval_step(config, mesh, layout, run.options)
+    return step, eval_step.lower(like["weights"], rows).compile()
 
 
-def held_out_loss(run: Run, eval_step, weights) -> float:
+def held_out_loss(run: Run, eval_step, weights: Arrays) -> float:
     """Mean loss over the loss tokens of the held-out rows, in nats."""
+    assert run.held_out is not None
     total = count = 0.0
-    assert run.held_out
     for batch in batches.held_out(run.held_out, run.eval_batch, run.mesh):
         loss, tokens = eval_step(weights, batch)
         total, count = total + float(loss), count + float(tokens)
@@ -326,39 +330,33 @@ def fit(run: Run, state: State) -> int:
 
 def finish(run: Run, step: int) -> int:
     """Say how the run ended and what to do next -> exit status."""
-    stopped = step < run.steps
-    status = 128 + (run.stop.number or signal.SIGTERM) if stopped else 0
-    if jax.process_index():
-        return status  # one process speaks
-    run.say(screen.stopped(run.out, step) if stopped else "")
-    if not stopped:
-        run.stop.at_once()  # everything is saved
+    if step < run.steps:
+        run.say(screen.stopped(run.out, step))
+        return 128 + (run.stop.number or signal.SIGTERM)
+    run.stop.at_once()  # everything is saved
+    if jax.process_index() == 0:
         run.say(*screen.summary(run.out, step - run.first, time.time() - run.started))
         if run.settings.samples and run.held_out and jax.process_count() == 1:
             run.say(*screen.replies(replies(run)))
         run.say(*screen.saved(run.out, step))
-    return status
+    return 0
 
 
 def replies(run: Run) -> list[tuple[str, str]]:
     """(prompt, greedy reply) of the first held-out prompts, by the model as it was saved."""
-    s, half, ranks = run.settings, run.settings.block // 2, run.layout.data
-    assert run.held_out
-    prompts = batches.prompts_of(run.held_out, run.tok, s.samples, half)
-    if not prompts:
-        return []
-    mesh = f"{ranks}x{run.layout.tensor}"
-    opened = open_model(str(run.out), mesh=mesh, dtype=s.dtype, batch=len(prompts))
+    s, half, tok = run.settings, run.settings.block // 2, run.tok
+    prompts = batches.prompts_of(run.held_out, tok, s.samples, half) if run.held_out else []
+    mesh = f"{run.layout.data}x{run.layout.tensor}"
+    try:
+        opened = open_model(str(run.out), mesh=mesh, dtype=s.dtype, batch=max(len(prompts), 1))
+    except ValueError as error:  # a mesh that trains a model may lack the room for a whole copy
+        return [("no samples", str(error))]
     outputs = sorted(opened.generate(prompts, Sampling(max_new=half)))
-    marks = {run.tok.bos, run.tok.user, run.tok.assistant}
-    texts = [run.tok.decode([i for i in ids if i not in marks]) for ids in prompts]
-    return [(texts[o.prompt], o.text) for o in outputs]
+    return [(screen.prompt_text(prompts[o.prompt], tok), o.text) for o in outputs]
 
 
-def train(settings, origin) -> int:
+def train(settings: Settings, origin: dict[str, str]) -> int:
     """A whole training -> exit status."""
-    if settings.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + DETERMINISTIC
     with signals() as stop:
         try:
             with start(settings, origin, stop) as (run, state):
@@ -370,7 +368,7 @@ def train(settings, origin) -> int:
             return 128 + (stop.number or signal.SIGINT)
 
 
-def show_plan(settings) -> None:
+def show_plan(settings: Settings) -> None:
     """--plan: what a step would cost; nothing is trained."""
     s = settings
     config = paths.model_config(s.init, s.model) if s.init else model.preset(s.model or "llama-7b")
@@ -379,12 +377,12 @@ def show_plan(settings) -> None:
         like = state_like(config, mesh, layout, jnp.dtype(s.moment_dtype))
         columns = {"tokens": T + 1, "loss_mask": T + 1}
         rows = batches.batch_like(columns, s.batch, s.accumulate, mesh)
-        return lower_step(s, like, rows, 1, s.warmup, config, mesh, layout, options)
+        return lower_step(s, like, rows, (1, s.warmup), config, mesh, layout, options)
 
     plan.show(s, config, functools.partial(step_options, s, config), lower)
 
 
-def run(argv=None) -> int:
+def run(argv: list[str] | None = None) -> int:
     settings, origin = flags.resolve(flags.parser().parse_args(argv))
     if settings.plan is None:
         return train(settings, origin)
@@ -392,7 +390,7 @@ def run(argv=None) -> int:
     return 0
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     return terminal.program(functools.partial(run, argv), "train.py")
 
 

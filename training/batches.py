@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 import data
 from sharding import DATA
+from text.tokenizer import Tokenizer
 
 DTYPES = {"tokens": jnp.int32, "loss_mask": jnp.int8, "segment": jnp.int32, "stop": jnp.int32}
 
@@ -41,16 +42,16 @@ class Source(NamedTuple):
     def rows_of(self, step: int) -> list[int]:
         return self.rows(step)[1].tolist()
 
-    def batch_of(self, step: int, mesh, stop: bool = False) -> dict[str, jax.Array]:
+    def batch_of(self, step: int, mesh: Mesh, stop: bool = False) -> dict[str, jax.Array]:
         """The batch of step `step` on the devices."""
         return device_batch(*self.rows(step), self.accumulate, mesh, stop)
 
-    def batch_like(self, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_like(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and places of `batch_of`, for a step that is compiled before there is a batch."""
         return batch_like(self.train.columns, self.batch, self.accumulate, mesh)
 
 
-def batch_like(columns: dict[str, int], batch: int, accumulate: int, mesh) -> dict[str, Any]:
+def batch_like(columns: dict[str, int], batch: int, accumulate: int, mesh: Mesh) -> dict[str, Any]:
     """What `device_batch` makes of `batch` rows. columns: name -> ids a row."""
     place = NamedSharding(mesh, Spec(None, DATA))
     rows = accumulate, batch // accumulate
@@ -61,7 +62,7 @@ def batch_like(columns: dict[str, int], batch: int, accumulate: int, mesh) -> di
 
 
 def device_batch(
-    read: Callable, indices: np.ndarray, accumulate: int, mesh, stop: bool = False
+    read: Callable, indices: np.ndarray, accumulate: int, mesh: Mesh, stop: bool = False
 ) -> dict[str, jax.Array]:
     """Rows `indices` [B] (-1: a row of padding) as device arrays [A, B / A, T + 1].
 
@@ -72,6 +73,7 @@ def device_batch(
     place = NamedSharding(mesh, Spec(None, DATA))
     parts = {}  # the columns of one data rank -> its rows, read once though tensor ranks share them
     for index in place.addressable_devices_indices_map(grid.shape).values():
+        assert index is not None
         columns = range(*index[1].indices(grid.shape[1]))
         if columns not in parts:
             wanted = grid[:, columns.start : columns.stop].reshape(-1)
@@ -86,20 +88,20 @@ def device_batch(
         name: jax.make_array_from_callback(
             grid.shape + x.shape[2:],
             place,
-            lambda index, name=name: parts[range(*index[1].indices(grid.shape[1]))][name],
+            lambda at, name=name: parts[range(*at[1].indices(grid.shape[1]))][name],  # type: ignore
         )
         for name, x in first.items()
     }
 
 
-def held_out(dataset: data.Dataset, batch: int, mesh) -> Iterator[dict[str, jax.Array]]:
+def held_out(dataset: data.Dataset, batch: int, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """All rows of a data set in order, the last batch filled up with rows of padding."""
     for start in range(0, len(dataset), batch):
         indices = np.arange(start, start + batch)
         yield device_batch(dataset.rows, np.where(indices < len(dataset), indices, -1), 1, mesh)
 
 
-def prompts_of(dataset: data.Dataset, tok, count: int, longest: int) -> list[list[int]]:
+def prompts_of(dataset: data.Dataset, tok: Tokenizer, count: int, longest: int) -> list[list[int]]:
     """The first `count` prompts of a data set, at most one a row, cut out by their loss masks.
 
     A prompt begins where a document does and ends where the first learned token is. Where documents

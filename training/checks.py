@@ -20,7 +20,8 @@ def resolve_model(settings: Settings) -> tuple[model.Config, tokenizer.Tokenizer
         tok = vocabulary.model_tokenizer(init, config, settings.tokenizer, roles)
         load.check(init, settings.model)  # by the headers: a truncated file is found here
     else:
-        config, tok = model.preset(settings.model), tokenizer.load(settings.tokenizer, roles)
+        config = model.preset(settings.model or "")
+        tok = tokenizer.load(settings.tokenizer, roles)
     templates.needed(tok, settings.template)  # says which token is missing
     return dataclasses.replace(config, V=tok.size), tok
 

@@ -57,11 +57,12 @@ def plot(lines: Lines) -> list[str]:
     if len(values) < 8:
         return []
     means = bins(values, 2 * WIDTH)
-    low, high = min(y for _, y in means), max(y for _, y in means)
+    places, heights = [x for x, _ in means], [y for _, y in means]
+    low, high = min(heights), max(heights)
     cells = [[0] * WIDTH for _ in range(HEIGHT)]
     before = None
     for column in range(2 * WIDTH):
-        y = np.interp((column + 0.5) / (2 * WIDTH), *zip(*means, strict=True))
+        y = np.interp((column + 0.5) / (2 * WIDTH), places, heights)
         row = round((high - y) / ((high - low) or 1.0) * (4 * HEIGHT - 1))
         # from the dot before it on, so that a steep curve has no holes
         for r in range(min(row, row if before is None else before), max(row, before or row) + 1):

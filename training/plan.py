@@ -11,7 +11,7 @@ the host), overlap (the floor takes the slower of arithmetic and wire), latency,
 
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -19,6 +19,7 @@ import model
 import sharding
 from host import files
 from sharding import DATA, TENSOR
+from training.flags import Settings
 
 GIB = 2**30
 MOST = 1 << 20  # devices that a count by hand may be asked for
@@ -65,7 +66,7 @@ def peak_flops(device_kind: str) -> float | None:
 # --- by hand ---
 
 
-def shard_sizes(config, layout) -> dict[str, tuple[int, int]]:
+def shard_sizes(config: model.Config, layout: model.Layout) -> dict[str, tuple[int, int]]:
     """name -> (weights of one device's shard, all layers; one layer's gathered over data)."""
     out = {}
     for name, shape in model.shapes(config).items():
@@ -81,7 +82,14 @@ LATER = "logits chunk (before the peak, not added)"
 
 
 def memory(
-    config, layout, options, *, batch, T, accumulate=1, moment_dtype=jnp.float32
+    config: model.Config,
+    layout: model.Layout,
+    options: model.StepOptions,
+    *,
+    batch: int,
+    T: int,
+    accumulate: int = 1,
+    moment_dtype: Any = jnp.float32,
 ) -> dict[str, int]:
     """Bytes of one device at the peak of a step, line by line; `total` is the sum of all but LATER.
 
@@ -119,7 +127,9 @@ def memory(
     return lines | {"logits chunk" if at_peak else LATER: logits, "total": total}
 
 
-def layer_values(config, layout, options, rows, T) -> tuple[int, int, int]:
+def layer_values(
+    config: model.Config, layout: model.Layout, options: model.StepOptions, rows: int, T: int
+) -> tuple[int, int, int]:
     """Values on one device: (a residual [B, T, D], a layer's in its backward pass, those kept)."""
     t, M = layout.tensor, rows * T
     sequence = model.sequence_parallel(layout, T)
@@ -140,7 +150,15 @@ def layer_values(config, layout, options, rows, T) -> tuple[int, int, int]:
     return residual, activations, kept
 
 
-def wire(config, layout, options, *, batch, T, accumulate=1) -> dict[str, int]:
+def wire(
+    config: model.Config,
+    layout: model.Layout,
+    options: model.StepOptions,
+    *,
+    batch: int,
+    T: int,
+    accumulate: int = 1,
+) -> dict[str, int]:
     """Bytes that one device receives in a step, by kind.
 
     A ring passes (n - 1) / n of the gathered array to each device; a sum over ranks that all keep
@@ -182,7 +200,9 @@ def wire(config, layout, options, *, batch, T, accumulate=1) -> dict[str, int]:
     return out
 
 
-def fsdp_minimum(config, layout, options, accumulate=1) -> int:
+def fsdp_minimum(
+    config: model.Config, layout: model.Layout, options: model.StepOptions, accumulate: int = 1
+) -> int:
     """Bytes received a step by FSDP at its best.
 
     Two gathers of all weights in the compute dtype, one reduce-scatter of the gradients in theirs.
@@ -215,7 +235,7 @@ def model_flops(config: model.Config, tokens: int, T: int) -> int:
     return tokens * (6 * matmul + 6 * config.L * T * config.N * config.H)
 
 
-def hardware_flops(config, options, tokens, T) -> float:
+def hardware_flops(config: model.Config, options: model.StepOptions, tokens: int, T: int) -> float:
     """Model FLOPs and what rematerialisation adds: `full` computes every layer's forward again."""
     flops = model_flops(config, tokens, T)
     head = 6 * config.V * config.D * tokens
@@ -223,7 +243,15 @@ def hardware_flops(config, options, tokens, T) -> float:
 
 
 def step_time_bounds(
-    config, layout, options, device: Device, *, batch, T, accumulate=1, mfu=None
+    config: model.Config,
+    layout: model.Layout,
+    options: model.StepOptions,
+    device: Device,
+    *,
+    batch: int,
+    T: int,
+    accumulate: int = 1,
+    mfu: float | None = None,
 ) -> tuple[float, float]:
     """Seconds of (arithmetic, wire) of one step; no step is shorter than the longer.
 
@@ -257,7 +285,15 @@ def hours(steps: int, *args, **kwargs) -> float:
 
 
 def figures(
-    config, layout, options, *, batch, T, accumulate=1, moment_dtype=jnp.float32, steps=None
+    config: model.Config,
+    layout: model.Layout,
+    options: model.StepOptions,
+    *,
+    batch: int,
+    T: int,
+    accumulate: int = 1,
+    moment_dtype: Any = jnp.float32,
+    steps: int | None = None,
 ) -> dict:
     """Everything that --plan counts by hand, ready for JSON: bytes, FLOPs, seconds, hours.
 
@@ -364,7 +400,7 @@ def topology_devices(name: str) -> list:
     from jax.experimental import topologies
 
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401  # type: ignore[import-not-found]
     except ImportError:
         raise ValueError(
             f"--plan {name} compiles with libtpu, which is not installed: "
@@ -379,7 +415,7 @@ def topology_devices(name: str) -> list:
         ) from None
 
 
-def plan(settings, config, options_of, lower) -> tuple[dict, str | None]:
+def plan(settings: Settings, config: model.Config, options_of, lower) -> tuple[dict, str | None]:
     """(`figures` of the run that `settings` describe, the label of what was compiled or None).
 
     options_of(platform, data ranks) -> model.StepOptions. lower(mesh, layout, options, T) -> the
@@ -396,14 +432,16 @@ def plan(settings, config, options_of, lower) -> tuple[dict, str | None]:
             f"--batch {settings.batch} does not divide by {data} data ranks x "
             f"{settings.accumulate} micro-batches: use a multiple of {unit}"
         )
-    mesh = sharding.make_mesh(data, tensor, devices) if topology else None
-    stages = sharding.gather_stages(mesh) if topology else ()
+    mesh = sharding.make_mesh(data, tensor, devices) if devices else None
+    stages = sharding.gather_stages(mesh) if mesh else ()
     layout = model.make_layout(config, data, tensor, stages=stages)
     options = options_of("gpu" if settings.attention == "cudnn" and not topology else "tpu", data)
-    sizes = dict(batch=settings.batch, T=T, accumulate=settings.accumulate, steps=settings.steps)
+    sizes: dict[str, Any] = dict(
+        batch=settings.batch, T=T, accumulate=settings.accumulate, steps=settings.steps
+    )
     moment_dtype = jnp.dtype(settings.moment_dtype)
     counted = figures(config, layout, options, **sizes, moment_dtype=moment_dtype)
-    if not topology:
+    if not mesh:
         return counted, None
     from bench import compiled  # it reads programs of XLA, which nothing else here does
 
@@ -412,7 +450,7 @@ def plan(settings, config, options_of, lower) -> tuple[dict, str | None]:
     return counted | {"compiled": compiled.figures(program, mesh.devices.size)}, label
 
 
-def show(settings, config, options_of, lower) -> None:
+def show(settings: Settings, config: model.Config, options_of, lower) -> None:
     """Print the plan: a table, or JSON with --json. Arguments as for `plan`."""
     counted, label = plan(settings, config, options_of, lower)
     if settings.json:

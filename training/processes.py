@@ -23,9 +23,10 @@ OWN = ("process", "coordinator", "verbose")  # flags in which processes of one r
 
 def gather(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Return when all processes have come to process 0. ValueError that says who has not."""
-    if coordinator in (None, "auto"):
+    if coordinator is None or coordinator == "auto":
         return
     sharding.check_process(coordinator, processes, process)
+    assert processes is not None and process is not None
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator {coordinator} is not HOST:PORT: use e.g. node0:1234")

@@ -6,11 +6,14 @@ For train.py; nothing to run. Left out: the lines of the steps (log.py), the pic
 import pathlib
 import shlex
 import textwrap
+from collections.abc import Sized
 
 import jax
+from jax.sharding import Mesh
 
 import model
 from host import terminal
+from text.tokenizer import Tokenizer
 from training import flags, picture, plan
 
 REPLY = 8  # lines of a reply that are shown
@@ -47,7 +50,9 @@ def opening(
     return lines
 
 
-def about_steps(s: flags.Settings, rows: int, held_out, steps: int, warmup: int) -> list[str]:
+def about_steps(
+    s: flags.Settings, rows: int, held_out: Sized | None, steps: int, warmup: int
+) -> list[str]:
     """How long a run is, and what its learning rate does."""
     held = f"{len(held_out) if held_out else 0:,} held out"
     epochs = steps * s.batch * (1 - s.mix_fraction) / rows
@@ -67,7 +72,7 @@ def about_steps(s: flags.Settings, rows: int, held_out, steps: int, warmup: int)
     return lines
 
 
-def about_flops(config: model.Config, mesh, tokens: int, block: int) -> str:
+def about_flops(config: model.Config, mesh: Mesh, tokens: int, block: int) -> str:
     """How MFU is counted here."""
     kind = mesh.devices.flat[0].device_kind
     flops, peak = plan.model_flops(config, tokens, block), plan.peak_flops(kind)
@@ -91,6 +96,11 @@ def replies(pairs: list[tuple[str, str]]) -> list[str]:
         rows = rows or ["(an empty reply)"]
         lines += [f"    {row}" for row in rows[:REPLY]] + ["    ..."] * (len(rows) > REPLY)
     return lines
+
+
+def prompt_text(ids: list[int], tok: Tokenizer) -> str:
+    """A prompt without the tokens that open it and its turns."""
+    return tok.decode([i for i in ids if i not in (tok.bos, tok.user, tok.assistant)])
 
 
 def stopped(out: pathlib.Path, step: int) -> str:

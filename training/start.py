@@ -7,6 +7,7 @@ packed and weights are read. What was opened is closed when the block ends, howe
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from training import run as run_directory
 from training.flags import Settings
 from training.stop import Stop
 
+DETERMINISTIC = " --xla_gpu_deterministic_ops=true"
 State = dict[str, Any]  # weights, m, v: name -> array; step: how many were taken
 
 
@@ -97,6 +99,8 @@ def set_up(settings: Settings, block_origin: str) -> Setup:
     log.check_boards(settings.tensorboard, settings.wandb)
     out = pathlib.Path(settings.out or terminal.new_out(default_name(settings)))
     run_directory.check_place(out)
+    if settings.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + DETERMINISTIC
     processes.gather(settings.coordinator, settings.processes, settings.process)
     mesh, note = sharding.start_devices(
         settings.mesh, settings.coordinator, settings.processes, settings.process
@@ -233,13 +237,14 @@ def open_data(settings: Settings, tok: Tokenizer) -> tuple[batches.Source, data.
     s = settings
     how = dict(template=s.template, pack=s.pack, block=s.block, seed=s.seed, max_bad=s.max_bad_rows)
     fraction = 0.0 if s.eval_data else s.eval_fraction
-    train, held_out = data.open_dataset(s.data, tok, tokens=s.tokens, eval_fraction=fraction, **how)
+    main: dict[str, Any] = dict(tokens=s.tokens, eval_fraction=fraction, **how)
+    train, held_out = data.open_dataset(s.data, tok, **main)
     if not len(train):
         raise ValueError(
             f"--data {' '.join(s.data)} gives no row of {s.block} tokens: use more data or a "
             "smaller --block"
         )
-    others = dict(tokens=None, eval_fraction=0.0, **how)
+    others: dict[str, Any] = dict(tokens=None, eval_fraction=0.0, **how)
     if s.eval_data:
         held_out, _ = data.open_dataset([s.eval_data], tok, **others)
     mix = data.open_dataset(s.mix, tok, **others)[0] if s.mix else None
@@ -251,6 +256,7 @@ def length(settings: Settings, rows: int) -> tuple[int, int]:
     """(steps, steps of warm-up) of a training on `rows` rows."""
     s, steps = settings, settings.steps
     if steps is None:
+        assert s.epochs is not None  # flags.resolve leaves one of the two
         own_rows = s.batch * (1 - s.mix_fraction)  # of a step, those that are not mixed in
         steps = max(math.ceil(s.epochs * rows / own_rows - 1e-9), 1)
     if s.warmup_fraction is None:
@@ -267,7 +273,7 @@ def state_bytes(config: model.Config, settings: Settings) -> int:
     return (4 + moment + 4) * model.parameter_count(config)
 
 
-def state_like(config: model.Config, mesh: Mesh, layout: model.Layout, moment_dtype) -> State:
+def state_like(config: model.Config, mesh: Mesh, layout: model.Layout, moment_dtype: Any) -> State:
     """The state's arrays as ShapeDtypeStructs with their shardings.
 
     Weights and second moment are float32, the first moment is moment_dtype.

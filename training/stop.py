@@ -62,7 +62,7 @@ class Stop:
     def _leave(self, why):
         terminal.say(f"train.py: {why}")
         sys.stdout.flush()
-        os._exit(128 + self.number)
+        os._exit(128 + (self.number or signal.SIGINT))
 
 
 @contextlib.contextmanager
