@@ -12,7 +12,7 @@ from checkpoint.mapping import half_split, order, place, places
 from checkpoint.paths import file_of
 from checkpoint.tensors import dense
 from host import files
-from text import tokenizer_export
+from text import templates, tokenizer_export
 from text.tokenizer import Tokenizer
 
 Weights = Iterable[tuple[str, int | None, np.ndarray]]  # as load.read_weights gives them
@@ -63,19 +63,21 @@ def write_hf(
     with files.beside(dst, folder=True) as tmp:
         arrays = file_arrays(config, "hf", weights, dtype)
         safetensors_files.write(tmp, plan, arrays, dtype, shard_bytes)
-        ends = {} if tok is None else end_ids(tok)
+        if tok is not None:
+            template = template or ("roles" if tok.roles else None)
+        ends = {} if tok is None else end_ids(tok, template)
         record = huggingface.write_config(config) | ends
         record |= {"torch_dtype": np.dtype(dtype).name} | (marks or {})
         files.write_json(tmp / "config.json", record)
         files.write_json(tmp / "generation_config.json", ends)
         if tok is not None:
-            template = template or ("roles" if tok.roles else None)
             tokenizer_export.write_hf(tok, tmp, template)
 
 
-def end_ids(tok: Tokenizer) -> dict[str, Any]:
+def end_ids(tok: Tokenizer, template: str | None) -> dict[str, Any]:
     """The ids that start and end a text, as config.json has them: several ends are a list."""
-    ends = [tok.eos, *sorted(tok.eos_ids - {tok.eos})]
+    of_template = templates.needed(tok, template)[-1:] if template else []
+    ends = [tok.eos, *sorted((tok.eos_ids | set(of_template)) - {tok.eos})]
     return {
         "bos_token_id": tok.bos if tok.has_bos else None,
         "eos_token_id": ends if len(ends) > 1 else ends[0],

@@ -158,7 +158,8 @@ class Tokenizer:
             "ends": [self.bos, self.eos] if (self.bos, self.eos) != (e.bos, e.eos) else None,
             "start": self.start if self.start != own_start else None,
             "added": {t: i for t, i in self.added.items() if len(e.pieces) <= i < self.base_size},
-            "rows": self.base_size if self.unused else None,
+            # without role tokens, padding changes no id that is packed
+            "rows": self.base_size if self.unused and self.roles else None,
         }
         changes = {key: value for key, value in changes.items() if value not in (None, {})}
         if changes:

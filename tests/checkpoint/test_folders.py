@@ -277,6 +277,23 @@ def test_all_end_tokens_end_what_is_said_and_stay_in_an_export(tmp_path):
         assert there["eos_token_id"] == [2, third] and there["bos_token_id"] == 1
 
 
+def test_the_end_of_a_template_is_an_end_token_of_the_export(tmp_path):
+    config = dataclasses.replace(LLAMA, V=N + 2, L=1)
+    tokens = {"<|im_start|>": N, "<|im_end|>": N + 1}
+    path = run_folder(tmp_path / "run", config, random_weights(config))
+    folder = tmp_path / "run" / "tokenizer"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / "tokenizer.model")
+    (folder / "added_tokens.json").write_text(json.dumps(tokens))
+    record = {"config": dataclasses.asdict(config), "roles": False, "args": {"template": "chatml"}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert main(["convert", path, str(tmp_path / "hf")]) == 0
+    there = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert there["eos_token_id"] == [2, N + 1]
+    config = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert "<|im_start|>" in config["chat_template"]
+
+
 def test_no_bos_is_put_where_the_folder_wants_none(tmp_path):
     path, config = model_folder(tmp_path / "m", N, tokenizer_config={"add_bos_token": False})
     opened = open_model(str(path), mesh="1x1", batch=1)

@@ -127,6 +127,10 @@ def test_transformers_opens_the_export_with_our_numbers_ids_and_template(smollm2
 
 @pytest.mark.slow
 def test_greedy_texts_are_transformers(smollm2, converted, live):
+    """Each of our tokens is the likeliest by transformers behind those before it.
+
+    By induction our text is its greedy text; one pass a prompt instead of 64.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,16 +140,15 @@ def test_greedy_texts_are_transformers(smollm2, converted, live):
     outputs = sorted(opened.generate(prompts, Sampling(64)))
     ties = 0
     for ids, output in zip(prompts, outputs, strict=True):
+        said = output.ids + ([opened.tok.eos] if output.reason == "stop" else [])
+        assert len(said) == 64 or output.reason == "stop"
         with torch.no_grad():
-            out = theirs.generate(
-                torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=2,
-                pad_token_id=2,
-            )  # fmt: skip
-        want = out[0, len(ids) :].tolist()
-        want = want[:-1] if want[-1] == 2 else want
-        if want != output.ids:
-            assert output.margin < NEAR_TIE, (opened.tok.decode(ids), output.text)
+            logits = theirs(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1].numpy()
+        best = logits.argmax(1)
+        for t in np.flatnonzero(best != said):
+            assert logits[t].max() - logits[t, said[t]] < NEAR_TIE, (ids, said, t)
             ties += 1
-    print("texts that a near tie parts:", ties)
-    assert ties <= 4
-    assert outputs[0].text.startswith(" Paris")
+    print("tokens that a near tie parts:", ties, "of", sum(len(o.ids) for o in outputs))
+    for prompt, output in zip(PROMPTS[:3], outputs, strict=False):
+        print(repr(prompt), "->", repr(output.text))
+    assert ties <= 4 and outputs[0].text.startswith(" Paris")

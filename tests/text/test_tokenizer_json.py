@@ -233,6 +233,8 @@ def test_a_folder_s_word_that_cannot_be_is_refused_in_one_line(contents, says, t
 def test_rows_beyond_the_tokenizer_are_ids_of_no_token(tmp_path):
     folder = write_pieces(tmp_path / "m")
     n = load(folder, roles=False).base_size
+    padded = load(folder, roles=False, rows=n + 9)  # no id that is packed differs
+    assert padded.fingerprint == load(folder, roles=False).fingerprint
     tok = load(folder, roles=True, rows=n + 9)
     assert (tok.base_size, tok.user, tok.size) == (n + 9, n + 9, n + 11)
     assert tok.unused == set(range(n, n + 9)) and tok.decode([n, n + 8]) == ""
