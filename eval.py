@@ -88,7 +88,7 @@ def fill(result: results.Result, task: Any, todo: list, folder: pathlib.Path, na
             bar(len(result.done))
         try:
             return task.summarise([result.done[i] for i in task.ids])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, AssertionError) as error:
             if not result.resumed:
                 raise
             raise ValueError(

@@ -143,10 +143,13 @@ def turns_of(row: dict, place: str) -> list[dict]:
     """The turns of a row up to the human's last: its dialogue, else its prompt as one turn."""
     if not is_dialogue(row):
         return [{"from": "human", "value": prompt_of(row)}]
+    turns_alone = {k: v for k, v in row.items() if k != "text"}  # often the turns, rendered
     try:
-        turns = parse_row(row, place)[0]["conversations"]
+        turns = parse_row(turns_alone, place)[0]["conversations"]
     except (ValueError, IndexError) as error:
         raise ValueError(f"{place}: {error or 'no dialogue'}") from None
+    if not turns:
+        raise ValueError(f"{place}: the conversation has no turn: it must end with the human's")
     if turns[-1]["from"] == "gpt":
         raise ValueError(
             f"{place}: the conversation ends with the assistant: its last turn must be the human's"

@@ -38,14 +38,34 @@ def read_result(out: Path) -> dict:
         raise ValueError(
             f"{out} holds no results.json: name a result directory of eval.py"
         ) from None
-    settings = result.get("settings", {})
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} has settings that are no object: restore the file")
-    for name in ("seconds", "score"):
-        value = result.get(name)
-        if not (value is None or isinstance(value, (int, float))):
-            raise ValueError(f"{path} has {name} {short(value)}, no number: restore the file")
+    for name, is_right in FIELDS.items():
+        if not is_right(result.get(name)):
+            raise ValueError(f"{path} has {name} {short(result.get(name))}: restore the file")
+    missing = [name for name in FIELDS if result.get("finished") and name not in result]
+    if {"score", "n", "interval"} & set(missing):
+        raise ValueError(f"{path} is finished without {missing[0]}: restore the file")
     return result
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that a float can hold."""
+    return isinstance(value, (int, float)) and abs(value) < 1e300
+
+
+def is_interval(value: Any) -> bool:
+    """Whether a value of a file is (low, high)."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+# what results.json holds under these names, or no result is there
+FIELDS = {
+    "task": lambda v: isinstance(v, str),
+    "settings": lambda v: v is None or isinstance(v, dict),
+    "score": lambda v: v is None or is_number(v),
+    "seconds": lambda v: v is None or is_number(v),
+    "n": lambda v: v is None or is_number(v),
+    "interval": lambda v: v is None or is_interval(v),
+}
 
 
 def read_items(path: pathlib.Path, repair: bool = False) -> dict:
@@ -113,7 +133,7 @@ class Result:
                     f"{self.out} holds a result with {name} {old.get(name)}, this one has "
                     f"{self.head[name]}: name another --out"
                 )
-        was, now = old.get("settings", {}), self.head["settings"]
+        was, now = old.get("settings") or {}, self.head["settings"]
         for name in [*now, *(n for n in was if n not in now)]:
             if name not in FREE and was.get(name) != now.get(name):
                 raise ValueError(
@@ -210,7 +230,7 @@ def pair(a: Path, b: Path, metric: str = "verdict") -> tuple[str, np.ndarray, np
                 f"{path} has no number under {metric!r} in its items: there is nothing to compare"
             )
         values.append(np.array([float(rows[i][metric]) for i in items[0]]))
-    settings = [h.get("settings", {}) | {"model": h.get("model")} for h in heads]
+    settings = [(h.get("settings") or {}) | {"model": h.get("model")} for h in heads]
     differ = {
         n: [s.get(n) for s in settings]
         for n in {**settings[0], **settings[1]}

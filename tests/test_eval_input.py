@@ -180,6 +180,13 @@ def test_a_prompt_that_is_a_list_of_turns_is_a_conversation(tmp_path, place, cap
     assert second == "<s><|user|>Ho<|assistant|>"
 
 
+def test_an_empty_conversation_is_one_line(tmp_path, place, capsys):
+    rows = write_lines(tmp_path / "m.jsonl", [{"conversations": []}])
+    how = ["generate", "--chat", "--model", place / "tuned", "--input", rows]
+    line = call(*how, "--out", tmp_path / "o", expect=2, capsys=capsys)
+    assert "m.jsonl row 1: the conversation has no turn" in line
+
+
 def test_a_model_with_role_tokens_asked_without_chat_gets_a_hint(tmp_path, place, capsys):
     rows = write_lines(tmp_path / "p.jsonl", [{"prompt": "Hi"}])
     how = ["--input", rows, "--max-new-tokens", 2]

@@ -127,6 +127,9 @@ HOSTILE = {
     "score": '{"task": "nq", "settings": {}, "score": {"a": 1}}',
     "nan": '{"task": "nq", "settings": {}, "score": NaN}',
     "text": "git-lfs pointer",
+    "no task": '{"settings": {}, "finished": true, "score": 1, "n": 1, "interval": null}',
+    "no n": '{"task": "nq", "settings": {}, "finished": true, "score": 1, "interval": null}',
+    "interval": '{"task": "nq", "settings": {}, "n": 1, "score": 1, "interval": true}',
 }
 
 
