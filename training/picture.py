@@ -20,6 +20,7 @@ from host import files, terminal
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 WIDTH, HEIGHT = 60, 8  # of the plot in the terminal, in characters of 2 x 4 dots
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a Braille character
+FEW = 30  # points of a curve that are marked one by one
 COLOURS = {"loss": "#4477aa", "eval_loss": "#cc6677", "lr": "#999933"}
 NAMES = {"loss": "loss", "eval_loss": "held-out loss", "lr": "learning rate"}
 
@@ -123,7 +124,11 @@ def svg(lines: Lines, names: tuple[str, ...], width: int = 720, height: int = 26
         out.append(f'<text x="{across}" y="{height - 8}" class="step">{s:,.0f}</text>')
     for name, values in curves.items():
         colour, many = COLOURS[name], len(values) > 60
-        out.append(line(values, colour, 0.3 if many else 1))
+        if len(values) <= FEW:
+            dots = (place(s, y).split(",") for s, y in values)
+            out += [f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' for x, y in dots]
+        if len(values) > 2:  # two points are no curve
+            out.append(line(values, colour, 0.3 if many else 1))
         if many:
             span = values[-1][0] - values[0][0]
             out.append(line([(values[0][0] + x * span, y) for x, y in bins(values, 60)], colour, 1))
@@ -134,6 +139,7 @@ STYLE = """\
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 760px; margin: 2rem auto; padding: 0 1rem }
 svg { width: 100%; height: auto } text { font-size: 12px; fill: currentColor; text-anchor: end }
+@media (max-width: 500px) { text { font-size: 22px } }
 .step { text-anchor: middle } .rule { stroke: currentColor; opacity: .15; fill: none }
 table { border-collapse: collapse } td { padding: .1rem 1.5rem .1rem 0 }
 .key { display: inline-block; width: 1rem; height: .2rem; margin: 0 .4rem .25rem 0 }"""
@@ -181,7 +187,10 @@ def png(lines: Lines, name: str, path: pathlib.Path) -> None:
     for axis, names in ((above, ("loss", "eval_loss")), (below, ("lr",))):
         for curve in names:
             if values := points(lines, curve):
-                axis.plot(*zip(*values, strict=True), color=COLOURS[curve], label=NAMES[curve])
+                mark = "o" if len(values) <= FEW else ""
+                dash = "-" if len(values) > 2 else ""  # two points are no curve
+                how = {"color": COLOURS[curve], "label": NAMES[curve], "marker": mark}
+                axis.plot(*zip(*values, strict=True), linestyle=dash, **how)
         axis.legend(frameon=False)
     above.set_title(name)
     below.set_xlabel("step")
