@@ -16,6 +16,7 @@ LLAMA3_CUT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3 = ("llama-bpe", "llama3")
 QWEN2_CUT = LLAMA3_CUT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -23,9 +24,11 @@ def read(path) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """(all files of the tokenizer, those of them that are settings), name -> content."""
     meta = gguf_header.read(path).metadata
     kind = meta.get(ID + "model")
-    tokens, kinds = meta.get(ID + "tokens"), meta.get(ID + "token_type")
-    if not isinstance(tokens, list) or not isinstance(kinds, list) or len(tokens) != len(kinds):
-        raise ValueError(f"{path} holds no tokenizer ({ID}tokens and token_type): name another")
+    tokens, kinds = list_of(meta, "tokens", str), list_of(meta, "token_type", int)
+    if not tokens or len(tokens) != len(kinds):
+        raise ValueError(
+            f"{path} holds no tokenizer ({ID}tokens and token_type): name one with --tokenizer"
+        )
     if kind == "gpt2":
         name, content = "tokenizer.json", byte_level_json(meta, path)
     elif kind == "llama":
@@ -36,7 +39,19 @@ def read(path) -> tuple[dict[str, bytes], dict[str, bytes]]:
             "tokenizer with --tokenizer"
         )
     settings = {"tokenizer_config.json": json.dumps(config(meta), indent=2).encode()}
+    ends = [meta.get(f"{ID}{key}_token_id") for key in ("eos", "eot", "eom")]
+    ends = [i for i in ends if type(i) is int and 0 <= i < len(tokens)]
+    if len(set(ends)) > 1:  # Llama 3 ends a turn otherwise than a text
+        record = {"eos_token_id": sorted(set(ends))}
+        settings["generation_config.json"] = json.dumps(record).encode()
     return {name: content} | settings, settings
+
+
+def list_of(meta: dict[str, Any], name: str, kind: type) -> list:
+    """A list of the metadata; empty where it is none, or of something else."""
+    values = meta.get(ID + name)
+    good = isinstance(values, list) and all(type(value) is kind for value in values)
+    return values if good and values else []
 
 
 def config(meta: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +64,8 @@ def config(meta: dict[str, Any]) -> dict[str, Any]:
             out[f"{'pad' if key == 'padding' else key}_token"] = tokens[i]
     if isinstance(meta.get(ID + "add_bos_token"), bool):
         out["add_bos_token"] = meta[ID + "add_bos_token"]
+    elif meta.get(ID + "pre") in LLAMA3:  # as llama.cpp takes it where nothing is said
+        out["add_bos_token"] = True
     if isinstance(meta.get("tokenizer.chat_template"), str):
         out["chat_template"] = meta["tokenizer.chat_template"]
     return out
@@ -75,8 +92,8 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
             f"{path}: {ID}pre {pre!r} is not supported, only gpt-2, smollm, llama-bpe and qwen2: "
             "name a tokenizer.json with --tokenizer"
         )
-    merges = meta.get(ID + "merges")
-    if not isinstance(merges, list):
+    merges = list_of(meta, "merges", str)
+    if not merges or not all(" " in merge for merge in merges):
         raise ValueError(f"{path} holds no merges ({ID}merges): name a tokenizer with --tokenizer")
     tokens, kinds = meta[ID + "tokens"], meta[ID + "token_type"]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -89,7 +106,7 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
         "type": "BPE",
         "vocab": {token: i for i, token in enumerate(tokens)},
         "merges": [merge.split(" ", 1) for merge in merges],
-        "ignore_merges": pre in ("llama-bpe", "llama3"),
+        "ignore_merges": pre in LLAMA3,
     }
     data = {
         "version": "1.0",
@@ -107,17 +124,20 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
 
 def sentencepiece_model(meta: dict[str, Any], path) -> bytes:
     """A SentencePiece model of a "llama" tokenizer: its tokens, scores and kinds."""
-    tokens, kinds, scores = meta[ID + "tokens"], meta[ID + "token_type"], meta.get(ID + "scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    tokens, kinds = meta[ID + "tokens"], meta[ID + "token_type"]
+    scores = list_of(meta, "scores", float)
+    if len(scores) != len(tokens):
         raise ValueError(f"{path} holds no scores ({ID}scores): name a tokenizer with --tokenizer")
     pieces = [
-        field(1, field(1, token) + field(2, float(score)) + field(3, int(kind)))
+        field(1, field(1, token) + field(2, score) + field(3, kind))
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
     ]
-    ids = [meta.get(f"{ID}{n}_token_id", d) for n, d in (("unknown", 0), ("bos", 1), ("eos", 2))]
-    trainer = field(3, 2) + field(35, 1)  # model_type BPE, byte_fallback
-    trainer += b"".join(field(40 + k, int(i)) for k, i in enumerate(ids))
+    ids = [meta.get(f"{ID}{name}_token_id", i) for i, name in enumerate(("unknown", "bos", "eos"))]
     prefix = meta.get(ID + "add_space_prefix", True)
+    if not all(type(i) is int and 0 <= i < len(tokens) for i in ids) or type(prefix) is not bool:
+        raise ValueError(f"{path} has special tokens {ids} that are none: copy it again")
+    trainer = field(3, 2) + field(35, 1)  # model_type BPE, byte_fallback
+    trainer += b"".join(field(40 + k, i) for k, i in enumerate(ids))
     normalizer = field(1, "identity") + field(3, int(prefix)) + field(4, 0)
     return b"".join(pieces) + field(2, trainer) + field(3, normalizer)
 

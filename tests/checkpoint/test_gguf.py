@@ -9,7 +9,7 @@ import struct
 import gguf
 import numpy as np
 import pytest
-from foreign import collect, interleaved, mesh_of, random_weights
+from foreign import ROOT, collect, interleaved, mesh_of, random_weights
 from gguf import GGMLQuantizationType as Kind
 
 import model
@@ -18,6 +18,7 @@ from checkpoint.__main__ import main
 from text import tokenizer
 from text.byte_pairs import byte_alphabet
 
+SAMPLE = ROOT / "samples" / "tokenizer.model"
 MERGES = ["Ġ t", "h e", "Ġt he", "he n", "1 2", "l l"]
 NAMES = {
     "wq": "attn_q.weight",
@@ -87,6 +88,23 @@ def write(path, family, weights, kinds=None, pre="smollm"):
     return path
 
 
+def rewritten(path, pre, eot):
+    """A tokenizer alone, without a word on bos, whose turns end otherwise than its texts."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_eot_token_id(eot)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_read_whole_in_our_order(family, tmp_path):
     config = FAMILIES[family]
@@ -140,9 +158,42 @@ def test_its_tokenizer_is_that_of_its_metadata(tmp_path):
     other = write(tmp_path / "o.gguf", "llama", random_weights(LLAMA), pre="gpt-2")
     assert tokenizer.load(other, roles=False).encode("12") == [TOKENS.index("12")]
     assert tok.chat_template and "im_start" in tok.chat_template
+    llama3 = tokenizer.load(rewritten(tmp_path / "l.gguf", "llama-bpe", eot=1), roles=False)
+    assert (
+        llama3.start == [0]
+        and llama3.eos_ids == {1, 2}
+        and llama3.encode("12") == [TOKENS.index("12")]
+    )
     unknown = write(tmp_path / "u.gguf", "llama", random_weights(LLAMA), pre="tekken")
     with pytest.raises(ValueError, match="pre 'tekken' is not supported"):
         tokenizer.load(unknown)
+
+
+def test_a_sentencepiece_tokenizer_comes_back_out_of_its_pieces(tmp_path):
+    import sentencepiece
+
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(SAMPLE))
+    ids = range(theirs.vocab_size())
+    kinds = [
+        2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1
+        for i in ids
+    ]
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([theirs.id_to_piece(i) for i in ids])
+    writer.add_token_scores([theirs.get_score(i) for i in ids])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    tok, plain = (tokenizer.load(p, roles=False) for p in (tmp_path / "m.gguf", SAMPLE))
+    assert (tok.kind, tok.bos, tok.eos, tok.start) == ("sentencepiece", 1, 2, [1])
+    for text in ("Who made it?", "  two  spaces\n", "</s> <s>", "Größe 你好 \u2581", ""):
+        assert tok.encode(text) == plain.encode(text) and tok.decode(tok.encode(text)) == text
+    tok.save(tmp_path / "copy")
+    assert tokenizer.load(tmp_path / "copy", roles=False).encode("Who?") == plain.encode("Who?")
 
 
 def test_it_converts_to_a_hugging_face_folder_with_the_same_weights_and_ids(tmp_path, capsys):
