@@ -154,13 +154,14 @@ def shared_flags() -> Parser:
     add(
         "--model",
         metavar="PATH",
-        help="a run directory, a Hugging Face folder, params::FILE (EasyLM), a llama2.c .bin",
+        help="a run directory, a Hugging Face folder, a .gguf, params::FILE (EasyLM), a llama2.c "
+        ".bin",
     )
     add(
         "--tokenizer",
         metavar="PATH",
-        help="tokenizer.model, or a folder with one or with vocab.json + merges.txt [default: the "
-        "one beside the model]",
+        help="tokenizer.model, tokenizer.json, or a folder with one [default: the one beside the "
+        "model]",
     )
     add("--model-preset", metavar="PRESET", help=f"what an EasyLM stream is: {PRESETS}")
     add(
@@ -249,6 +250,6 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--template {args.template} needs --chat: without it nothing is a turn")
     if not args.model and needs_model(args):
         raise ValueError(
-            f"{args.task} needs --model: a run directory, a Hugging Face folder, params::FILE or a "
-            "llama2.c .bin"
+            f"{args.task} needs --model: a run directory, a Hugging Face folder, a .gguf, "
+            "params::FILE or a llama2.c .bin"
         )
