@@ -155,7 +155,7 @@ def shared_flags() -> Parser:
         "--model",
         metavar="PATH",
         help="a run directory, a Hugging Face folder, a .gguf, params::FILE (EasyLM), a llama2.c "
-        ".bin",
+        ".bin, or ORG/NAME on the hub",
     )
     add(
         "--tokenizer",
@@ -251,5 +251,5 @@ def check(args: argparse.Namespace) -> None:
     if not args.model and needs_model(args):
         raise ValueError(
             f"{args.task} needs --model: a run directory, a Hugging Face folder, a .gguf, "
-            "params::FILE or a llama2.c .bin"
+            "params::FILE, a llama2.c .bin or ORG/NAME on the hub"
         )
