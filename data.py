@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from host import files, terminal
-from text import packed, rows, templates, tokenizer
+from text import TOKENIZER_PATHS, packed, rows, templates, tokenizer
 from text.dialogues import Dialogue
 from text.packed import Dataset, is_packed, show, summary
 from text.sources import source_files
@@ -388,8 +388,8 @@ def parser() -> argparse.ArgumentParser:
 
 PACK_EPILOG = """\
 Sources are told apart by content: ShareGPT, chat messages, HC3, Alpaca, Koala, Baize, {"text"}
-rows, plain text, TFDS directories; JSON, JSON lines, gzipped or not (`python -m text.dialogues`
-lists the forms). The paper (arXiv 2305.15717) packs into blocks of 2048 tokens, loss on the
+rows, plain text, TFDS directories; JSON, JSON lines, gzipped or not (`python -m text.dialogues
+--help` lists the forms). The paper (arXiv 2305.15717) packs into blocks of 2048 tokens, loss on the
 assistant's text only, and compares 0.3M to 150M tokens of the same mix.
 
 example: python data.py pack sharegpt.json.gz hc3/ --tokenizer llama/ --tokens 20M \\
@@ -402,11 +402,12 @@ def _pack_flags(c):
     out = "the directory to write, whole or not at all"
     c.add_argument("--out", required=True, metavar="DIR", help=out)
     add = c.add_argument_group("dialogue -> ids").add_argument
-    path = "tokenizer.model, or a folder with one or with vocab.json + merges.txt; DIR gets a copy"
+    path = f"{TOKENIZER_PATHS}; DIR gets a copy"
     add("--tokenizer", required=True, metavar="PATH", help=path)
     template = (
         "roles: special tokens before each turn (the paper's); koala: BEGINNING OF CONVERSATION: "
-        "USER: ... GPT: as text [default roles]"
+        "USER: ... GPT: as text; chatml, llama3: where the tokenizer has their tokens [default "
+        "roles]"
     )
     add("--template", choices=TEMPLATES, default="roles", help=template)
     add = c.add_argument_group("ids -> rows").add_argument

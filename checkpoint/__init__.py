@@ -2,8 +2,7 @@
 
 A model is first indexed and checked whole: names, shapes, sizes. Then one tensor at a time is
 mapped into memory, and of it only the slices are read that this process's devices hold. Left out:
-pickled PyTorch files (never opened: unpickling runs code), quantised weights, LoRA adapters, remote
-paths.
+pickled PyTorch files (never opened: unpickling runs code), quantised safetensors, LoRA adapters.
 """
 
 MODEL_PATHS = (

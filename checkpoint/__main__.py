@@ -4,8 +4,8 @@
     python -m checkpoint diff BASE TUNED OUT        what may be published where the base may not
     python -m checkpoint recover BASE OUT TUNED     and back, bit for bit
 
-A model path is a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a
-llama2.c .bin. Koala was published as a difference.
+A model path is a run directory, a Hugging Face folder, a .gguf file, params::FILE (an EasyLM
+stream), a llama2.c .bin or ORG/NAME on the hub. Koala was published as a difference.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """A model path: what kind it is, what model it states, and what its content is (fingerprint).
 
-A model path is a run directory, a Hugging Face folder, params::FILE (an EasyLM stream) or a
-llama2.c .bin. Never opened: pickled PyTorch files, which can run code.
+MODEL_PATHS says what a model path is. Never opened: pickled PyTorch files, which can run code.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ import shlex
 
 from host.terminal import Parser, say
 from tasks import generate, humaneval, loglik, mmlu, nq, perplexity
+from text import TOKENIZER_PATHS
 
 TASKS = {
     "generate": generate,
@@ -158,10 +159,7 @@ def shared_flags() -> Parser:
         ".bin, or ORG/NAME on the hub",
     )
     add(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.model, tokenizer.json, or a folder with one [default: the one beside the "
-        "model]",
+        "--tokenizer", metavar="PATH", help=f"{TOKENIZER_PATHS} [default: the one beside the model]"
     )
     add("--model-preset", metavar="PRESET", help=f"what an EasyLM stream is: {PRESETS}")
     add(

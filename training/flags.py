@@ -9,8 +9,10 @@ import argparse
 import dataclasses
 import pathlib
 
+from checkpoint import MODEL_PATHS
 from families.config import PRESETS
 from host import terminal
+from text import TOKENIZER_PATHS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -161,8 +163,8 @@ same weights.
 
 examples:
   python train.py --mesh 8x1
-  python train.py --init LLAMA-7B --data mix.jsonl.gz --mesh 8x1 --out runs/out/7b
-  python train.py --init gpt2-xl/ --data mix.jsonl.gz --block 1024 --out runs/out/gpt2xl"""
+  python train.py --init LLAMA-7B --data mix.jsonl.gz --mesh 8x1 --out out/7b
+  python train.py --init gpt2-xl/ --data mix.jsonl.gz --block 1024 --out out/gpt2xl"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -195,18 +197,8 @@ def _model_flags(add):
         help="sizes of a model with random weights, or of an EasyLM stream given to --init: "
         + ", ".join(PRESETS),
     )
-    add(
-        "--init",
-        metavar="PATH",
-        help="start from these weights: a run directory, a Hugging Face directory, params::FILE "
-        "(EasyLM), a llama2.c .bin",
-    )
-    add(
-        "--tokenizer",
-        metavar="PATH",
-        help="tokenizer.model, or a folder with one or with vocab.json + merges.txt [default: the "
-        "one beside --init]",
-    )
+    add("--init", metavar="PATH", help=f"start from these weights: {MODEL_PATHS}")
+    add("--tokenizer", metavar="PATH", help=f"{TOKENIZER_PATHS} [default: the one beside --init]")
 
 
 def _data_flags(add):

@@ -1,7 +1,7 @@
 """The paper in the small as steps: an invented world, bases, imitation, every evaluation, report.
 
-    python -m study.grid --preset small --out runs/out/small      # under an hour on two cores
-    python -m study.grid --preset tiny --out runs/out/tiny        # minutes, learns nothing
+    python -m study.grid --preset small --out out/small      # under an hour on two cores
+    python -m study.grid --preset tiny --out out/tiny        # minutes, learns nothing
 
 Base models of three sizes are trained on the world's encyclopedia and imitate its teacher. Scaled
 from the paper's recipe (adamw-scaled, lr 2e-3, linear warm-up, then constant, one epoch, loss on

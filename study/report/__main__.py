@@ -1,6 +1,6 @@
 """The paper's Tables 1 and 2 and Figures 1, 3, 4 and 5 from result directories.
 
-    python -m study.report runs/out/grid --out runs/out/report      # grid.json has the labels
+    python -m study.report out/grid --out out/report      # grid.json has the labels
     python -m study.report r/base r/20m --label r/base=base=7B \\
         --label r/20m=base=7B,tokens=20M,source=mix --out report
 
