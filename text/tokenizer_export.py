@@ -58,7 +58,7 @@ def write_hf(tok: Tokenizer, folder, template: str | None = None) -> None:
         config = {"clean_up_tokenization_spaces": False} | stated_config(tok)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
         config["bos_token"] = bos if tok.has_bos else None
-    config["pad_token"] = tok.settings.pad_token or unk_or_end(tok, config)
+    config["pad_token"] = pad_token(tok, config)
     config["add_bos_token"] = bool(tok.start)
     chat_template = jinja(template, tok) if template else tok.chat_template
     config.pop("chat_template", None)
@@ -84,8 +84,11 @@ def added_tokens(tok: Tokenizer) -> list[dict]:
     return [{"id": i, "content": name(i), **flags, "special": True} for i in ids]
 
 
-def unk_or_end(tok: Tokenizer, config: dict) -> str:
-    """The token that pads where the folder names none: the unknown one, which no answer ends in."""
+def pad_token(tok: Tokenizer, config: dict) -> str:
+    """The folder's, else the unknown token, which no answer ends in, else the end token."""
+    named = tok.settings.pad_token
+    if named and tok.id_of(named) is not None:
+        return named
     return config.get("unk_token") or config["eos_token"]
 
 
