@@ -130,7 +130,7 @@ class Store:
         finally:
             c.close()
 
-    # ---- raters
+    # --- raters ---
 
     def enter(self, rater):
         """A new session of a rater -> its secret; kept here is its digest alone."""
@@ -147,7 +147,7 @@ class Store:
             ).fetchone()
         return row and row["rater"]
 
-    # ---- slots
+    # --- slots ---
 
     def take(self, rater, now=None):
         """The slot a rater works on next, a row (lease, item, first, instruction, a, b, ...).
@@ -269,7 +269,7 @@ class Store:
                 )
         return slot["choice"] in (None, choice)
 
-    # ---- counts
+    # --- counts ---
 
     def progress(self, rater=None, now=None):
         """{"votes", "wanted", "raters"} of ordinary items, and of a rater "mine" (gold ones too)

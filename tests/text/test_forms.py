@@ -91,7 +91,7 @@ def test_an_empty_dialogue_has_nothing_to_learn(key, nothing):
     assert dialogue == {"id": "a", "conversations": []} and not has_answer(dialogue)
 
 
-# ---- what changes the meaning of a row or a turn
+# --- what changes the meaning of a row or a turn ---
 
 
 @pytest.mark.parametrize("key", ["system", "system_prompt"])

@@ -62,7 +62,7 @@ def foreign(path, rows, features=None):
     return path
 
 
-# ---- nothing in it is run
+# --- nothing in it is run ---
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_damaged_descriptions_are_one_line(tmp_path, tok, source, name, content,
     assert capsys.readouterr().err.count("\n") == 1
 
 
-# ---- it is what was packed
+# --- it is what was packed ---
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_value_that_cannot_be_trained_on_is_named_with_its_row(tmp_path, tok, 
     assert len(data.open_dataset([good], tok)[0]) == 4
 
 
-# ---- places and disks
+# --- places and disks ---
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_lines_and_lists_of_turns_are_told_apart(tmp_path, text, n):
     assert len(found) == n and all(len(d["conversations"]) == 2 for d in found)
 
 
-# ---- files made to take all memory, or minutes
+# --- files made to take all memory, or minutes ---
 
 
 @pytest.mark.parametrize("start", [b"", b'{"text": "', b'[{"text": "', b'{"text": "a"}\n'])

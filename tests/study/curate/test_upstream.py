@@ -27,7 +27,7 @@ def read(tmp_path, content, source, **more):
     return list(upstream.read(file, source, counts, **more)), counts
 
 
-# ---- pieces
+# --- pieces ---
 
 
 def test_pieces_are_joined_by_the_number_of_their_first_turn_whatever_their_order():
@@ -92,7 +92,7 @@ def test_an_answer_that_is_context_stays_context():
     assert clean["conversations"] == [*turns[:2], {"from": "gpt", "value": "c\n\nd"}]
 
 
-# ---- forms
+# --- forms ---
 
 
 def test_hc3_keeps_the_chatgpt_answers_only_and_names_its_subset(tmp_path):
@@ -289,7 +289,7 @@ def test_malformed_rows_are_counted_and_too_many_are_one_line(tmp_path, capsys):
         read(tmp_path, "just some prose", "sharegpt")
 
 
-# ---- cleaning
+# --- cleaning ---
 
 
 def test_empty_turns_go_and_neighbours_by_one_speaker_are_merged():
@@ -333,7 +333,7 @@ def test_cleaning_does_not_change_what_it_was_given():
     assert said(d) == ["a", "Copy code\nb"]
 
 
-# ---- queries
+# --- queries ---
 
 
 def test_queries_are_compared_without_case_width_space_and_closing_marks():
