@@ -39,6 +39,9 @@ def check_place(out: pathlib.Path) -> None:
         pass
     except OSError as error:  # a name that is too long, a parent that may not be searched
         raise ValueError(f"--out {out}: {error.strerror}: name another") from None
+    for inner in (out / "checkpoints", out / "tokenizer"):
+        if os.path.lexists(inner) and not inner.is_dir():
+            raise ValueError(f"{inner} is no folder: remove it, or name another --out")
     if odd := sorted(GLOBBED & set(str(out.resolve()))):
         raise ValueError(
             f"--out {out}: Orbax cannot write below a path with {' '.join(odd)}: name another"

@@ -51,6 +51,14 @@ def test_a_place_that_can_be_no_run_directory_is_refused(tmp_path, make, name, w
     assert "\n" not in str(error.value) and sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("target", [None, "nowhere", "checkpoints"])
+def test_checkpoints_that_are_no_folder_are_refused(tmp_path, target):
+    inner = tmp_path / "checkpoints"
+    inner.symlink_to(target) if target else inner.write_text("")
+    with pytest.raises(ValueError, match="checkpoints is no folder: remove it, or name another"):
+        run.check_place(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["new", "deep/er/new", "."])
 def test_a_place_that_is_free_or_a_folder_is_taken(tmp_path, name):
     run.check_place(tmp_path / name)
