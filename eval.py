@@ -70,13 +70,13 @@ def evaluate_one(head: tuple, model: "Opened | None", task: Any, folder: pathlib
     if result.finished and not todo:
         say(f"{folder} is finished: nothing to do")
         result.file.close()
-        found = results.read_result(folder)
+        report = results.read_result(folder)
     else:
         if result.done:
             say(f"{folder}: {len(result.done)} of {len(task.ids)} items are there, going on")
-        found = result.finish(task.ids, fill(result, task, todo, folder, name) | ran_on(model))
-    print(f"{line_of(head, model, found)}  ({folder / 'index.html'})")
-    return found
+        report = result.finish(task.ids, fill(result, task, todo, folder, name) | ran_on(model))
+    print(f"{line_of(head, model, report)}  ({folder / 'index.html'})")
+    return report
 
 
 def fill(result: results.Result, task: Any, todo: list, folder: pathlib.Path, name: str) -> dict:
@@ -113,14 +113,14 @@ def ran_on(model: "Opened | None") -> dict:
     return {"device": model.device, "jax": jax.__version__}
 
 
-def line_of(head: tuple, model: "Opened | None", found: dict) -> str:
+def line_of(head: tuple, model: "Opened | None", report: dict) -> str:
     """A result in one line."""
     step = f" step {model.step}" if model and model.step is not None else ""
-    low, high = found["interval"] or (None, None)
-    score = "" if found["score"] is None else f"{found['score']:.4f}"
-    parts = [score + (f" {found['unit']}" if score and "unit" in found else "")]
+    low, high = report["interval"] or (None, None)
+    score = "" if report["score"] is None else f"{report['score']:.4f}"
+    parts = [score + (f" {report['unit']}" if score and "unit" in report else "")]
     parts.append("" if low is None else f"95 % interval {low:.4g} to {high:.4g}")
-    parts.append(f"n {found['n']}" + "; a sample" * ("sample" in head[1]))
+    parts.append(f"n {report['n']}" + "; a sample" * ("sample" in head[1]))
     return f"{head[0]}{step}: " + ", ".join(filter(None, parts))
 
 
@@ -132,21 +132,21 @@ def evaluate_checkpoints(head: tuple, model: "Opened", task: Any, out: pathlib.P
     from checkpoint import runs
 
     runs.resolve_step(model.path)  # says where there is none
-    tokens, points, found = tokens_seen(model.path), [], {}
+    tokens, points, report = tokens_seen(model.path), [], {}
     for step in runs.steps(model.path):
         model.at(step)
-        found = evaluate_one(head, model, task, out / f"step-{step}")
+        report = evaluate_one(head, model, task, out / f"step-{step}")
         point = {"id": f"step {step}", "step": step, "tokens": tokens.get(step)}
-        points.append(point | {k: found[k] for k in ("score", "n", "interval")})
-    if found["score"] is None:
-        return found
-    series = {k: found[k] for k in ("task", "model", "settings", "unit", "chance") if k in found}
+        points.append(point | {k: report[k] for k in ("score", "n", "interval")})
+    if report["score"] is None:
+        return report
+    series = {k: report[k] for k in ("task", "model", "settings", "unit", "chance") if k in report}
     series |= {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
     results.write_json(out / "results.json", series)
     curve = curve_svg(points, head[0], is_share(series, points))
     results.write_whole(out / "index.html", page(series, points, curve))
     print(f"{len(points)} checkpoints: {out / 'index.html'}")
-    return found
+    return report
 
 
 def tokens_seen(run: str) -> dict[int, int]:
@@ -193,12 +193,12 @@ def evaluate_several(args: argparse.Namespace) -> int:
     table = [("task", "score", "95 % interval", "n", "")]
     for command, task in zip(commands, tasks, strict=True):
         model.at(None)
-        found = evaluate(command, model, task) or {"score": None, "interval": None, "n": 0}
-        low, high = found["interval"] or (None, None)
+        report = evaluate(command, model, task) or {"score": None, "interval": None, "n": 0}
+        low, high = report["interval"] or (None, None)
         ends = "-" if low is None else f"{low:.4g} to {high:.4g}"
-        score = "-" if found["score"] is None else f"{found['score']:.4f}"
+        score = "-" if report["score"] is None else f"{report['score']:.4f}"
         sample = "a sample" if "sample" in task.settings else ""
-        table.append((command.task, score, ends, f"{found['n']:,}", sample))
+        table.append((command.task, score, ends, f"{report['n']:,}", sample))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -158,14 +158,14 @@ def rope_scaling(meta: dict[str, Any], family: str, header, where: Path) -> tupl
     # others are those of every Llama 3.1 and 3.2. The stored numbers are held against the formula.
     stored = tensor(path := str(where), header.tensors[ROPE_FACTORS], ROPE_FACTORS)
     factors = stored.rows(np.arange(1), slice(0, stored.shape[-1]))[0].astype(np.float64)
-    found = (float(factors.max()), 1.0, 4.0, 8192)
+    scaling = (float(factors.max()), 1.0, 4.0, 8192)
     theta = meta.get(f"{family}.rope.freq_base", 10000.0)
-    if not np.allclose(factors, llama3_factors(len(factors), theta, *found), rtol=1e-3):
+    if not np.allclose(factors, llama3_factors(len(factors), theta, *scaling), rtol=1e-3):
         raise ValueError(
             f"{path}: its {ROPE_FACTORS} are not Llama 3.1's, which alone are supported: use "
             "another model"
         )
-    return found
+    return scaling
 
 
 def llama3_factors(n: int, theta: float, factor, low, high, original) -> np.ndarray:

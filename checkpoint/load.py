@@ -136,22 +136,22 @@ def check_tensors(
 
 def run_view(run, config: model.Config, step: int) -> tuple[View, dict[str, int]]:
     """open_weights' (view, checksums) of a run: slices of the stacked arrays in its checkpoint."""
-    folder, whole, arrays = runs.folder_of(run, step), model.shapes(config), {}
+    folder, shape_of, arrays = runs.folder_of(run, step), model.shapes(config), {}
     with runs.reading(run, step, "record"):
         sums = runs.record_of(run, step)["sums"]
     prefix = "weights."
     sums = {name.removeprefix(prefix): n for name, n in sums.items() if name.startswith(prefix)}
-    for name in sums.keys() ^ whole.keys():
+    for name in sums.keys() ^ shape_of.keys():
         raise ValueError(
             f"{folder}: either it or run.json has no weight {name}: they are of different models"
         )
-    for name in whole:
+    for name in shape_of:
         with runs.reading(run, step, name):
             arrays[name] = runs.open_array(run, step, prefix + name)
-        if arrays[name].shape != whole[name]:
+        if arrays[name].shape != shape_of[name]:
             raise ValueError(
-                f"{folder}: tensor {name} has shape {arrays[name].shape}, expected {whole[name]}: "
-                "it and run.json are of different models"
+                f"{folder}: tensor {name} has shape {arrays[name].shape}, expected "
+                f"{shape_of[name]}: it and run.json are of different models"
             )
 
     def view(name, layer):
@@ -200,18 +200,18 @@ def load_weights(
             f"{path} has {file_config.V} vocabulary rows, more than the {config.V} ids of the "
             "tokenizer: use the tokenizer it was made with"
         )
-    whole, weights = model.shapes(config), {}
+    shape_of, weights = model.shapes(config), {}
     spec = sharding.shardings(layout.stacked(config), mesh)
     for name, row in model.weight_table(config).items():
         if not row.layered:
             read = view(name, None)
             read = vocabulary_rows(read, file_config, config) if row.dims[0] == "V" else read
-            weights[name] = put(read, whole[name], spec[name], dtype)
+            weights[name] = put(read, shape_of[name], spec[name], dtype)
             continue
-        blank, write = stack_of(whole[name], jnp.dtype(dtype), spec[name])
+        blank, write = stack_of(shape_of[name], jnp.dtype(dtype), spec[name])
         weights[name], layer_spec = blank(), NamedSharding(mesh, layout.specs[name])
         for layer in range(config.L):
-            piece = put(view(name, layer), whole[name][1:], layer_spec, dtype)
+            piece = put(view(name, layer), shape_of[name][1:], layer_spec, dtype)
             weights[name] = write(weights[name], piece, layer)
     if sums and file_config.V == config.V and dtype == jnp.float32:
         for name, n in jax.device_get(runs.bits_sums(weights)).items():

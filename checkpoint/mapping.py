@@ -34,19 +34,19 @@ def place(config: model.Config, kind: str, name: str, layer: int | None) -> Plac
         raise ValueError(f"EasyLM's models have no weight {name}: use --to hf")
     hf = file.hf.format(layer)
     if kind == "bin":
-        there = f"{name}[{layer}]" if row.layered else name
+        name_in_file = f"{name}[{layer}]" if row.layered else name
         transposed = row.layered and len(row.dims) == 2
     elif kind == "easylm":
-        there, transposed = (file.easylm or "").format(layer), file.easylm_transposed
+        name_in_file, transposed = (file.easylm or "").format(layer), file.easylm_transposed
     else:
-        there, transposed = hf if kind == "hf" else gguf_name(hf), file.hf_transposed
+        name_in_file, transposed = hf if kind == "hf" else gguf_name(hf), file.hf_transposed
     shape, part = tuple(size[d] for d in row.dims), None
     if file.part is not None:
         bounds = np.cumsum([0, size["NH"], size["KH"], size["KH"]]).tolist()
         part, shape = slice(*bounds[file.part : file.part + 2]), shape[:-1] + (bounds[3],)
     shape = shape[::-1] if transposed else shape
     interleaved = file.rope and kind not in HALF_SPLIT
-    return Place(there, shape, transposed, part, file.part in (None, 2), interleaved)
+    return Place(name_in_file, shape, transposed, part, file.part in (None, 2), interleaved)
 
 
 def half_split(config: model.Config, width: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from sharding import DATA
 from text.rows import best_fit
 
 ROW = 256  # tokens a row, at least
-ASKED = 128  # places whose logits exist at once
+QUERIES = 128  # places whose logits exist at once
 
 
 class Tree(NamedTuple):
@@ -119,11 +119,11 @@ class Scorer:
         self.compiled = jax.jit(local)
         self.computed = 0  # tokens of requests that went through the model, padding not counted
 
-    def _score(self, weights, rows, asked, prefix, length):
+    def _score(self, weights, rows, queries, prefix, length):
         """The first `count` of (logp [R * T, C] f32, best id, margin) of what is asked for.
 
-        rows: ids, position, tree, branch [R, T]. asked: at [R * T] (flat places), want [R * T, C],
-        count [1].
+        rows: ids, position, tree, branch [R, T]. queries: at [R * T] (flat places), want
+        [R * T, C], count [1].
         """
         dims = self.config, self.layout, self.dtype
         seen = cache.visible(rows["tree"], rows["branch"])
@@ -131,24 +131,24 @@ class Scorer:
         x_BTD, _ = cache.prefill(weights, read, prefix, length, *dims)
         x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
         _, outer = model.split_layers(weights, self.config)
-        M, C = asked["want"].shape
+        M, C = queries["want"].shape
 
         def some(i, out):
             def take(a):
-                return lax.dynamic_slice_in_dim(a, i * ASKED, ASKED)
+                return lax.dynamic_slice_in_dim(a, i * QUERIES, QUERIES)
 
-            logits = model.logits(x_MD[take(asked["at"])][None], outer, *dims)[0]
-            wanted = jnp.take_along_axis(logits, take(asked["want"]), axis=1)
+            logits = model.logits(x_MD[take(queries["at"])][None], outer, *dims)[0]
+            wanted = jnp.take_along_axis(logits, take(queries["want"]), axis=1)
             logp = wanted - jax.nn.logsumexp(logits, axis=1, keepdims=True)
             parts = logp, *margin(logits)
 
             def put(o, p):
-                return lax.dynamic_update_slice_in_dim(o, p, i * ASKED, axis=0)
+                return lax.dynamic_update_slice_in_dim(o, p, i * QUERIES, axis=0)
 
             return tuple(map(put, out, parts))
 
         start = jnp.zeros((M, C), jnp.float32), jnp.zeros(M, jnp.int32), jnp.zeros(M, jnp.float32)
-        return lax.fori_loop(0, (asked["count"][0] + ASKED - 1) // ASKED, some, start)
+        return lax.fori_loop(0, (queries["count"][0] + QUERIES - 1) // QUERIES, some, start)
 
     def score(
         self, weights: dict, requests: list[Request], batch: int = 16, share: bool = True
@@ -174,10 +174,10 @@ class Scorer:
                     R = self.data
                     while R < min(len(rows), most):
                         R = min(2 * R, most)
-                    row, asked, where = self._arrays(requests, rows[:R], (R, T), len(shared))
+                    row, queries, where = self._arrays(requests, rows[:R], (R, T), len(shared))
                     length = np.int32(len(shared))
                     logp, best, margins = map(
-                        np.asarray, self.compiled(weights, row, asked, prefix, length)
+                        np.asarray, self.compiled(weights, row, queries, prefix, length)
                     )
                     for index, to in where:
                         yield index, logp[to], best[to], margins[to]
@@ -186,7 +186,7 @@ class Scorer:
     def _arrays(self, requests, rows, shape, length):
         """The arrays of _score for the trees of `rows`: R rows of T tokens, padded.
 
-        -> (rows, asked, [(request's index, slice of its answers)]).
+        -> (rows, queries, [(request's index, slice of its answers)]).
         """
         R, T = shape
         per_rank = R // self.data
@@ -215,8 +215,8 @@ class Scorer:
                         where.append((index, slice(first, first + n)))
                     at += len(ids)
             self.computed += at
-        asked = {"at": at_of.reshape(-1), "want": want.reshape(-1, C), "count": count}
-        return row, asked, where
+        queries = {"at": at_of.reshape(-1), "want": want.reshape(-1, C), "count": count}
+        return row, queries, where
 
 
 def classes(sizes: list[int], one: bool) -> list[tuple[int, list[int]]]:

@@ -78,7 +78,8 @@ def replication_notes(config: Config, layout: Layout) -> list[str]:
     if t > 1 and not layout.vocab:
         rows = config.padded_vocab
         lines.append(f"vocabulary replicated over tensor: {rows} rows do not divide by {t}")
-    whole = [n for n, s in layout.specs.items() if sharding.dim_over(s, DATA) is None]
-    if layout.data > 1 and whole:
-        lines.append(f"replicated over data (not divisible by {layout.data}): {', '.join(whole)}")
+    replicated = [n for n, s in layout.specs.items() if sharding.dim_over(s, DATA) is None]
+    if layout.data > 1 and replicated:
+        names = ", ".join(replicated)
+        lines.append(f"replicated over data (not divisible by {layout.data}): {names}")
     return lines

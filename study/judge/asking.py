@@ -61,24 +61,24 @@ def item_of(name, a, b, forward, backward):
 
 def summarise(items, seed=0):
     """The figures of a judgement from its items (item_of's)."""
-    whole = [i for i in items if i["verdict"] is not None]
-    outcomes = [i["verdict"] for i in whole]
-    both = [(i["forward"]["verdict"], 1 - i["backward"]["verdict"]) for i in whole]
+    judged = [i for i in items if i["verdict"] is not None]
+    outcomes = [i["verdict"] for i in judged]
+    both = [(i["forward"]["verdict"], 1 - i["backward"]["verdict"]) for i in judged]
     said = [r for i in items for r in (i["forward"], i["backward"])]
     figures = verdicts.win_rate(outcomes, seed) | {
         "unit": "win rate of A, a tie half",
-        "at_least_as_good": verdicts.share(sum(v >= 0.5 for v in outcomes), len(whole)),
+        "at_least_as_good": verdicts.share(sum(v >= 0.5 for v in outcomes), len(judged)),
         "orders_agree": verdicts.share(sum(f == b for f, b in both), len(both)),
         "flipped": verdicts.share(sum(abs(f - b) == 1 for f, b in both), len(both)),
         **verdicts.position_and_length(shown_first(items)),
         "length_controlled": verdicts.length_controlled(
-            outcomes, *([i["length"][k] for i in whole] for k in (0, 1)), seed=seed
+            outcomes, *([i["length"][k] for i in judged] for k in (0, 1)), seed=seed
         ),
-        "without_verdict": len(items) - len(whole),
+        "without_verdict": len(items) - len(judged),
         "errors": sum(bool(r["error"]) for r in said),
         "unreadable": sum(r["verdict"] is None and not r["error"] for r in said),
     }
-    return figures | mean_scores(whole) | by_category(whole, seed)
+    return figures | mean_scores(judged) | by_category(judged, seed)
 
 
 def shown_first(items):
