@@ -6,10 +6,10 @@ train: .venv/installed           # the quick start: two minutes, two CPU cores
 	$(RUN) train.py --mesh 8x1
 
 test: .venv/installed-dev        # hermetic tests without those marked slow
-	$(RUN) -m pytest tests -n 2 -m "not slow"
+	$(RUN) -m pytest tests -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/installed-dev    # every hermetic test
-	$(RUN) -m pytest tests -n 2
+	$(RUN) -m pytest tests -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .
