@@ -1,7 +1,7 @@
 """A conversation in the terminal: `python eval.py chat --model M`.
 
 Answers are streamed. On a terminal lines can be edited and recalled (readline); from a pipe each
-line is a message. Text comes from a model and is untrusted: control characters are left out.
+line is a message. Text comes from a model and is untrusted: control characters are shown.
 """
 
 import codecs
@@ -10,7 +10,7 @@ import sys
 
 from decoding.opened import Opened
 from decoding.records import Sampling
-from host.terminal import say
+from host.terminal import printable, say
 
 HELP = """\
 /help            these commands
@@ -19,11 +19,6 @@ HELP = """\
 /retry           another answer to the last message
 /temperature X   0: the likeliest token
 /quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
-
-
-def printable(text: str) -> str:
-    """A model's text for a terminal: without control characters, escapes among them."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 @dataclasses.dataclass

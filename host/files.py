@@ -140,6 +140,23 @@ def folder_once(dst: str | os.PathLike) -> Iterator[pathlib.Path | None]:
     yield None
 
 
+def lock(file: Any) -> bool:
+    """Lock an open file or descriptor until it is closed or its process ends; False where another
+    has it.
+
+    A network's file system may know no locks: then nothing is locked, and that is no error.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _locked(dst, folder):
     """(a new path beside dst, a descriptor whose lock says that its writer lives); clears what dead
     writers left."""

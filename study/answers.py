@@ -70,8 +70,8 @@ def rows_of(path) -> list[tuple[str, dict]]:
 
 
 def plain_name(text) -> str:
-    """A name out of a file as one line, without what a terminal would act on."""
-    return "".join(c for c in str(text) if c.isprintable())
+    """A name out of a file as one line that a terminal shows and does not obey."""
+    return terminal.printable(text, lines=False)
 
 
 def instruction_of(row: dict) -> str | None:

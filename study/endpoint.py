@@ -13,7 +13,6 @@ requests apart and is not sent), embeddings.
 
 import collections
 import datetime
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ import threading
 import time
 import urllib.parse
 
-from host import terminal
+from host import files, terminal
 
 # Seconds before a request is tried again, at most, whatever the endpoint asks for.
 LONGEST_WAIT = 120
@@ -193,12 +192,10 @@ class Endpoint:
         )
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.log, "ab", buffering=0)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(self.file):
             raise ValueError(
                 f"{self.log} is being written by another run: wait for it, or name another log"
-            ) from None
+            )
 
     def __enter__(self):
         return self
@@ -425,7 +422,7 @@ class Endpoint:
 
     def _plain(self, text, width=160):
         """One line without control characters and without the key."""
-        text = self._blank("".join(c if c.isprintable() else " " for c in str(text)))
+        text = self._blank(terminal.printable(text, lines=False))
         return text if len(text) <= width else text[: width - 1] + "…"
 
 

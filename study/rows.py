@@ -6,7 +6,6 @@ Left out: what a dialogue may look like (text/dialogues.py), answers of models (
 """
 
 import contextlib
-import fcntl
 import gzip
 import json
 import os
@@ -47,12 +46,10 @@ def locked(folder):
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(descriptor):
             raise ValueError(
                 f"{folder} is being written by another run: wait for it, or name another --out"
-            ) from None
+            )
         yield folder
     finally:
         os.close(descriptor)

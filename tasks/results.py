@@ -10,7 +10,6 @@ An item is on disk before it counts as done, so a killed evaluation goes on wher
 what a score is (each task's file).
 """
 
-import fcntl
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from host.files import dumps, json_lines, read_json, write_json, write_whole
+from host.files import dumps, json_lines, lock, read_json, write_json, write_whole
 from host.terminal import printable
 from tasks.page import page
 
@@ -112,15 +111,11 @@ class Result:
     def _locked(self):
         """samples.jsonl open to append, with a lock that ends with this process."""
         file = open(self.samples, "a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file):
             file.close()
             raise ValueError(
                 f"another process is writing to {self.out}: wait for it, or name another --out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
         return file
 
     def _write(self, more):

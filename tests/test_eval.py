@@ -953,7 +953,9 @@ def test_chat_streams_the_answers_to_piped_lines_and_resets(place, full, monkeyp
     assert "a new conversation" in err
 
 
-def test_chat_prints_no_control_characters_and_no_half_characters(place, monkeypatch, capsys):
+def test_chat_prints_controls_as_escapes_and_no_half_characters(
+    place, monkeypatch, capsys
+):
     raw = [b"\x1b[31mred\x07 ", b"\xe2\x82", b"\xac \xe2\x80\xae", b"done\r\n\t"]
 
     def fake(self, ids, sampling, names, watch):
@@ -964,7 +966,7 @@ def test_chat_prints_no_control_characters_and_no_half_characters(place, monkeyp
 
     monkeypatch.setattr(opened.Opened, "generate", fake)
     out, _ = talk(monkeypatch, capsys, place, ["Hi"])
-    assert out == "[31mred \u20ac done\n\t\n\n"
+    assert out == "\\x1b[31mred\\x07 \u20ac \\u202edone\\r\n\t\n\n"
 
 
 def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(place, monkeypatch, capsys):

@@ -78,20 +78,16 @@ def claim(out: pathlib.Path) -> Iterator[None]:
     Folders made here go again where the block ends before `start` wrote run.json.
     ValueError where somebody else trains there.
     """
-    import fcntl  # POSIX
-
     made = [p for p in (out, *out.absolute().parents) if not p.exists()]
     out.mkdir(parents=True, exist_ok=True)
     lock = open(out / LOCK, "a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not files.lock(lock):
         lock.seek(0)
         owner = lock.read().strip() or "another process"
         lock.close()
         raise ValueError(
             f"--out {out} is being trained into by {owner}: wait for it, or name another --out"
-        ) from None
+        )
     try:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} of {socket.gethostname()}\n")

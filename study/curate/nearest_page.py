@@ -29,7 +29,7 @@ def histogram(scores):
 def one_line(text, width=110):
     """A text for the terminal, clipped: no line ends, no control characters."""
     text = " ".join(text[: 4 * width].split())
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = terminal.printable(text, lines=False)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

@@ -11,7 +11,6 @@ is named; the rest goes on. Left out: several machines, retries.
 """
 
 import argparse
-import fcntl
 import pathlib
 import shlex
 import signal
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from host import terminal
+from host import files, terminal
 from study.grid import paper, running, small
 from study.grid.steps import done
 
@@ -76,13 +75,11 @@ def run(preset, steps, out, jobs):
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
     with open(out / "grid.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not files.lock(lock):
             raise ValueError(
                 f"{out} is being run by another study.grid, or by a step that one left behind: "
                 "wait for it, or name another --out"
-            ) from None
+            )
         began = time.monotonic()
         ran, failed = running.Runner(steps, out, lock, jobs).run()
         took = (time.monotonic() - began) / 60

@@ -7,7 +7,7 @@ Left out: what stands in them (points.py, tables.py, findings.py, plots.py, page
 
 import pathlib
 
-from host import files
+from host import files, terminal
 from study.report import findings, plots
 from study.report.page import page
 from study.report.points import MEASURES, gather, read_label
@@ -75,7 +75,7 @@ def report(paths, labels, out):
     numbers = {"points": points, "findings": compared, "missing": missing, "notes": notes}
     files.write_whole(out / "report.json", files.dumps(numbers, indent=1) + "\n")
     files.write_whole(out / "index.html", page(tables, figures, missing, notes, ending))
-    print("".join(c for c in text if c.isprintable() or c == "\n"))
+    print(terminal.printable(text))
     print(
         f"\n{len(points)} figures of {len({p['path'] for p in points})} results, {len(missing)} "
         f"runs missing: {out / 'index.html'}"

@@ -12,7 +12,6 @@ requests side by side.
 """
 
 import datetime
-import fcntl
 import hashlib
 import http.client
 import json
@@ -65,12 +64,10 @@ class Perspective:
         cache = pathlib.Path(cache)
         cache.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(cache, "a", encoding="utf-8")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(self.file):
             raise ValueError(
                 f"{cache} is being written by another run: wait for it, or name another --cache"
-            ) from None
+            )
         # a torn last line is cut off, and said: that text is asked again
         self.known = {row["sha256"]: row for row in files.json_lines(cache)}
 

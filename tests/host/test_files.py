@@ -1,5 +1,6 @@
 """Whole files, and JSON that somebody else wrote."""
 
+import errno
 import json
 import math
 import os
@@ -106,6 +107,19 @@ def test_one_process_fills_a_folder_and_the_others_find_it(tmp_path):
     with pytest.raises(KeyError), files.folder_once(tmp_path / "y"):
         raise KeyError
     assert only(tmp_path, "x")
+
+
+def test_a_lock_is_for_one_and_ends_with_its_file(tmp_path, monkeypatch):
+    with open(tmp_path / "a", "w") as first, open(tmp_path / "a", "w") as second:
+        assert files.lock(first) and not files.lock(second)
+        first.close()
+        assert files.lock(second)
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert files.lock(0)
 
 
 def test_json_out_of_our_hands_is_json_and_utf8():

@@ -226,7 +226,7 @@ def test_a_model_name_cannot_steer_the_terminal(tmp_path, capsys):
     a = write(
         tmp_path / "a.json", [{"instruction": "q", "output": "x", "generator": "\x1b[31mred\u202e"}]
     )
-    assert answers.read(a)[0]["model"] == "[31mred"
+    assert answers.read(a)[0]["model"] == r"\x1b[31mred\u202e"
     assert answers.main([str(a), str(a)]) == 0 and "\x1b" not in capsys.readouterr().out
 
 
