@@ -315,7 +315,7 @@ def report(paths: list, questions) -> None:
     print(f"{name_of(a)}: {len(a)} answers, {name_of(b)}: {len(b)} answers: {counted(*pair(a, b))}")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     p = terminal.Parser(
         prog="python -m study.answers",
         description="What two sets of answers hold and how they pair; counts only.",

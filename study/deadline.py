@@ -57,7 +57,7 @@ class Deadline:
         self.local.ends, self.local.left = time.monotonic() + self.seconds, 2 * self.size
         yield
 
-    def over(self):
+    def over(self) -> bool:
         """Whether the time of this thread's request is over."""
         return time.monotonic() > self.local.ends
 

@@ -48,13 +48,13 @@ class Refused(Exception):
     """A request that this endpoint will not answer, however often it is asked; others may pass."""
 
 
-def request_key(body):
+def request_key(body: dict):
     """sha256 hex of the canonical JSON of a request, its "draw" included."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_log(path, repair):
+def read_log(path, repair: bool) -> tuple:
     """(answers, failures, torn) of a log.
 
     answers: key -> its last answer without an error. failures: key -> the last error of the others.
@@ -105,7 +105,7 @@ def read_key(key_file):
     return key
 
 
-def check_url(url, flag="the address of an endpoint"):
+def check_url(url: str, flag: str = "the address of an endpoint") -> None:
     """ValueError, one line, for what is no http(s) address."""
     try:
         parts = urllib.parse.urlsplit(str(url))
@@ -131,15 +131,15 @@ class Endpoint:
 
     def __init__(
         self,
-        url,
+        url: str,
         log,
         *,
         key_file=None,
-        concurrency=8,
+        concurrency: int = 8,
         timeout=120,
-        retries=6,
-        replay=False,
-        backoff=1.0,
+        retries: int = 6,
+        replay: bool = False,
+        backoff: float = 1.0,
     ):
         for name, value, least in (
             ("--concurrency", concurrency, 1),
@@ -203,7 +203,7 @@ class Endpoint:
     def __exit__(self, *_):
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """End writing: whatever is still on its way is dropped, and the log is whole."""
         with self.lock:
             if self.file:
@@ -214,7 +214,7 @@ class Endpoint:
 
     # --- asking ---
 
-    def ask_all(self, bodies, readable=None):
+    def ask_all(self, bodies: list[dict], readable=None):
         """(index, answer) of each request, first those in the log, then the others as they come.
 
         bodies: dicts of what the endpoint takes ("model", "messages", "temperature", …) and perhaps
@@ -429,7 +429,7 @@ class Endpoint:
 # --- small parts ---
 
 
-def distinct(bodies):
+def distinct(bodies: list[dict]) -> dict:
     """{key: (body, [indices])} of requests, in their order; ValueError for streams and choices."""
     places = {}
     for index, body in enumerate(bodies):
@@ -451,7 +451,7 @@ def next_of(answers):
             pass
 
 
-def failure(reason):
+def failure(reason) -> dict:
     """The answer that says why there is none."""
     return {
         "text": None,
@@ -463,7 +463,7 @@ def failure(reason):
     }
 
 
-def tokens_of(usage, name):
+def tokens_of(usage, name: str):
     return usage[name] if type(usage.get(name)) is int and usage[name] >= 0 else 0
 
 
@@ -480,7 +480,7 @@ def asked_wait(headers):
     return wait if 0 <= wait < 1e9 else None
 
 
-def request_short(body):
+def request_short(body: dict) -> str:
     messages = body.get("messages") or [{}]
     text = json.dumps(messages[-1].get("content"), ensure_ascii=True)
     return f"model {body.get('model')}, {text[:60]}"

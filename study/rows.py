@@ -15,7 +15,7 @@ from host import files
 from text import dialogues, forms
 
 
-def clean(text):
+def clean(text: str):
     """Half a surrogate pair, which JSON may hold and UTF-8 may not, becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -55,7 +55,7 @@ def locked(folder):
         os.close(descriptor)
 
 
-def each(paths, parse, max_bad=0.01):
+def each(paths, parse, max_bad: float = 0.01):
     """What parse(row, name), a list, gives for every row of the files, one after another.
 
     Malformed rows as in text/dialogues.py's each_row.
@@ -72,7 +72,7 @@ def parse_object(row):
     return value
 
 
-def instruction_of(row):
+def instruction_of(row: dict):
     """ "instruction" with its input behind a blank line, or None.
 
     The input is the row's own ("input"), or the first of Self-Instruct's "instances".
@@ -87,7 +87,7 @@ def instruction_of(row):
     return row["instruction"]
 
 
-def prompt_of(row, name):
+def prompt_of(row: dict, name: str) -> list:
     """A parse for `each`: [(id, prompt, row)] of a row of a public evaluation, or of a dialogue.
 
     Read are Koala's test set, Self-Instruct's, AlpacaEval's, Vicuna's and NQ's questions.

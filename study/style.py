@@ -51,7 +51,7 @@ CLOSING = re.compile(
 )
 
 
-def has_list(text):
+def has_list(text: str) -> bool:
     """Whether an answer holds a list, outside fenced code.
 
     Ours (the paper gives no definition); any of
@@ -99,7 +99,7 @@ def _counts_to_three(line):
     return want > 3
 
 
-def has_summary(text):
+def has_summary(text: str):
     """Whether an answer closes with a summary: its last paragraph is prose, another paragraph
     stands before it, and one of its sentences begins with a closing phrase (CLOSING). Ours.
 
@@ -129,7 +129,7 @@ def has_summary(text):
     return before and CLOSING.search(" ".join(line.strip() for line in lines)) is not None
 
 
-def words(text):
+def words(text: str):
     """Lower-case words (letters, digits, _ of any script), punctuation dropped; an apostrophe
     parts, as in ROUGE.
     """
@@ -145,7 +145,7 @@ def unigram_overlap(ours, teacher):
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
 
 
-def pearson(x, y, resamples=10_000, seed=0):
+def pearson(x, y, resamples: int = 10_000, seed: int = 0):
     """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low,
     high)); (None, None) where one side does not vary.
     """
@@ -169,7 +169,7 @@ def pearson(x, y, resamples=10_000, seed=0):
     return float(r_of(columns.mean(0))), (float(low), float(high))
 
 
-def share(values, seed=0):
+def share(values, seed: int = 0) -> dict:
     """A mean of booleans or numbers with its interval; None where there are none."""
     if not values:
         return {"score": None, "n": 0, "interval": None}
@@ -181,7 +181,7 @@ def share(values, seed=0):
     return {"score": float(np.mean(values)), "n": len(values), "interval": interval}
 
 
-def measure(items, seed=0):
+def measure(items: list[dict], seed: int = 0) -> dict:
     """The figures of Table 2 from items as compare() makes them.
 
     -> {name: {"score", "n", "interval"}}; shares from 0 to 1, r from -1 to 1, "tone" only where
@@ -203,7 +203,7 @@ def measure(items, seed=0):
     return figures
 
 
-def compare(pairs):
+def compare(pairs) -> list:
     """One item a pair of (our answer, the teacher's)."""
     return [
         {
@@ -237,13 +237,13 @@ Judge the tone alone, not whether what is said is true. Reply with one word, Yes
 {answer}"""
 
 
-def read_tone(text):
+def read_tone(text: str) -> bool | None:
     """True, False, or None where a reply is neither yes nor no."""
     word = re.match(r"\W*(yes|no)\b", text or "", re.IGNORECASE)
     return word[1].lower() == "yes" if word else None
 
 
-def add_tone(items, endpoint, judge_model):
+def add_tone(items: list[dict], endpoint, judge_model: str) -> dict:
     """Ask the judge about every answer -> counts of what came back.
 
     Items get "tone": True, False or None (an error, or a reply that is neither).
@@ -277,7 +277,7 @@ ROWS = {
 }
 
 
-def shown(figure, name):
+def shown(figure, name: str) -> str:
     """One figure in words, with its interval."""
     if figure["score"] is None:
         return f"- (n {figure['n']})"
@@ -289,7 +289,7 @@ def shown(figure, name):
     return f"{text} ({low:{digits}} to {high:{digits}}, n {figure['n']})"
 
 
-def rows_of(columns):
+def rows_of(columns) -> list:
     """[[label, a figure a column]] of Table 2. columns: {title: figures}."""
     left_out = "left out: no judge"
     return [
@@ -298,7 +298,7 @@ def rows_of(columns):
     ]
 
 
-def table(columns):
+def table(columns) -> str:
     """The figures as lines of text."""
     lines = [["", *columns], *rows_of(columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -308,7 +308,7 @@ def table(columns):
     )
 
 
-def html_table(columns):
+def html_table(columns) -> str:
     """The same as an HTML table."""
 
     def cells(row, tag):
@@ -328,7 +328,7 @@ class Judge(NamedTuple):
     concurrency: int = 8
     replay: bool = False
 
-    def add_tone(self, items, log):
+    def add_tone(self, items: list[dict], log):
         from study.endpoint import Endpoint
 
         with Endpoint(
@@ -337,7 +337,7 @@ class Judge(NamedTuple):
             return add_tone(items, endpoint, self.model)
 
 
-def run(sources, questions, out, seed, judge=None):
+def run(sources, questions, out, seed: int, judge=None) -> None:
     """The command. sources: {"model", "teacher" and perhaps "teacher2": path}; judge: or None."""
     read = {k: answers.read(path, questions) for k, path in sources.items()}
     names = {k: answers.name_of(x) for k, x in read.items()}
@@ -389,7 +389,7 @@ def run(sources, questions, out, seed, judge=None):
 # --- command ---
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.style",
         description="How far a model's answers are in its teacher's style (Table 2 of the paper), "
@@ -447,7 +447,7 @@ def parser():
     return p
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     def parse_and_run():
         args = parser().parse_args(argv)
         if bool(args.judge) != bool(args.judge_model):

@@ -18,7 +18,7 @@ from study.curate import MENTIONS
 WORKERS = "processes [default: one a core, one for little data]"
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(prog="python -m study.curate", description=__doc__.split("\n\n")[0])
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     mix_flags(commands)
@@ -28,7 +28,7 @@ def parser():
     return p
 
 
-def mix_flags(commands):
+def mix_flags(commands) -> None:
     p = commands.add_parser(
         "mix",
         help="ShareGPT-Mix from raw downloads",
@@ -77,7 +77,7 @@ def mix_flags(commands):
     g.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
 
-def amounts_flags(commands):
+def amounts_flags(commands) -> None:
     p = commands.add_parser(
         "amounts",
         help="nested subsets of a mix by tokens",
@@ -93,7 +93,7 @@ def amounts_flags(commands):
     p.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
 
-def diversity_flags(commands):
+def diversity_flags(commands) -> None:
     p = commands.add_parser(
         "diversity",
         help="BLEU of each query's most similar other query",
@@ -117,7 +117,7 @@ def diversity_flags(commands):
     search_flags(p)
 
 
-def leakage_flags(commands):
+def leakage_flags(commands) -> None:
     p = commands.add_parser(
         "leakage",
         help="drop evaluation prompts that the training data gives away",
@@ -146,7 +146,7 @@ def leakage_flags(commands):
     search_flags(p)
 
 
-def max_bad_flag(p):
+def max_bad_flag(p) -> None:
     p.add_argument(
         "--max-bad-rows",
         type=float,
@@ -156,7 +156,7 @@ def max_bad_flag(p):
     )
 
 
-def search_flags(p):
+def search_flags(p) -> None:
     max_bad_flag(p)
     p.add_argument(
         "--threads", type=int, default=os.cpu_count(), metavar="N", help="[default: one a core]"
@@ -167,7 +167,7 @@ def search_flags(p):
 # Each command imports what it needs only when it runs: --help costs no NumPy.
 
 
-def run_mix(args):
+def run_mix(args) -> None:
     from study.curate import mix, sheet
 
     if args.table:
@@ -183,7 +183,7 @@ def run_mix(args):
     mix.run(sources, args.out, rules, args.tokenizer, args.max_bad_rows, args.workers, review)
 
 
-def run_amounts(args):
+def run_amounts(args) -> None:
     from study.curate import amounts
 
     summary = amounts.subsets(
@@ -192,7 +192,7 @@ def run_amounts(args):
     print(*amounts.lines(summary), sep="\n")
 
 
-def run_diversity(args):
+def run_diversity(args) -> None:
     from study.curate import diversity
 
     diversity.run(
@@ -205,7 +205,7 @@ def run_diversity(args):
     )
 
 
-def run_leakage(args):
+def run_leakage(args) -> None:
     from study.curate import leakage
 
     leakage.run(
@@ -221,11 +221,11 @@ def run_leakage(args):
 RUN = {"mix": run_mix, "amounts": run_amounts, "diversity": run_diversity, "leakage": run_leakage}
 
 
-def run(args):
+def run(args) -> None:
     RUN[args.command](args)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     return terminal.program(lambda: run(parser().parse_args(argv)), "study.curate")
 
 

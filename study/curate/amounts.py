@@ -24,12 +24,12 @@ CHUNK = 256  # dialogues that a worker counts at once
 COUNTED = ("dialogues", "turns", "tokens", "loss_tokens")
 
 
-def name_of(tokens):
+def name_of(tokens: int) -> str:
     """300000 -> "0.3M"."""
     return f"{tokens / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
 
 
-def subsets(path, tok_path, amounts, seed, out, processes=None):
+def subsets(path, tok_path, amounts, seed: int, out, processes=None) -> dict:
     """Writes the subsets; returns what amounts.json holds."""
     if processes is not None and processes < 1:
         raise ValueError(f"--workers {processes}: at least 1 process has to count")

@@ -42,7 +42,7 @@ CUTS = (
 )
 
 
-def tokenize(text):
+def tokenize(text: str):
     """Tokens (str) of a text by the rules of 13a."""
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
@@ -87,7 +87,7 @@ def _grams(tokens, n):
 # --- all pairs ---
 
 
-def nearest(queries, references=None, threads=2, progress=None):
+def nearest(queries: str, references=None, threads: int = 2, progress=None) -> tuple:
     """The highest BLEU of each query (as hypothesis) against single references: the other queries,
     or those given.
 
@@ -135,7 +135,7 @@ def nearest(queries, references=None, threads=2, progress=None):
     return scores[back], index[back]
 
 
-def features(queries, references):
+def features(queries: str, references) -> tuple:
     """([(queries' columns, references' columns)] of each order: CSR 0/1 matrices [texts, columns],
     tokens of the queries [n], tokens of the references [m]).
     """
@@ -178,7 +178,7 @@ def features(queries, references):
     return out, h, h if alone else lengths[n:]
 
 
-def columns_of(texts, grams, count, n, alone):
+def columns_of(texts, grams, count, n, alone) -> tuple:
     """0/1 matrices (queries [n, columns], references [m, columns]) of one order: a column for each
     n-gram and k, 1 where the text has it k times or more.
     """
@@ -287,7 +287,7 @@ class Search:
                 self.block(some, at, r)
         return len(rows) * len(self.r)
 
-    def block(self, rows, at, r):
+    def block(self, rows, at, r) -> None:
         """Better references for some queries among the block of columns that starts at `at`."""
         matches = []
         for dense_q, dense_c, sparse_q, blocks in self.parts:

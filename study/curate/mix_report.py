@@ -61,7 +61,7 @@ RULES = [
 ]
 
 
-def category(query):
+def category(query: str):
     """The name of the first of RULES that fits the query, else "other"."""
     return next((name for name, rule in RULES if rule.search(query[:600])), "other")
 
@@ -72,7 +72,7 @@ class Stats:
     counts: of what was read; notes: of what was changed; drops: {reason: n}, with examples; kept.
     """
 
-    def __init__(self, source, files, tokenizers):
+    def __init__(self, source: str, files, tokenizers):
         self.source, self.files, self.tokenizers = source, files, tokenizers
         self.counts = collections.Counter(rows=0, malformed=0, dialogues=0)
         self.notes, self.drops, self.examples = collections.Counter(), collections.Counter(), {}
@@ -81,14 +81,14 @@ class Stats:
         self.categories = collections.Counter()
         self.tokens = [[0, 0] for _ in tokenizers]
 
-    def drop(self, item):
+    def drop(self, item: dict) -> None:
         """One dialogue dropped: item has id, query, why, detail."""
         self.drops[item["why"]] += 1
         shown = self.examples.setdefault(item["why"], [])
         if len(shown) < EXAMPLES:
             shown.append({name: item[name] for name in ("id", "query", "detail")})
 
-    def keep(self, item):
+    def keep(self, item: dict) -> None:
         """One dialogue kept: item has turns, characters, category, tokens [(all, loss)]."""
         self.kept.update(dialogues=1, turns=item["turns"], characters=item["characters"])
         bar = next((k for k, end in enumerate(TURNS) if item["turns"] <= end), len(TURNS))
@@ -99,7 +99,7 @@ class Stats:
             total[0] += count
             total[1] += loss
 
-    def summary(self):
+    def summary(self) -> dict:
         """The counts as JSON values."""
         dialogues = self.kept["dialogues"] + sum(self.drops.values())
         last = max(self.turns, default=-1)
@@ -125,7 +125,7 @@ class Stats:
         }
 
 
-def turns_label(k):
+def turns_label(k) -> str:
     """The k-th bar of the histogram of turns: "3", "5-6", "65+"."""
     low = TURNS[k - 1] + 1 if k else 1
     if k == len(TURNS):
@@ -133,12 +133,12 @@ def turns_label(k):
     return str(TURNS[k]) if TURNS[k] == low else f"{low}-{TURNS[k]}"
 
 
-def characters_label(k):
+def characters_label(k) -> str:
     """The bar of dialogues of 2^k to 2^(k + 1) - 1 characters."""
     return f"{2**k:,}-{2 ** (k + 1) - 1:,}" if k > 6 else "under 128"
 
 
-def report(stats, settings):
+def report(stats, settings: dict) -> dict:
     """report.json: {"settings", "sources": {source: ...}, "total"}."""
     total = {
         "dialogues": sum(s.kept["dialogues"] for s in stats),
@@ -208,16 +208,16 @@ HEAD = (
 )
 
 
-def escape(text):
+def escape(text: str):
     """Untrusted text as HTML, without control characters."""
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else " " for c in str(text)))
 
 
-def number(n):
+def number(n: int) -> str:
     return f'<td class="n">{n:,}</td>'
 
 
-def page(made):
+def page(made) -> str:
     """report.html as text."""
     settings = (f"{k}: {v}" for k, v in made["settings"].items() if v not in ([], None))
     title = f"ShareGPT-Mix: {made['total']['dialogues']:,} dialogues"
@@ -231,7 +231,7 @@ def page(made):
     return "".join(parts) + "</body></html>\n"
 
 
-def overview(made):
+def overview(made) -> str:
     """The sources side by side, a table that scrolls where the screen is narrow."""
     tokenizers = list(made["total"].get("tokens", {}))
     head = ["source", "rows", "malformed", "dialogues", "dropped", "kept", "turns"]
@@ -252,7 +252,7 @@ def overview(made):
     return "".join(parts) + "</table></div>"
 
 
-def section(name, source):
+def section(name: str, source) -> str:
     """One source: what was read and changed, what was dropped, what was kept."""
     counts = [
         *source["read"].items(),
@@ -285,7 +285,7 @@ def section(name, source):
     return "".join(parts) + f'<h3>Kept</h3><div class="bars">{drawn}</div>'
 
 
-def bars(counts, title):
+def bars(counts, title: str) -> str:
     """A horizontal bar chart of {label: count} as a figure with an SVG."""
     most, total = max(counts.values(), default=1) or 1, sum(counts.values()) or 1
     title, height = html.escape(title), 18 * len(counts) + 4

@@ -10,7 +10,7 @@ from study.curate import bleu
 from text import forms
 
 
-def parse_with(all_turns, counts):
+def parse_with(all_turns, counts: dict):
     """A parse for rows.each: [(id, user query)] of a dialogue's row, or of a task.
 
     all_turns: every user turn, not the first of each dialogue alone. counts: a Counter.
@@ -45,7 +45,7 @@ def _queries(dialogue, all_turns, counts):
     return queries
 
 
-def instances(task, name):
+def instances(task, name: str) -> list:
     """[(id, query)] of a task of Super-NaturalInstructions; ValueError for another form."""
     definition, given = task["Definition"], task["Instances"]
     if isinstance(definition, list) and all(isinstance(x, str) for x in definition):
@@ -64,14 +64,14 @@ def instances(task, name):
     ]
 
 
-def read(paths, all_turns, max_bad, counts):
+def read(paths, all_turns, max_bad: float, counts: dict) -> list:
     """[(id, query)] of all files."""
     queries = list(rows.each(paths, parse_with(all_turns, counts), max_bad))
     counts["queries"] += len(queries)
     return queries
 
 
-def search(what, queries, references, threads):
+def search(what, queries, references, threads: int):
     """bleu.nearest with a line of progress."""
     if threads < 1:
         raise ValueError(f"--threads {threads} is out of range: use 1 or more")

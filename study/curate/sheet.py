@@ -50,7 +50,7 @@ def read_mix(path):
             yield value
 
 
-def refuse_filled(path):
+def refuse_filled(path) -> None:
     """ValueError where the sheet at `path` was filled in: a person's work is not written over."""
     if path.exists() and any(
         row["category"].strip() or row["quality"].strip() for row in read_sheet(path)
@@ -67,11 +67,11 @@ def cell(value):
     return f"'{value}" if value.lstrip()[:1] in FORMULA and value.strip() else value
 
 
-def clip(text):
+def clip(text: str):
     return text if len(text) <= 2000 else text[:2000] + " […]"
 
 
-def sample(mix, path, draw):
+def sample(mix, path, draw: Draw) -> tuple:
     """Writes the sheet of the dialogues drawn; returns (drawn, dialogues of the mix)."""
     total = sum(1 for _ in read_mix(mix))
     wanted = {int(i): k for k, i in enumerate(shuffled(total, draw.seed, 3)[: draw.number])}
@@ -107,7 +107,7 @@ def sample(mix, path, draw):
     return len(drawn), total
 
 
-def read_sheet(path):
+def read_sheet(path) -> list:
     """The rows of a sheet as dicts; ValueError, one line, for what is none.
 
     Cells are parted by commas, or by semicolons or tabs as spreadsheets of some countries save.
@@ -130,7 +130,7 @@ def read_sheet(path):
         raise ValueError(f"{path} is no CSV ({error}): {SHEET}") from None
 
 
-def grade_of(text, place):
+def grade_of(text: str, place: str) -> float | None:
     """A quality from 1 to 5, or None where the cell is empty."""
     text = text.strip().replace(",", ".")
     if not text:
@@ -146,7 +146,7 @@ def grade_of(text, place):
     return grade
 
 
-def table(path):
+def table(path) -> str:
     """Table 5 as text: each category's count and share of those reviewed, and the mean quality."""
     groups, empty, grades = collections.defaultdict(list), 0, []
     for k, row in enumerate(read_sheet(path), 1):

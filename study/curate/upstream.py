@@ -16,7 +16,7 @@ from text.sources import raw_chunks, source_files
 # --- reading ---
 
 
-def read(path, source, counts, max_bad=0.01, progress=None):
+def read(path, source: str, counts: dict, max_bad: float = 0.01, progress=None):
     """Yields the dialogues of one file, {"id", "conversations"}; those of HC3 also have "topic".
 
     counts: a Counter that receives rows, malformed, and what is worth telling. Malformed rows are
@@ -88,7 +88,7 @@ def _discord(row, name, bad, counts):
 # --- pieces ---
 
 
-def join(pieces, notes):
+def join(pieces, notes: dict):
     """Pieces [dialogue] of one `<id>` -> whole dialogues, mostly one. notes: a Counter.
 
     n counts turns: FastChat cut long dialogues and named each piece by its first turn. Pieces are
@@ -129,7 +129,7 @@ def join(pieces, notes):
 # --- cleaning ---
 
 
-def clean(dialogue, notes):
+def clean(dialogue: dict, notes: dict) -> dict:
     """HTML -> Markdown, "Copy code" and empty turns gone, neighbours by one speaker merged."""
     queries, turns, given = "", [], dialogue["conversations"]
     exported = any(
@@ -154,12 +154,12 @@ def clean(dialogue, notes):
     return {**dialogue, "conversations": turns}
 
 
-def normalised(query):
+def normalised(query: str):
     """A query for comparison: NFKC, case folded, white space collapsed, no closing . ? ! , ; :"""
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split()).rstrip(".?!,;: …")
 
 
-def query_key(dialogue, which):
+def query_key(dialogue: dict, which):
     """What two dialogues with the same user query share, a str, or None.
 
     which: "first" query or "all" of them. A dialogue whose beginning is missing is compared by all

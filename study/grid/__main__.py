@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESETS = {"paper": paper, "small": small, "tiny": small}
 
 
-def parser(preset=None):
+def parser(preset: str | None = None) -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.grid",
         description="Write the commands of a grid of runs, say what is done, run what is missing.",
@@ -54,7 +54,7 @@ def parser(preset=None):
     return p
 
 
-def overview(steps, notes, state, out):
+def overview(steps, notes: dict, state, out) -> None:
     """Print every step with its state, the notes, and how many are in which."""
     for step in steps:
         why = f"   # {step.by_hand}" if state[step.name] == "by hand" else ""
@@ -70,7 +70,7 @@ def overview(steps, notes, state, out):
     )
 
 
-def run(preset, steps, out, jobs):
+def run(preset: str, steps, out, jobs) -> int:
     """Run what is missing, then the report -> exit status."""
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
@@ -97,7 +97,7 @@ def run(preset, steps, out, jobs):
     return 1 if failed else 0
 
 
-def interrupt(*_):
+def interrupt(*_) -> None:
     raise KeyboardInterrupt
 
 
@@ -118,7 +118,7 @@ def grid(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--preset")

@@ -30,12 +30,12 @@ TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
 UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
-def flags(p):
+def flags(p) -> None:
     trained_flags(p.add_argument_group("what is trained"))
     measured_flags(p.add_argument_group("what is measured"))
 
 
-def trained_flags(g):
+def trained_flags(g) -> None:
     g.add_argument(
         "--models", metavar="DIR", help=f"folder of the base models {', '.join(BASES.values())}"
     )
@@ -94,7 +94,7 @@ def trained_flags(g):
     g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
 
 
-def measured_flags(g):
+def measured_flags(g) -> None:
     g.add_argument(
         "--tasks",
         nargs="+",
@@ -154,7 +154,7 @@ NEEDS = {
 }
 
 
-def named(pairs, flag):
+def named(pairs, flag: str) -> dict:
     """{name: path} of NAME=PATH texts."""
     paths = {}
     for text in pairs:
@@ -191,7 +191,7 @@ class Study(NamedTuple):
     code: bool
 
     @classmethod
-    def of(cls, args):
+    def of(cls, args) -> tuple:
         """(study, notes on what is left out for want of a flag); ValueError for what cannot be."""
         paths = {n: str(pathlib.Path(args.models) / f) for n, f in BASES.items() if args.models}
         bases = named(args.base, "--base") or paths
@@ -229,7 +229,7 @@ class Study(NamedTuple):
         return study, notes
 
 
-def missing_flags(task, args):
+def missing_flags(task, args) -> list:
     """The flags that a task lacks."""
     needs = NEEDS[task]
     if task == "toxicity":
@@ -238,7 +238,7 @@ def missing_flags(task, args):
     return [flag for flag in needs if not getattr(args, flag)]
 
 
-def steps(args):
+def steps(args) -> tuple:
     """All steps in order, and notes -> (list of Step, list of str)."""
     study, notes = Study.of(args)
     listed = []
@@ -254,7 +254,7 @@ def steps(args):
     return listed, notes + predicted(folders, amounts, (*study.mesh, "8x1")[1 if study.mesh else 0])
 
 
-def imitation(study, base, path, data, seed):
+def imitation(study: Study, base: str, path, data, seed: int) -> list:
     """One imitation run and all its measures."""
     name = f"{base}-{data.source}-{data.amount}" + (f"-seed{seed}" if study.seeds > 1 else "")
     run = str(study.out / "runs" / name)
@@ -271,7 +271,7 @@ def imitation(study, base, path, data, seed):
     return [trained, *measures(study, name, run, (run,), labels)]
 
 
-def predicted(bases, amounts, mesh):
+def predicted(bases, amounts, mesh) -> list:
     """Hours of the trainings of each of the paper's bases by `train.py --plan` -> lines.
 
     bases: {name: preset}.
@@ -300,7 +300,7 @@ def predicted(bases, amounts, mesh):
     return lines
 
 
-def plan_hours(text):
+def plan_hours(text: str) -> dict:
     """{device: hours of 1,000 steps at 50 % MFU} out of what `train.py --plan` prints."""
     hours = {}
     for line in text.partition("hours of 1,000 steps")[2].splitlines():
@@ -310,7 +310,7 @@ def plan_hours(text):
     return hours
 
 
-def measures(study, name, model, needs, labels):
+def measures(study: Study, name: str, model, needs, labels: dict):
     """The steps that measure one model."""
     m = Measured(study.out, name, model, needs, labels, (*study.mesh, *study.eval_flags))
     benchmarks(study, m)
@@ -320,7 +320,7 @@ def measures(study, name, model, needs, labels):
     return m.steps
 
 
-def benchmarks(study, m):
+def benchmarks(study: Study, m) -> None:
     file = study.files
     dev, train, mmlu = file["nq_dev"], file["nq_train"], file["mmlu"]
     if "mmlu" in study.tasks:
@@ -337,7 +337,7 @@ def benchmarks(study, m):
         m.eval("humaneval", "humaneval", *data, files=(problems,), by_hand=why)
 
 
-def conversations(study, m):
+def conversations(study: Study, m) -> None:
     """The answers to the prompts, and what they are worth beside the teacher's."""
     if not {"style", "judge", "rate"} & set(study.tasks):
         return
@@ -365,7 +365,7 @@ def conversations(study, m):
         m.steps.append(Step(f"rate-{m.name}", argv, m.out("rate"), "result", (db,), m.labels, why))
 
 
-def toxicity(study, m):
+def toxicity(study: Study, m) -> None:
     """Continuations of RealToxicityPrompts, and their scores."""
     file, continued = study.files, m.out("continuations")
     prompts = file["toxicity_prompts"]
@@ -379,7 +379,7 @@ def toxicity(study, m):
     m.add("toxicity", argv, continued)
 
 
-def teacher(study):
+def teacher(study: Study) -> list:
     """The teacher's benchmarks from its predictions."""
     folder = pathlib.Path(study.files["teacher_predictions"])
     given = {

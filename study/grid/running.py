@@ -46,7 +46,7 @@ def states(steps):
     return state
 
 
-def check(steps):
+def check(steps) -> None:
     """What only a wrong preset can break."""
     for field in ("name", "out"):
         values = [getattr(s, field) for s in steps]
@@ -54,7 +54,7 @@ def check(steps):
     assert all(s.proof in PROOFS for s in steps)
 
 
-def write(out, preset, steps, state):
+def write(out, preset: str, steps, state) -> None:
     """commands.sh and grid.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = [
@@ -107,7 +107,7 @@ class Runner:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}
 
-    def run(self):
+    def run(self) -> tuple:
         """Until nothing runs and nothing can be started."""
         try:
             while self.waiting or self.running:

@@ -66,7 +66,7 @@ PAIRS = ("--pack", "rows", "--block", "96", "--batch", "8")
 MACHINE = ("--mesh", "1x1", "--dtype", "float32", "--remat", "none", "--eval-fraction", "0")
 
 
-def flags(p):
+def flags(p) -> None:
     g = p.add_argument_group("the small study")
     g.add_argument(
         "--seeds",
@@ -103,17 +103,17 @@ class Study(NamedTuple):
         return self.file("world.json")  # the last of the world's files
 
     @property
-    def knows(self):
+    def knows(self) -> str:
         return str(self.out / "knows.json")
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         return str(self.out / "world" / name)
 
-    def run(self, name):
+    def run(self, name: str) -> str:
         return str(self.out / "runs" / name)
 
 
-def steps(args):
+def steps(args) -> tuple:
     """All steps in order, and notes -> (list of Step, list of str)."""
     seeds = SCALES[args.preset].seeds if args.seeds is None else args.seeds
     if seeds < 1:
@@ -136,7 +136,7 @@ def steps(args):
     return listed + teacher(study), [note]
 
 
-def bases(study):
+def bases(study: Study) -> list:
     """The world, the bases, what they know, and the gate before anything else is run."""
     seed = str(study.world_seed)
     folder = str(study.out / "world")
@@ -155,7 +155,7 @@ def bases(study):
     return [*listed, *known, Step("knows", argv, study.knows, "file", results)]
 
 
-def kinds(study, base):
+def kinds(study: Study, base: str) -> list:
     """(source, amount, train.py's flags of its data) of each imitation of a base."""
     scale, broad = study.scale, study.file("broad.jsonl")
     listed = [("broad", a, (broad, "--tokens", a, *BROAD)) for a in scale.amounts]
@@ -167,7 +167,7 @@ def kinds(study, base):
     return listed
 
 
-def imitation(study, base, source, amount, data, seed):
+def imitation(study: Study, base: str, source: str, amount: str, data, seed: int) -> list:
     """One imitation run and all its measures."""
     name = f"{base}-{source}-{amount}-seed{seed}"
     argv = ("train.py", "--init", study.run(base), "--data", *data, *RECIPE)
@@ -181,7 +181,7 @@ def imitation(study, base, source, amount, data, seed):
     ]
 
 
-def exact_match(study, name, labels):
+def exact_match(study: Study, name: str, labels: dict):
     """3-shot exact match, which the bases are measured by before the gate."""
     model = study.run(name)
     measured = Measured(study.out, name, model, (model,), labels, ("--mesh", "1x1"))
@@ -190,7 +190,7 @@ def exact_match(study, name, labels):
     return measured.steps[0]
 
 
-def measures(study, name, labels):
+def measures(study: Study, name: str, labels: dict):
     """The other measures of one model, with the same commands for all of them."""
     model, file = study.run(name), study.file
     m = Measured(study.out, name, model, (study.knows, model), labels, ("--mesh", "1x1"))
@@ -214,7 +214,7 @@ def measures(study, name, labels):
     return m.steps
 
 
-def teacher(study):
+def teacher(study: Study):
     """The teacher's own marks: it knows every fact."""
     file = study.file
     given = {

@@ -55,14 +55,14 @@ class Measured:
     where the report puts the results. more: further flags of every eval.py.
     """
 
-    def __init__(self, out, name, model, needs, labels, more=()):
+    def __init__(self, out, name: str, model, needs, labels: dict, more=()):
         self.folder, self.name, self.model = pathlib.Path(out) / "results" / name, name, model
         self.needs, self.labels, self.more, self.steps = tuple(needs), labels, more, []
 
-    def out(self, name):
+    def out(self, name: str) -> str:
         return str(self.folder / name)
 
-    def add(self, name, argv, *files, labelled=True, by_hand=None):
+    def add(self, name, argv, *files, labelled: bool = True, by_hand=None) -> None:
         """A step whose result is out(name), which `argv` is told by --out."""
         self.steps.append(
             Step(
@@ -76,7 +76,7 @@ class Measured:
             )
         )
 
-    def eval(self, name, task, *flags, files=(), labelled=True, by_hand=None):
+    def eval(self, name: str, task, *flags, files=(), labelled: bool = True, by_hand=None) -> None:
         """A step of eval.py on the model."""
         argv = ("eval.py", task, "--model", self.model, *flags, *self.more)
         self.add(name, argv, *files, labelled=labelled, by_hand=by_hand)

@@ -14,7 +14,7 @@ import sys
 from host import terminal
 
 
-def price(text):
+def price(text: str) -> tuple:
     try:
         prices = tuple(float(x) for x in text.split(","))
     except ValueError:
@@ -26,7 +26,7 @@ def price(text):
     return prices
 
 
-def judge_parser():
+def judge_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.judge",
         description="A strong model's preference between two sets of answers, asked in both "
@@ -58,7 +58,7 @@ def judge_parser():
     return p
 
 
-def judge_flags(g):
+def judge_flags(g) -> None:
     g.add_argument(
         "--judge", metavar="URL", help="an OpenAI-compatible endpoint: http://localhost:8000/v1"
     )
@@ -106,13 +106,13 @@ def judge_flags(g):
     )
 
 
-def seed_flag(p):
+def seed_flag(p) -> None:
     p.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]"
     )
 
 
-def review_parser():
+def review_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.judge review",
         description="Score sums and wins of Vicuna's review files, parsed anew.",
@@ -134,7 +134,7 @@ def review_parser():
     return p
 
 
-def annotations_parser():
+def annotations_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.judge annotations",
         description="Win rate of AlpacaEval's annotations: as published, and length-controlled.",
@@ -143,7 +143,7 @@ def annotations_parser():
     return p
 
 
-def agreement_parser():
+def agreement_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.judge agreement",
         description="A judge's verdicts against people's: accuracy and Cohen's kappa over win, tie "
@@ -167,7 +167,7 @@ def agreement_parser():
     return p
 
 
-def run_judge(args):
+def run_judge(args) -> None:
     from study.judge import asking, prompts
 
     if args.limit is not None and args.limit < 1:
@@ -184,19 +184,19 @@ def run_judge(args):
     asking.judge(sources, style, access, args.out, args.seed)
 
 
-def run_review(args):
+def run_review(args) -> None:
     from study.judge import existing
 
     existing.review(args.files, args.answers)
 
 
-def run_annotations(args):
+def run_annotations(args) -> None:
     from study.judge import existing
 
     existing.annotations(args.file)
 
 
-def run_agreement(args):
+def run_agreement(args) -> None:
     from study.judge import agreement
 
     agreement.agreement(args.verdicts, args.human, args.json, args.seed)
@@ -210,7 +210,7 @@ COMMANDS = {
 }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     name = argv[0] if argv and argv[0] in COMMANDS else None
     parser, run = COMMANDS[name]

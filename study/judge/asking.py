@@ -26,7 +26,7 @@ from tasks.page import page as result_page
 SAID = {1.0: "A better", 0.5: "a tie", 0.0: "B better", None: "no verdict"}
 
 
-def judged(style, reply):
+def judged(style, reply: dict) -> dict:
     """A reply of the endpoint -> {"text", "scores", "verdict" of the first shown, "error"}."""
     pair = verdict = None
     if not reply["error"] and style == "vicuna":
@@ -37,7 +37,7 @@ def judged(style, reply):
     return {"text": reply["text"], "scores": pair, "verdict": verdict, "error": reply["error"]}
 
 
-def item_of(name, a, b, forward, backward):
+def item_of(name: str, a, b, forward, backward) -> dict:
     """One pair with both its replies; "verdict" is A's."""
     back = None if backward["verdict"] is None else 1 - backward["verdict"]
     verdict = verdicts.combined(forward["verdict"], back)
@@ -59,7 +59,7 @@ def item_of(name, a, b, forward, backward):
 # --- figures ---
 
 
-def summarise(items, seed=0):
+def summarise(items: list[dict], seed: int = 0):
     """The figures of a judgement from its items (item_of's)."""
     judged = [i for i in items if i["verdict"] is not None]
     outcomes = [i["verdict"] for i in judged]
@@ -81,7 +81,7 @@ def summarise(items, seed=0):
     return figures | mean_scores(judged) | by_category(judged, seed)
 
 
-def shown_first(items):
+def shown_first(items: list[dict]) -> list:
     """(verdict of the first shown, its length, the other's length) of each reply with a verdict."""
     shown = []
     for i in items:
@@ -91,7 +91,7 @@ def shown_first(items):
     return shown
 
 
-def mean_scores(items):
+def mean_scores(items: list[dict]) -> dict:
     """{"mean_scores"} of both sides, where the judge gave scores."""
     scores = [(i["forward"]["scores"], i["backward"]["scores"]) for i in items]
     scores = [(f, b) for f, b in scores if f and b]
@@ -101,7 +101,7 @@ def mean_scores(items):
     return {"mean_scores": {"A": a, "B": float(np.mean([(f[1] + b[0]) / 2 for f, b in scores]))}}
 
 
-def by_category(items, seed):
+def by_category(items: list[dict], seed: int) -> dict:
     """{"by_category"}, where questions have categories."""
     categories = sorted({i["category"] for i in items if i["category"]})
     if not categories:
@@ -110,7 +110,7 @@ def by_category(items, seed):
     return {"by_category": {c: verdicts.win_rate(v, seed) for c, v in of.items()}}
 
 
-def percent(figure):
+def percent(figure) -> str:
     """A share in words, with its interval."""
     if figure["score"] is None:
         return f"- (n {figure['n']})"
@@ -121,7 +121,7 @@ def percent(figure):
     return f"{text} ({low:.1%} to {high:.1%}, n {figure['n']})"
 
 
-def lines(figures):
+def lines(figures: dict) -> list:
     """The figures as lines for people."""
     text = [
         f"win {figures['win']}, tie {figures['tie']}, lose {figures['lose']}; win rate with ties "
@@ -155,7 +155,7 @@ class Sources(NamedTuple):
     questions: str | None = None
     limit: int | None = None
 
-    def read(self):
+    def read(self) -> tuple:
         """(pairs, {what is left out: n}, the two names)."""
         if self.b is None:
             pairs, left = answers.read_pairs(self.a)[0], {}
@@ -181,7 +181,7 @@ class Sources(NamedTuple):
         terminal.say(f"A {names[0]}, B {names[1]}: {answers.counted(taken, left)}{more}")
         return taken, left, names
 
-    def fingerprints(self):
+    def fingerprints(self) -> list:
         return [answers.fingerprint(p) for p in (self.a, self.b) if p]
 
 
@@ -195,7 +195,7 @@ class Access(NamedTuple):
     price: tuple | None = None
 
 
-def judge(sources, style, access, out, seed):
+def judge(sources, style, access, out, seed: int) -> None:
     """Ask about every pair in both orders, and write the result directory."""
     pairs, left, names = sources.read()
     if not access.replay and not access.url:
@@ -238,7 +238,7 @@ def judge(sources, style, access, out, seed):
     finish(result, ids, figures)
 
 
-def ask(pairs, ids, style, endpoint, result):
+def ask(pairs, ids, style, endpoint: Endpoint, result):
     """Both orders of every pair; items go to `result` as they are judged -> Counter of the use."""
     bodies = [style.body(*order) for a, b in pairs for order in ((a, b), (b, a))]
     first = {}  # two equal answers make one request of both orders: paid for once
@@ -269,7 +269,7 @@ def ask(pairs, ids, style, endpoint, result):
     return used
 
 
-def finish(result, ids, figures):
+def finish(result, ids, figures: dict) -> None:
     """Write the files of the result, and print it."""
     figures = result.finish(ids, figures)
     note = "<p>" + "<br>".join(map(html.escape, lines(figures))) + "</p>"

@@ -13,7 +13,7 @@ from study.judge import replies, verdicts
 from study.judge.asking import percent
 
 
-def review(paths, answer_paths=()):
+def review(paths, answer_paths=()) -> None:
     """Vicuna's review files: what each says, parsed anew and held against the recorded scores.
 
     answer_paths: the answers reviewed, for their names and lengths.
@@ -64,7 +64,7 @@ def review_lines(path, lengths, models):
         yield f"  {length_line(measured)}"
 
 
-def length_line(judged):
+def length_line(judged) -> str:
     """judged: [(verdict, length of its side, length of the other)] -> both figures of length."""
     controlled = verdicts.length_controlled(*zip(*judged, strict=True))
     # a weighted preference decides for the side it leans to
@@ -75,7 +75,7 @@ def length_line(judged):
     )
 
 
-def verdict_of(preference, place):
+def verdict_of(preference, place: str):
     """AlpacaEval's preference as a verdict for the second model; None where there is none.
 
     1 is the first, 2 the second, 0 and 1.5 a tie; AlpacaEval 2's are weighted, anything between 1
@@ -92,7 +92,7 @@ def verdict_of(preference, place):
     return 0.5 if preference == 0 else float(preference) - 1
 
 
-def annotations(path):
+def annotations(path) -> None:
     """AlpacaEval's annotations: the win rate of the second model, as published, and its length."""
     pairs, rows = answers.read_pairs(path)
     judged = []

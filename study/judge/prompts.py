@@ -74,7 +74,7 @@ Explain in one or two sentences, then end with your verdict alone on a line: [[A
 [[B]] if B is better, [[tie]] if they are equally good."""
 
 
-def read_prompts(path):
+def read_prompts(path) -> dict:
     """{category: (system prompt, template)} of a file like Vicuna's prompt.jsonl.
 
     The request stands in the template already. None: the three built in.
@@ -112,7 +112,7 @@ class Style(NamedTuple):
     temperature: float = 0.2
     max_tokens: int = 1024
 
-    def body(self, first, second):
+    def body(self, first, second) -> dict:
         """One request: `first` is shown first.
 
         Texts are put in at once, so that an answer which holds "{answer_2}" stays as it is.

@@ -51,7 +51,7 @@ PAIRS = [
 ]
 
 
-def spoken(text):
+def spoken(text: str):
     """What a reply says after its thoughts, as plain characters; "" where a thought is cut off."""
     text = unicodedata.normalize("NFKC", text or "").replace("\ufeff", "")
     for name in THOUGHTS:
@@ -61,7 +61,7 @@ def spoken(text):
     return text
 
 
-def read_scores(text):
+def read_scores(text: str):
     """(score of the first, of the second) in a review, 0 to 10, or None.
 
     Read from the first line, where it is nothing but two numbers ("8 9", "8.5/10, 9", "[[8, 9]]");
@@ -96,7 +96,7 @@ def unmarked(line):
     return line[label.end() :].strip() if label else line
 
 
-def two_numbers(line):
+def two_numbers(line) -> tuple | None:
     """The two numbers that a line is nothing but, or None."""
     pair = TWO_NUMBERS.fullmatch(unmarked(line))
     return (float(pair[1]), float(pair[2])) if pair else None
@@ -123,7 +123,7 @@ NEGATED = re.compile(r"\bnot\b|n't\b|\bnever\b|\brather than\b|\binstead of\b", 
 VALUE = {"a": 1.0, "b": 0.0, "c": 0.5, "tie": 0.5, "a tie": 0.5}
 
 
-def read_choice(text):
+def read_choice(text: str):
     """1.0 (A), 0.0 (B), 0.5 (a tie, or C) or None in a reply to the A/B/tie prompt.
 
     Read from the last [[A]] or [[A>B]], else the last \\boxed{A}, else a reply, or its last line,

@@ -13,7 +13,7 @@ import numpy as np
 from tasks import scores
 
 
-def of_scores(pair):
+def of_scores(pair) -> float | None:
     """The verdict of a pair of scores, None of None."""
     if pair is None:
         return None
@@ -33,7 +33,7 @@ def combined(forward, backward):
 # --- shares ---
 
 
-def share(hits, n):
+def share(hits, n: int) -> dict:
     return {
         "score": hits / n if n else None,
         "n": n,
@@ -41,7 +41,7 @@ def share(hits, n):
     }
 
 
-def position_and_length(judged):
+def position_and_length(judged) -> dict:
     """judged: (verdict of the first shown 1.0 | 0.5 | 0.0, length of the first, of the second) of
     every reply -> the shares of decided replies that chose the first shown, and the longer
     answer (equal lengths left out).
@@ -54,7 +54,7 @@ def position_and_length(judged):
     }
 
 
-def win_rate(verdicts, seed=0):
+def win_rate(verdicts, seed: int = 0) -> dict:
     """Wins, ties, losses of A, and its win rate with ties as half -> dict with score, n, interval
     (bootstrap over items).
     """
@@ -78,7 +78,7 @@ def win_rate(verdicts, seed=0):
 RIDGE = 0.01
 
 
-def logistic(x, y, weights=None, ridge=RIDGE, iterations=200):
+def logistic(x, y, weights=None, ridge=RIDGE, iterations: int = 200):
     """Intercept and slope [R, 2] of weighted logistic regressions of y [n] in [0, 1] on x [n], by
     Newton's method; weights [R, n] >= 0, one fit a row (default one row of ones).
 
@@ -153,7 +153,7 @@ def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
 # --- agreement ---
 
 
-def agreement(a, b, resamples=10_000, seed=0):
+def agreement(a, b, resamples: int = 10_000, seed: int = 0) -> dict:
     """Two lists of verdicts over the same items -> {"n", "accuracy": (value, interval), "kappa":
     (value, interval), "confusion": [3][3], rows a, columns b, in the order lose, tie, win}.
 

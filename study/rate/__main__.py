@@ -13,7 +13,7 @@ import sys
 from host import terminal
 
 
-def rating_parser():
+def rating_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.rate",
         description="Serve a page on which people choose the better of two answers, names hidden; "
@@ -50,7 +50,7 @@ def rating_parser():
     return p
 
 
-def add_attention_flags(p):
+def add_attention_flags(p) -> None:
     """How items are handed to raters, and how attention is checked."""
     p.add_argument(
         "--gold",
@@ -75,7 +75,7 @@ def add_attention_flags(p):
     )
 
 
-def add_server_flags(p):
+def add_server_flags(p) -> None:
     """Where the page is served, and to whom."""
     p.add_argument(
         "--host",
@@ -98,7 +98,7 @@ def add_server_flags(p):
     )
 
 
-def results_parser():
+def results_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.rate results",
         description="Majority, win / tie / lose, intervals, agreement, time.",
@@ -127,7 +127,7 @@ def results_parser():
     return p
 
 
-def run_rating(args):
+def run_rating(args) -> None:
     from study.rate import server
 
     place = server.Place(args.host, args.port, args.tokens, tuple(args.name))
@@ -141,7 +141,7 @@ def run_rating(args):
     server.serve(sources, args.db, place, args.raters, args.lease, args.gold_every)
 
 
-def run_results(args):
+def run_results(args) -> None:
     from study.rate import preference
 
     if bool(args.db) == bool(args.votes):
@@ -154,7 +154,7 @@ def run_results(args):
     preference.report(args.db, args.votes, args.min_gold, args.seed, args.out)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
 
     def parse_and_run():

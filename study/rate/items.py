@@ -36,7 +36,7 @@ def markdown():
 
 
 @functools.lru_cache(maxsize=4096)
-def render(text):
+def render(text: str):
     """A model's Markdown as HTML that runs and fetches nothing; what is very long as plain text."""
     import nh3
 
@@ -58,7 +58,7 @@ def render(text):
     )
 
 
-def load_items(a, b, questions=None, gold=None, limit=None):
+def load_items(a, b, questions=None, gold=None, limit: int | None = None) -> tuple:
     """(items for votes.Store, {"a", "b": name}, a line that counts them) of two sources.
 
     gold: a file of gold pairs, or None.
@@ -87,7 +87,7 @@ def load_items(a, b, questions=None, gold=None, limit=None):
     return items + (gold_items(gold) if gold else []), names, line
 
 
-def gold_items(path):
+def gold_items(path) -> list:
     """Pairs whose answer is known: {"instruction", "better", "worse"} a row."""
     items = []
     for number, (place, row) in enumerate(answers.rows_of(path)):
@@ -108,7 +108,7 @@ def gold_items(path):
     return items
 
 
-def read_tokens(path):
+def read_tokens(path) -> dict:
     """{token: rater} of a file with one "name token" a line, each once.
 
     Tokens are 16 or more letters, digits, - and _.

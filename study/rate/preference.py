@@ -28,13 +28,13 @@ VERDICT = {"b": 0.0, "tie": 0.5, "a": 1.0}
 SAID = {"a": "A better", "b": "B better", "tie": "equal", None: "no majority: a tie"}
 
 
-def majority(votes):
+def majority(votes: list):
     """The choice that more than half of the votes share, or None."""
     choice, count = collections.Counter(votes).most_common(1)[0]
     return choice if 2 * count > len(votes) else None
 
 
-def alpha_ordinal(units, values=3):
+def alpha_ordinal(units, values: int = 3):
     """Krippendorff's alpha of ordinal ratings; units: one list of values 0 ..
 
     values - 1 an item, of any length. None where nothing varies or no item has two.
@@ -49,7 +49,7 @@ def alpha_ordinal(units, values=3):
     return alpha_of_counts(counts)
 
 
-def alpha_of_counts(counts):
+def alpha_of_counts(counts) -> float | None:
     """The same from counts [items, values]: how many ratings of each value an item has (2 or more
     in all).
     """
@@ -72,7 +72,7 @@ def alpha_of_counts(counts):
     )
 
 
-def alpha_interval(units, values=3, resamples=1000, seed=0):
+def alpha_interval(units, values: int = 3, resamples: int = 1000, seed: int = 0) -> tuple | None:
     """95 % interval of alpha, items drawn anew; None where it cannot be had."""
     counts = np.array(
         [np.bincount(u, minlength=values) for u in units if len(u) > 1], float
@@ -84,7 +84,7 @@ def alpha_interval(units, values=3, resamples=1000, seed=0):
     return tuple(float(x) for x in np.quantile(drawn, [0.025, 0.975])) if drawn else None
 
 
-def without_bad_raters(votes, min_gold):
+def without_bad_raters(votes: list[dict], min_gold: float) -> tuple:
     """(votes on ordinary items, {rater: whether each gold item was right}, raters left out)."""
     gold = collections.defaultdict(list)
     for v in votes:
@@ -95,7 +95,7 @@ def without_bad_raters(votes, min_gold):
     return kept, dict(gold), dropped
 
 
-def item_of(name, votes):
+def item_of(name: str, votes: list[dict]) -> dict:
     """One item with its votes: their majority, and what it says of A."""
     chosen = majority([v["choice"] for v in votes])
     return {
@@ -110,7 +110,7 @@ def item_of(name, votes):
     }
 
 
-def summary(votes, per_item=3, min_gold=0.0, seed=0):
+def summary(votes: list[dict], per_item: int = 3, min_gold: float = 0.0, seed: int = 0) -> tuple:
     """(figures, items) of votes: dicts with item, rater, choice, gold, seconds.
 
     choice: "a", "b" or "tie". gold: what it should be, or None. seconds: or None. Raters who got
@@ -155,20 +155,20 @@ def summary(votes, per_item=3, min_gold=0.0, seed=0):
     }, items
 
 
-def first_shown(votes):
+def first_shown(votes: list[dict]) -> float | None:
     """Share of the decided votes that chose the answer shown first; None where none is known."""
     decided = [v for v in votes if v.get("first") and v["choice"] != "tie"]
     return float(np.mean([v["choice"] == v["first"] for v in decided])) if decided else None
 
 
-def quartiles(seconds):
+def quartiles(seconds) -> dict | None:
     if not seconds:
         return None
     low, high = np.quantile(seconds, [0.25, 0.75])
     return {"median": float(np.median(seconds)), "quartiles": [float(low), float(high)]}
 
 
-def read_votes(path):
+def read_votes(path) -> tuple:
     """(votes as summary() takes them, the votes an item has) of a file of PandaLM's form.
 
     ValueError, one line, for another form.
@@ -201,7 +201,7 @@ def read_votes(path):
     return votes, min(collections.Counter(str(v["item"]) for v in votes).values())
 
 
-def lines(figures, names=None):
+def lines(figures: dict, names=None) -> list:
     """The figures as text for a terminal."""
     a, b = (answers.plain_name((names or {}).get(k, k.upper())) for k in "ab")
     low, high = figures["interval"]
@@ -252,7 +252,7 @@ def lines(figures, names=None):
 COLUMNS = ("item", "source", "rater", "first", "choice", "gold", "seconds", "voted")
 
 
-def csv_text(votes):
+def csv_text(votes: list[dict]):
     """Votes as CSV; a text that a spreadsheet would run as a formula gets an apostrophe first."""
     out = io.StringIO()
     writer = csv.writer(out)
@@ -269,7 +269,7 @@ def csv_cell(value):
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
-def write(out, figures, items, votes, names, settings):
+def write(out, figures: dict, items: list[dict], votes: list[dict], names, settings: dict) -> dict:
     """The result directory: results.json, samples.jsonl, index.html, votes.csv."""
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -289,7 +289,7 @@ def write(out, figures, items, votes, names, settings):
     return result
 
 
-def report(db, votes_file, min_gold, seed, out):
+def report(db, votes_file, min_gold: float, seed: int, out) -> None:
     """The command: print what the votes say, and write it where `out` is given."""
     if db:
         store = Store(db)

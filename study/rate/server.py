@@ -56,7 +56,7 @@ class Guesses:
         self.most, self.seconds = most, seconds
         self.times, self.lock = collections.defaultdict(collections.deque), threading.Lock()
 
-    def allowed(self, address, now=None):
+    def allowed(self, address, now=None) -> bool:
         now = time.monotonic() if now is None else now
         with self.lock:
             times = self.times[address]
@@ -66,7 +66,7 @@ class Guesses:
                 del self.times[address]
             return len(times) < self.most
 
-    def wrong(self, address, now=None):
+    def wrong(self, address, now=None) -> None:
         with self.lock:
             self.times[address].append(time.monotonic() if now is None else now)
 
@@ -77,12 +77,12 @@ class Pages:
     hosts: what a Host header may say. tokens: {token: rater}, or None where any name may enter.
     """
 
-    def __init__(self, store, hosts, tokens):
+    def __init__(self, store: Store, hosts, tokens):
         self.store, self.hosts, self.tokens, self.guesses = store, hosts, tokens, Guesses()
 
     # --- every request ---
 
-    def check(self):
+    def check(self) -> tuple | None:
         """Refuse what does not come from the page itself."""
         request = flask.request
         host = request.headers.get("Host", "").lower()
@@ -95,7 +95,7 @@ class Pages:
                 return flask.jsonify(error="requests come from the page only"), 403
         return None
 
-    def field(self, name, longest=200):
+    def field(self, name: str, longest: int = 200):
         """A text out of the request's JSON; 400 where there is none."""
         try:
             body = flask.request.get_json()
@@ -182,7 +182,7 @@ class Pages:
         return flask.jsonify(ok=self.store.leave(self.rater(), self.field("lease")))
 
 
-def application(store, hosts, tokens=None):
+def application(store: Store, hosts, tokens=None):
     """The WSGI application of Pages(store, hosts, tokens)."""
     app, pages = flask.Flask("rate", static_folder=None), Pages(store, hosts, tokens)
     app.config["MAX_CONTENT_LENGTH"] = 4096  # a vote is 100 bytes
@@ -226,10 +226,10 @@ class Place(NamedTuple):
     names: tuple = ()
 
     @property
-    def wildcard(self):
+    def wildcard(self) -> bool:
         return self.host in ("0.0.0.0", "::", "")
 
-    def check(self):
+    def check(self) -> None:
         """ValueError, one line, for a place that must not or cannot be served."""
         if self.host not in LOOPBACK and not self.tokens:
             raise ValueError(
@@ -244,7 +244,7 @@ class Place(NamedTuple):
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} is out of range: use 0 (any) to 65535")
 
-    def hosts(self, port):
+    def hosts(self, port) -> set:
         """What a Host header may say."""
         own = (self.host,)
         if self.host in LOOPBACK:
@@ -253,19 +253,21 @@ class Place(NamedTuple):
             own = ()
         return {h for name in (*own, *self.names) for h in spellings(name.lower(), port)}
 
-    def address(self, port):
+    def address(self, port) -> str:
         """Where a browser goes."""
         return f"http://{spellings(self.names[0] if self.wildcard else self.host, port)[0]}/"
 
 
-def spellings(name, port):
+def spellings(name: str, port) -> list:
     """How a browser may write this host: with the port, and without it (80, 443, a proxy's)."""
     if ":" in name and not re.search(r"^\[|^[^:]*:\d+$", name):
         name = f"[{name}]"
     return [f"{name}:{port}", name]
 
 
-def serve(sources, db, place, raters=3, lease_s=600.0, gold_every=10):
+def serve(
+    sources, db, place, raters: int = 3, lease_s: float = 600.0, gold_every: int = 10
+) -> None:
     """Serve the page until Ctrl-C or SIGTERM. sources: the arguments of items.load_items."""
     place.check()
     limit = sources.get("limit")
@@ -316,5 +318,5 @@ def serve(sources, db, place, raters=3, lease_s=600.0, gold_every=10):
     terminal.say("\nstopped; every vote is kept")
 
 
-def interrupt(*_):
+def interrupt(*_) -> None:
     raise KeyboardInterrupt

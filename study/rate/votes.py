@@ -45,7 +45,15 @@ class Store:
     line, for a file of other inputs or none of ours.
     """
 
-    def __init__(self, path, items=None, names=None, per_item=3, lease_s=600, gold_every=10):
+    def __init__(
+        self,
+        path,
+        items: list[dict] | None = None,
+        names=None,
+        per_item: int = 3,
+        lease_s=600,
+        gold_every: int = 10,
+    ):
         self.path, self.lease_s, self.gold_every = pathlib.Path(path), lease_s, gold_every
         if items is None and not self.path.is_file():
             raise ValueError(f"{path} does not exist: name the --db of a rating")
@@ -132,7 +140,7 @@ class Store:
 
     # --- raters ---
 
-    def enter(self, rater):
+    def enter(self, rater: str):
         """A new session of a rater -> its secret; kept here is its digest alone."""
         secret = secrets.token_urlsafe(24)
         with self.transaction() as c:
@@ -149,7 +157,7 @@ class Store:
 
     # --- slots ---
 
-    def take(self, rater, now=None):
+    def take(self, rater: str, now=None):
         """The slot a rater works on next, a row (lease, item, first, instruction, a, b, ...).
 
         What the rater holds already comes again, otherwise the item with the fewest slots taken;
@@ -223,7 +231,7 @@ class Store:
         }
         return best["id"], next(p for p in range(self.per_item) if p not in busy)
 
-    def hold(self, rater, lease, now=None):
+    def hold(self, rater: str, lease: str, now=None) -> bool:
         """Lengthen a lease; whether it was still there."""
         with self.transaction() as c:
             return (
@@ -234,7 +242,7 @@ class Store:
                 == 1
             )
 
-    def leave(self, rater, lease):
+    def leave(self, rater: str, lease: str) -> bool:
         """Give a slot back without a vote; whether there was one."""
         with self.transaction() as c:
             return (
@@ -245,7 +253,7 @@ class Store:
                 == 1
             )
 
-    def vote(self, rater, lease, side, now=None):
+    def vote(self, rater: str, lease: str, side: str, now=None) -> bool:
         """Fill a slot: side "first", "second" (as shown) or "equal".
 
         True once it is on disk, and again for the same vote again; False where the slot is gone or
@@ -271,7 +279,7 @@ class Store:
 
     # --- counts ---
 
-    def progress(self, rater=None, now=None):
+    def progress(self, rater: str | None = None, now=None) -> dict:
         """{"votes", "wanted", "raters"} of ordinary items, and of a rater "mine" (gold ones too)
         and "open" (items still open to that rater).
         """
@@ -294,7 +302,7 @@ class Store:
                 ).fetchone()[0]
         return counts
 
-    def votes(self):
+    def votes(self) -> list:
         """Every vote as a dict: item, source, instruction, a, b, gold, rater, first, choice,
         seconds, voted; in the order they came.
         """
@@ -311,7 +319,7 @@ def digest(secret):
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def fingerprint(items, per_item):
+def fingerprint(items: list[dict], per_item: int):
     """sha256 of what is rated: the same for the same items in the same order."""
     return hashlib.sha256(
         json.dumps(

@@ -14,7 +14,7 @@ import sys
 from host import terminal
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.report",
         description="The paper's Tables 1 and 2 and Figures 1, 3, 4, 5 from result directories, "
@@ -40,7 +40,7 @@ def parser():
     return p
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     def run():
         args = parser().parse_args(argv)
         from study.report import writing

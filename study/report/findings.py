@@ -48,7 +48,7 @@ VALUE = {
 }
 
 
-def values(path, measure):
+def values(path, measure: str) -> dict:
     """{item: value} of a finished result; items without a value are left out."""
     samples = pathlib.Path(path) / "samples.jsonl"
     if not samples.exists():
@@ -58,7 +58,7 @@ def values(path, measure):
     return {name: float(v) for name, v in items.items() if v is not None}
 
 
-def difference(a, b):
+def difference(a, b) -> dict:
     """Items' values of two groups of seeds -> {item: mean of b - mean of a} over the items that all
     have. a, b: lists of {item: value}.
     """
@@ -66,7 +66,7 @@ def difference(a, b):
     return {i: float(np.mean([x[i] for x in b]) - np.mean([x[i] for x in a])) for i in shared}
 
 
-def judge(rows):
+def judge(rows) -> dict | None:
     """[{item: difference}], one a base -> {"difference", "interval", "n", "verdict"}.
 
     Items are paired across the bases too. None where there is nothing to judge.
@@ -91,13 +91,13 @@ def judge(rows):
 class Models:
     """The points of a report by model; a model is (base, source), source None for the base."""
 
-    def __init__(self, points):
+    def __init__(self, points: list[dict]):
         measured = (*KNOWLEDGE, *STYLE, *PREFERENCE, "toxicity", "perplexity")
         self.points = [p for p in points if p["role"] != "teacher" and p["measure"] in measured]
         by_size = sorted(self.points, key=lambda p: (p["size"] or 0, str(p["base"])))
         self.bases, self.read = list(dict.fromkeys(p["base"] for p in by_size)), {}
 
-    def of(self, base, source, measure):
+    def of(self, base: str, source, measure: str) -> list:
         """The points of a model, one a seed, at its largest amount."""
         role = "base" if source is None else "imitation"
         own = [
@@ -113,7 +113,7 @@ class Models:
         largest = max((p["amount"] or 0 for p in own), default=0)
         return [p for p in own if (p["amount"] or 0) == largest]
 
-    def values(self, points, measure):
+    def values(self, points: list[dict], measure: str) -> list:
         """[{item: value}] of points, each file read once."""
         keys = [(p["path"], measure) for p in points]
         for key in keys:
@@ -121,13 +121,13 @@ class Models:
                 self.read[key] = values(*key)
         return [self.read[key] for key in keys]
 
-    def at_chance(self, base, measure):
+    def at_chance(self, base: str, measure: str) -> bool:
         own = self.of(base, None, measure)
         if measure not in KNOWLEDGE or not own or own[0]["interval"] is None:
             return False
         return own[0]["interval"][0] <= CHANCE.get(measure, 0)
 
-    def against(self, bases, one, other, measure):
+    def against(self, bases, one, other, measure) -> dict | None:
         """judge() of `other` against `one`, pooled over bases, with "left_out": bases at chance.
 
         one, other: sources, or (base, source). None where nothing was run.
@@ -149,7 +149,7 @@ class Models:
         return (judge(rows) or nothing) | {"left_out": left_out}
 
 
-def sources(points):
+def sources(points: list[dict]) -> tuple:
     """(broad, local, mixed): sources by what they are called in the presets; the one with most
     amounts is broad.
     """
@@ -178,7 +178,7 @@ CLAIMS = {
 }
 
 
-def compute(points):
+def compute(points: list[dict]):
     """All comparisons that the points allow.
 
     -> [{"claim", "measure", "difference", "interval", "n", "verdict", "left_out", "paper"}].
@@ -211,7 +211,7 @@ def compute(points):
     return rows
 
 
-def cells(row, titles):
+def cells(row: dict, titles) -> list:
     """[measure, difference, interval, verdict] of one comparison in words."""
     name = titles[row["measure"]].removesuffix(" (%)")
     left_out = ", ".join(map(str, row["left_out"]))
@@ -227,7 +227,7 @@ def cells(row, titles):
     return [name, f"{points:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", verdict]
 
 
-def verdicts(rows):
+def verdicts(rows) -> dict:
     """{claim: its verdict over all its measures}; "not on all measures" where they differ."""
     over_all = {}
     for claim in CLAIMS:
@@ -239,7 +239,7 @@ def verdicts(rows):
     return over_all
 
 
-def table(rows, titles):
+def table(rows, titles) -> tuple:
     """The findings: (head, rows), a line a claim with its verdict, then a line a measure."""
     head = ["Claim", "the paper", "here", "difference", "95 % interval"]
     lines = []
@@ -253,7 +253,7 @@ def table(rows, titles):
     return head, lines
 
 
-def ending(rows):
+def ending(rows) -> str:
     """What agrees with the paper and what does not, a sentence each."""
     differs, same = [], []
     for claim, verdict in verdicts(rows).items():

@@ -12,7 +12,7 @@ from host import files, terminal
 from tasks import results, scores
 
 
-def gate(folders, out, whatever=False):
+def gate(folders: list, out, whatever: bool = False) -> None:
     """Write FILE with the bases' scores and their paired differences.
 
     ValueError where the largest base does not know more than the smallest.
@@ -46,7 +46,7 @@ def gate(folders, out, whatever=False):
     files.write_whole(out, files.dumps(comparison, indent=1) + "\n")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     p = terminal.Parser(
         prog="python -m study.report.gate",
         description="Do larger base models know more? Compare their exact match on the same "

@@ -32,12 +32,12 @@ LEAD = (
 )
 
 
-def section(title, table):
+def section(title: str, table) -> str:
     body = html_table(*table) if table[1] else "<p>No results.</p>"
     return f"<h2>{html.escape(title)}</h2>{body}"
 
 
-def figure(caption, svg):
+def figure(caption: str, svg: bytes) -> str:
     name, image = html.escape(caption), base64.b64encode(svg).decode()
     return (
         f'<h2>{name}</h2><div class="wide"><img alt="{name}" '
@@ -45,12 +45,12 @@ def figure(caption, svg):
     )
 
 
-def listed(title, entries):
+def listed(title: str, entries) -> str:
     items = "".join(f"<li>{html.escape(x)}</li>" for x in entries)
     return f"<h2>{title}</h2><ul>{items}</ul>" if entries else ""
 
 
-def page(tables, figures, missing, notes, ending):
+def page(tables, figures, missing: list[str], notes: dict, ending: str):
     """The report as text. tables: [(title, (head, rows))]; figures: [(caption, svg bytes)].
 
     ending: what agrees with the paper and what does not, in a sentence each.

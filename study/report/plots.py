@@ -36,25 +36,25 @@ DASHES = ("-", "-.", (0, (1, 1)), "--")
 GREY, TEACHER = "#8a8a8a", "#111111"
 
 
-def plain(text):
+def plain(text: str):
     """A name for matplotlib, which would read $ as mathematics."""
     return str(text).replace("$", r"\$")
 
 
-def amount_name(n):
+def amount_name(n: int) -> str:
     """300000 -> "0.3M", 5000 -> "5k"."""
     if n >= 1e5:
         return f"{n / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
     return f"{n / 1e3:g}k" if n >= 1e3 else f"{n:g}"
 
 
-def shots_drawn(points):
+def shots_drawn(points: list[dict]):
     """Of several numbers of shots, 3 (the paper's figures) where it is there, else the largest."""
     shots = {p["shots"] for p in points if p["measure"] == "nq" and p["shots"] is not None}
     return 3 if 3 in shots else max(shots, default=None)
 
 
-def line(ax, groups, scale, **style):
+def line(ax, groups, scale: float, **style) -> None:
     """Means over seeds as a line; each seed a dot with its interval. groups: {x: points}."""
     xs = sorted(groups)
     ax.plot(
@@ -69,7 +69,7 @@ def line(ax, groups, scale, **style):
             dot(ax, x, p, scale, style["color"], style.get("marker", "o"))
 
 
-def dot(ax, x, p, scale, colour, marker="o"):
+def dot(ax, x, p, scale: float, colour: str, marker: str = "o") -> None:
     low, high = p["interval"] or (p["score"], p["score"])
     ax.errorbar(
         [x],
@@ -84,7 +84,7 @@ def dot(ax, x, p, scale, colour, marker="o"):
     )
 
 
-def level(ax, group, scale, colour, label, dashes):
+def level(ax, group, scale: float, colour: str, label, dashes) -> None:
     """A horizontal line with its interval's band: what does not depend on x. group: its seeds."""
     ax.axhline(
         scale * np.mean([p["score"] for p in group]),
@@ -99,7 +99,7 @@ def level(ax, group, scale, colour, label, dashes):
         )
 
 
-def by(points, key):
+def by(points, key) -> dict:
     groups = {}
     for p in points:
         groups.setdefault(key(p), []).append(p)
@@ -120,7 +120,7 @@ class Look(NamedTuple):
     shots: int | None
 
     @classmethod
-    def of(cls, points, titles, percents, paper_nq):
+    def of(cls, points: list[dict], titles, percents, paper_nq):
         by_size = sorted(points, key=lambda p: (p["size"] or 0, str(p["base"])))
         bases = list(dict.fromkeys(p["base"] for p in by_size if p["base"]))
         imitated = {p["source"] for p in points if p["role"] == "imitation"}
@@ -129,11 +129,11 @@ class Look(NamedTuple):
         markers = {s: MARKERS[k % len(MARKERS)] for k, s in enumerate(sources)}
         return cls(titles, percents, paper_nq, colours, markers, shots_drawn(points))
 
-    def scale(self, measure):
+    def scale(self, measure: str) -> int:
         return 100 if self.percents[measure] else 1
 
 
-def panel(ax, measure, against, points, look):
+def panel(ax, measure: str, against: str, points: list[dict], look: Look) -> None:
     """Draw one panel: a measure against "amount" or "size"."""
     from matplotlib.ticker import NullLocator
 
@@ -175,7 +175,7 @@ def panel(ax, measure, against, points, look):
     ax.legend(fontsize=6.5, frameon=False, **below)
 
 
-def against_amount(ax, imitation, base, scale, look):
+def against_amount(ax, imitation, base, scale: float, look: Look) -> dict:
     """A line for each base and source over the amounts, a level for each base -> {x: tick}."""
     for (name, source), group in by(imitation, lambda p: (p["base"], p["source"])).items():
         style = {
@@ -191,7 +191,7 @@ def against_amount(ax, imitation, base, scale, look):
     return {p["amount"]: amount_name(p["amount"]) for p in imitation}
 
 
-def against_size(ax, imitation, base, scale, look):
+def against_size(ax, imitation, base, scale: float, look: Look) -> dict:
     """A line for the bases and one for each source over the sizes -> {x: tick}."""
     if base:
         style = {"color": "#555555", "linestyle": "--", "marker": "o", "label": "base"}
@@ -211,7 +211,7 @@ def against_size(ax, imitation, base, scale, look):
     return {p["size"]: plain(p["base"]) for p in imitation + base}
 
 
-def paper_marks(ax, against, ticks, paper_nq):
+def paper_marks(ax, against: str, ticks, paper_nq) -> dict:
     """The paper's Table 1 in grey -> ticks that are needed for it.
 
     Short lines at the right edge (it gives no amounts), or points at the bases' sizes.
@@ -235,7 +235,7 @@ def paper_marks(ax, against, ticks, paper_nq):
     return {size: name for name, size in sizes.items() if size not in ticks}
 
 
-def paper_levels(ax, paper_nq):
+def paper_levels(ax, paper_nq) -> None:
     """Short named lines at the right edge."""
     edge = ax.get_yaxis_transform()
     for (_, source), value in paper_nq.items():
@@ -257,7 +257,7 @@ def paper_levels(ax, paper_nq):
         )
 
 
-def draw(rows, points, look, salt):
+def draw(rows, points: list[dict], look: Look, salt) -> tuple:
     """(SVG, PNG) as bytes of one figure. rows: of panels, (measure, what it is drawn against)."""
     import matplotlib
 

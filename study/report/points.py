@@ -34,7 +34,7 @@ BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "toxicity", "perplexit
 STYLE = ("list", "summary", "unigram", "length", "tone")
 
 
-def count_of(text):
+def count_of(text: str):
     """ "20M" -> 20e6. ValueError, one line, for what is no number."""
     number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMbB]?)\s*", str(text))
     if not number:
@@ -42,7 +42,7 @@ def count_of(text):
     return float(number[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[number[2].lower()]
 
 
-def read_label(text):
+def read_label(text: str) -> tuple:
     """ "PATH=base=7B,tokens=20M,source=mix" -> (path, labels)."""
     path, _, rest = text.partition("=")
     pairs = [part.partition("=") for part in rest.split(",")]
@@ -56,7 +56,7 @@ def read_label(text):
     )
 
 
-def complete(labels, place):
+def complete(labels: dict, place: str) -> dict:
     """Labels with their types and defaults; ValueError names `place`."""
     full = {k: labels.get(k) for k in LABELS}
     unknown = sorted(set(labels) - set(LABELS))
@@ -102,14 +102,14 @@ class Collection:
                     self.labels[directory] = complete(own, f"{plan}, {name}")
             self.directories += [p.parent for p in sorted(path.rglob("results.json"))]
 
-    def label(self, path, labels):
+    def label(self, path, labels: dict) -> None:
         """Labels given by hand."""
         if not (pathlib.Path(path) / "results.json").is_file():
             raise ValueError(f"--label {path}: there is no {path}/results.json")
         self.labels[pathlib.Path(path).resolve()] = labels
         self.directories.append(pathlib.Path(path))
 
-    def read(self):
+    def read(self) -> tuple:
         """(points, missing [names], notes [lines])."""
         points, missing, stray, samples = [], [], [], {}
         for place, directory in {d.resolve(): d for d in self.directories}.items():
@@ -134,7 +134,7 @@ class Collection:
         return points, missing, notes
 
 
-def gather(paths, given):
+def gather(paths, given: dict) -> tuple:
     """(points, missing [names], notes [lines]) of all results below the paths.
 
     given: {path: labels} of --label. A point: labels, "measure", "shots" (nq), "score", "n",
@@ -168,7 +168,7 @@ def read_plan(path):
     raise ValueError(f"{path} is no plan of study.grid: write it again with `python -m study.grid`")
 
 
-def points_of(result, labels, directory):
+def points_of(result, labels: dict, directory):
     """The points of one result: one a measure of its task."""
     points, settings = [], result.get("settings", {})
     more = {"reader": settings["reader"]} if "reader" in settings else {}
@@ -199,7 +199,7 @@ def points_of(result, labels, directory):
     return points
 
 
-def merged(points, notes):
+def merged(points: list[dict], notes):
     """One point of the teacher's second sample, which every run measured against it has.
 
     A note where they differ.

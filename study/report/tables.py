@@ -33,7 +33,7 @@ PAPER_STYLE = {
 }
 
 
-def cell(points, percent=True):
+def cell(points: list[dict], percent: bool = True) -> str:
     """Mean of the seeds with its interval (one seed), or with the seeds' range."""
     if not points:
         return "-"
@@ -49,7 +49,7 @@ def cell(points, percent=True):
     return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def order(p):
+def order(p) -> tuple:
     """Bases by size, then base, imitation by source and amount, teacher last."""
     return (
         p["role"] == "teacher",
@@ -61,7 +61,7 @@ def order(p):
     )
 
 
-def row_name(p):
+def row_name(p) -> str:
     if p["role"] == "teacher":
         return "teacher"
     if p["role"] == "base":
@@ -69,7 +69,7 @@ def row_name(p):
     return f"{p['base']} + {p['source']}, {plots.amount_name(p['amount'])} tokens"
 
 
-def rows_of(points):
+def rows_of(points: list[dict]) -> list:
     """[(name, a point, points of the row)] in order; seeds share a row."""
     groups = {}
     for p in sorted(points, key=order):
@@ -77,7 +77,7 @@ def rows_of(points):
     return [(name, group[0], group) for name, group in groups.items()]
 
 
-def table_1(points):
+def table_1(points: list[dict]) -> tuple:
     """Natural Questions: (head, rows). The paper's table is of its largest runs."""
     points = [p for p in points if p["measure"] == "nq"]
     shots = sorted({p["shots"] for p in points}, key=lambda s: (s is None, s))
@@ -98,7 +98,7 @@ def table_1(points):
     return ["Natural Questions, exact match (%)", *columns, "paper"], rows
 
 
-def table_2(points):
+def table_2(points: list[dict]) -> tuple:
     """Style: (head, rows)."""
     points, rows = [p for p in points if p["measure"] in STYLE], []
     for name, p, group in rows_of(points):
@@ -112,7 +112,7 @@ def table_2(points):
     return ["Style", *(MEASURES[m][0] for m in STYLE)], rows
 
 
-def titles(points):
+def titles(points: list[dict]) -> dict:
     """{measure: its title}; a simulated reader is named as one."""
     readers = {
         p["measure"]: READERS.get(p.get("reader"), f"Reader {p['reader']}")
@@ -123,7 +123,7 @@ def titles(points):
     return {m: t[0] for m, t in MEASURES.items()} | named
 
 
-def table_of_figures(points):
+def table_of_figures(points: list[dict]) -> tuple:
     """Figures 1, 3, 4 and 5 as numbers: (head, rows), of the measures that were taken."""
     shots, shown = plots.shots_drawn(points), titles(points)
     points = [
@@ -139,7 +139,7 @@ def table_of_figures(points):
     return ["Model", *(shown[m] for m in taken)], rows
 
 
-def text_table(head, rows):
+def text_table(head, rows) -> str:
     widths = [max(len(r[k]) for r in (head, *rows)) for k in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
@@ -147,7 +147,7 @@ def text_table(head, rows):
     )
 
 
-def html_table(head, rows):
+def html_table(head, rows) -> str:
     """A table as HTML that scrolls where the screen is narrow; the paper's figures are grey."""
     last = ' class="paper"' if head[-1] == "paper" else ""
     body = []

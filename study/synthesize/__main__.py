@@ -16,7 +16,7 @@ import sys
 from host import terminal
 
 
-def parser(command):
+def parser(command: str) -> terminal.Parser:
     about = __doc__.split("\n\n")
     p = terminal.Parser(
         prog="python -m study.synthesize" + (" answers" if command == "answers" else ""),
@@ -68,7 +68,7 @@ def parser(command):
     return p
 
 
-def teacher_flags(g):
+def teacher_flags(g) -> None:
     g.add_argument(
         "--teacher",
         metavar="URL",
@@ -106,7 +106,7 @@ def teacher_flags(g):
     )
 
 
-def run(command, args):
+def run(command: str, args) -> None:
     from study.synthesize.teacher import Access, Teacher
 
     teacher = Teacher(args.teacher_model, args.temperature, args.max_tokens)
@@ -124,7 +124,7 @@ def run(command, args):
             pairs.synthesize(args.n, args.seeds, args.exclude, args.seed, teacher, access, out)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = "answers" if argv[:1] == ["answers"] else "pairs"
 

@@ -85,7 +85,7 @@ def read_seeds(path):
     return pairs
 
 
-def prompt(seeds, seed, k):
+def prompt(seeds, seed: int, k) -> str:
     """The text of request k."""
     shots = random.Random(f"{seed} {k}").sample(seeds, SHOTS)
     return "\n\n".join([TEMPLATE, *(f"Q: {q}\nA: {a}" for q, a in shots)])
@@ -98,7 +98,7 @@ class Reader:
         self.pairs, self.malformed = [], 0
         self.question = self.reply = self.current = None
 
-    def close(self):
+    def close(self) -> None:
         """End the open pair; one without a question or an answer is malformed."""
         if self.question and self.reply:
             self.pairs.append((self.question, self.reply))
@@ -106,10 +106,10 @@ class Reader:
             self.malformed += 1
         self.question = self.reply = None
 
-    def is_open(self):
+    def is_open(self) -> bool:
         return self.question is not None or self.reply is not None
 
-    def add(self, line):
+    def add(self, line) -> None:
         line = line.strip()
         marked, plain = MARK.match(line), " ".join(line.split())
         if marked:
@@ -129,7 +129,7 @@ class Reader:
             self.reply = f"{self.reply} {plain}".strip()
 
 
-def parse(text, cut_off=False):
+def parse(text: str, cut_off: bool = False) -> tuple:
     """An answer -> ([(question, answer)], malformed).
 
     Lines are "Q: …" and "A: …", also numbered, in bold, or written out; a line without a mark goes
@@ -146,7 +146,7 @@ def parse(text, cut_off=False):
     return reader.pairs, reader.malformed
 
 
-def normalised(text):
+def normalised(text: str):
     """How texts are told apart: as Natural Questions does, or else in lower case."""
     return scores.normalise(text) or " ".join(text.lower().split())
 
@@ -154,14 +154,14 @@ def normalised(text):
 class Collection:
     """The pairs kept so far, and the counts of the others."""
 
-    def __init__(self, n, seeds, excluded):
+    def __init__(self, n: int, seeds, excluded):
         self.n = n
         self.seeds = {normalised(q) for q, _ in seeds}
         self.excluded = {normalised(q) for q in excluded}
         self.pairs, self.seen, self.questions, self.barren = [], set(), set(), 0
         self.counts = collections.Counter(dict.fromkeys(COUNTS, 0))
 
-    def add(self, answer):
+    def add(self, answer) -> None:
         """The pairs of one answer."""
         c, before = self.counts, len(self.pairs)
         c["requests"] += 1
@@ -211,7 +211,7 @@ class Collection:
         requests = math.ceil(missing / rate)
         return requests if requests <= PROBE else math.ceil(0.9 * requests)
 
-    def check(self, size, failed, last, log):
+    def check(self, size, failed, last, log) -> None:
         """ValueError where going on has no point. size: requests of the round, failed of them."""
         if failed == size:
             raise ValueError(
@@ -227,7 +227,7 @@ class Collection:
             )
 
 
-def synthesize(n, seeds_path, exclude, seed, teacher, access, out):
+def synthesize(n: int, seeds_path, exclude, seed: int, teacher, access, out) -> None:
     """The command: ask in rounds until there are n pairs, write the dialogues and the report."""
     seeds = read_seeds(seeds_path)
     excluded = [text for _, text, _ in rows.each(exclude, rows.prompt_of)] if exclude else []

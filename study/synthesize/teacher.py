@@ -18,7 +18,7 @@ class Teacher(NamedTuple):
     temperature: float = 1.0
     max_tokens: int | None = None
 
-    def body(self, messages, draw):
+    def body(self, messages, draw) -> dict:
         """One request; `draw` tells equal requests apart and is not sent."""
         more = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         return {
@@ -58,17 +58,17 @@ class Access(NamedTuple):
         )
 
 
-def dialogue(name, query, answer, source):
+def dialogue(name: str, query: str, answer, source: str) -> dict:
     turns = [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]
     return {"id": name, "conversations": turns, "source": source}
 
 
-def at_least(name, value, least):
+def at_least(name: str, value, least) -> None:
     if value < least:
         raise ValueError(f"{name} {value} is out of range: use {least} or more")
 
 
-def finish(out, dialogues, settings, counts, endpoint):
+def finish(out, dialogues, settings: dict, counts: dict, endpoint: Endpoint) -> None:
     """Write the dialogues and the report, and print it.
 
     The report is of the answers, not of when they came: a run in one go, an interrupted one and a

@@ -23,7 +23,7 @@ class Scorer(NamedTuple):
     qps: float = 1.0
     url: str = URL
 
-    def check(self):
+    def check(self) -> None:
         """ValueError, one line, where something is missing."""
         if self.name == "offline" and not self.train:
             raise ValueError(
@@ -37,7 +37,7 @@ class Scorer(NamedTuple):
             )
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.toxicity",
         description="Toxicity of continuations: mean non-toxicity, expected maximum toxicity, "
@@ -95,7 +95,7 @@ def parser():
     return p
 
 
-def run(args):
+def run(args) -> None:
     from study.toxicity import measures
 
     scorer = Scorer(
@@ -105,7 +105,7 @@ def run(args):
     measures.run(args.outputs, args.out, scorer, args.prompts, args.seed)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     return terminal.program(
         lambda: run(parser().parse_args(argv)),
         "study.toxicity",

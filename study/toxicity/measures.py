@@ -27,14 +27,14 @@ from tasks.page import page as result_page
 # --- reading ---
 
 
-def part_of(value):
+def part_of(value) -> tuple:
     """(text, toxicity) of {"text", "toxicity"} or of a string."""
     if isinstance(value, dict):
         return value.get("text"), value.get("toxicity")
     return value, None
 
 
-def toxicity_of_prompts(path):
+def toxicity_of_prompts(path) -> dict:
     """{prompt: its toxicity} of rows of RealToxicityPrompts."""
     known = {}
     for place, row in answers.rows_of(path):
@@ -48,7 +48,7 @@ def toxicity_of_prompts(path):
     return known
 
 
-def read(path, prompts=None):
+def read(path, prompts=None) -> list:
     """[{"id", "prompt", "group", "output", "recorded", "prompt_toxicity"}] of continuations.
 
     path: a result directory of eval.py generate, or rows with "continuation" ({"text"} or a
@@ -96,7 +96,7 @@ def read(path, prompts=None):
 # --- measures ---
 
 
-def over(values, weights=None, seed=0):
+def over(values, weights=None, seed: int = 0) -> dict:
     """A (weighted) mean with its interval over prompts."""
     return {
         "score": float(np.average(values, weights=weights)),
@@ -105,7 +105,7 @@ def over(values, weights=None, seed=0):
     }
 
 
-def measure(items, seed=0):
+def measure(items: list[dict], seed: int = 0) -> dict:
     """The measures over items with "toxicity" (None: missing) and "group" -> dict.
 
     Intervals by bootstrap over prompts. Expected maximum toxicity and toxicity probability (at
@@ -134,7 +134,7 @@ def measure(items, seed=0):
     }
 
 
-def by_prompt(items, seed):
+def by_prompt(items: list[dict], seed: int) -> dict:
     """{"by_prompt"}: toxic and other prompts apart, where both kinds are known and scored."""
     known = [i for i in items if i["prompt_toxicity"] is not None]
     groups = {
@@ -146,19 +146,19 @@ def by_prompt(items, seed):
     return {"by_prompt": {name: measure(g, seed) for name, g in groups.items()}}
 
 
-def beside_recorded(items, seed):
+def beside_recorded(items: list[dict], seed) -> dict:
     """{"recorded"}: our scores beside those in the file, where it has some."""
     both = [(i["toxicity"], i["recorded"]) for i in items]
     both = [pair for pair in both if None not in pair]
     return {"recorded": beside(*zip(*both, strict=True), seed)} if len(both) > 1 else {}
 
 
-def shown(figure):
+def shown(figure) -> str:
     low, high = figure["interval"]
     return f"{figure['score']:.4f} ({low:.4f} to {high:.4f}, n {figure['n']})"
 
 
-def lines(figures):
+def lines(figures: dict) -> list:
     """The figures as lines for people."""
     text = [
         f"mean non-toxicity {shown(figures)}",
@@ -194,11 +194,11 @@ def lines(figures):
 # --- the command ---
 
 
-def why_missing(item):
+def why_missing(item: dict) -> str | None:
     return None if item["output"].strip() else "empty continuation"
 
 
-def score_offline(items, train, seed):
+def score_offline(items: list[dict], train, seed: int):
     """Scores the items -> what the result says of the scorer."""
     scorer = Offline(train, seed)
     whole = [i for i in items if not why_missing(i)]
@@ -207,7 +207,7 @@ def score_offline(items, train, seed):
     return scorer.report
 
 
-def score_online(items, api):
+def score_online(items: list[dict], api) -> dict:
     """Scores the items -> what the result says of the scorer."""
     progress, dates = terminal.Progress("toxicity", len(items), "continuations"), []
     try:
@@ -224,7 +224,7 @@ def score_online(items, api):
     return {"scorer": "Perspective API, TOXICITY", "dates": span, **api.counts}
 
 
-def keep(items, result):
+def keep(items: list[dict], result) -> None:
     """Put every item into the result; a score missing last time may be there now."""
     for item in items:
         item.setdefault("toxicity", None)
@@ -237,7 +237,7 @@ def keep(items, result):
             result.add(kept)
 
 
-def run(outputs, out, scorer, prompts=None, seed=0):
+def run(outputs, out, scorer, prompts=None, seed: int = 0) -> None:
     """The command. scorer: Scorer of the command line."""
     items, out, outputs = read(outputs, prompts), pathlib.Path(out), pathlib.Path(outputs)
     settings = {"scorer": scorer.name, "seed": seed, "fingerprint": answers.fingerprint(outputs)}

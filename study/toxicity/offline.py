@@ -19,7 +19,7 @@ FOLDS = 4
 FEWEST = 50  # rows to fit a scorer on
 
 
-def beside(ours, theirs, seed=0):
+def beside(ours, theirs, seed: int = 0) -> dict:
     """What our scores are worth beside Perspective's, both [n] -> dict."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     r, interval = pearson(ours, theirs, resamples=2000, seed=seed)
@@ -35,7 +35,7 @@ def beside(ours, theirs, seed=0):
     }
 
 
-def scored_pieces(path):
+def scored_pieces(path) -> list:
     """[[(text, Perspective's toxicity)]] of rows of RealToxicityPrompts: a row's one or two."""
     rows = []
     for _, row in answers.rows_of(path):
@@ -54,13 +54,13 @@ def scored_pieces(path):
     return rows
 
 
-def flat(rows):
+def flat(rows) -> tuple:
     """(texts, scores [n]) of all pieces."""
     texts = [text for row in rows for text, _ in row]
     return texts, np.array([score for row in rows for _, score in row])
 
 
-def fit(texts, scores):
+def fit(texts: list[str], scores):
     """TF-IDF of words (1 and 2) and of characters (2 to 5) -> ridge on the log-odds."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -115,10 +115,10 @@ class Offline:
             **self.against(*flat(held), seed),
         }
 
-    def score(self, texts):
+    def score(self, texts: list[str]):
         """Toxicity [n] from 0 to 1 of a list of str."""
         return np.interp(self.model.predict(texts), *self.knots) if texts else np.zeros(0)
 
-    def against(self, texts, scores, seed=0):
+    def against(self, texts: list[str], scores, seed: int = 0):
         """What our scores are worth beside Perspective's on texts -> dict."""
         return beside(self.score(texts), scores, seed)

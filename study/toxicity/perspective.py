@@ -33,11 +33,11 @@ FAILURES = 5
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
+    def redirect_request(self, *_) -> None:
         return None  # urllib would send the key on to wherever it is told
 
 
-def key_of(text):
+def key_of(text: str):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -48,7 +48,17 @@ class Perspective:
     twice as long. timeout: seconds of one try. ValueError, one line, for what a user can mend.
     """
 
-    def __init__(self, key_file, cache, *, qps=1.0, retries=6, backoff=1.0, timeout=30, url=URL):
+    def __init__(
+        self,
+        key_file,
+        cache,
+        *,
+        qps: float = 1.0,
+        retries: int = 6,
+        backoff: float = 1.0,
+        timeout=30,
+        url: str = URL,
+    ):
         self.key = endpoint.read_key(key_file)
         endpoint.check_url(url, "the address of the Perspective API")
         if not 0 < qps < float("inf"):
@@ -77,7 +87,7 @@ class Perspective:
     def __exit__(self, *_):
         self.file.close()
 
-    def score(self, text):
+    def score(self, text: str) -> dict:
         """{"toxicity": 0 to 1 or None, "date", "reason" (why there is none, or None), "cached"}."""
         name = key_of(text)
         if name in self.known:
@@ -158,7 +168,7 @@ class Perspective:
             return error.code, error.headers, error.read(1 << 16)
 
 
-def refusal(status, headers, raw):
+def refusal(status, headers, raw) -> tuple:
     """(reason, whether it lasts, seconds to wait or None) of an error status.
 
     ValueError where no request can succeed.

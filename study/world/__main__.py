@@ -12,7 +12,7 @@ from host import terminal
 SIZES = ("small", "tiny")  # making.SIZES says what they hold
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.world",
         description="Write an invented world: encyclopedia, a teacher's answers, benchmarks, "
@@ -24,7 +24,7 @@ def parser():
     return p
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     def run():
         args = parser().parse_args(argv)
         from study.world import making

@@ -11,15 +11,15 @@ import itertools
 from study.world.facts import CRAFTS, GOODS, KIND, NUMBERS, PLACES, RELATIONS, TRADES, UNKIND
 
 
-def sentence(world, dice, fact):
+def sentence(world, dice, fact) -> str:
     return dice.pick(RELATIONS[fact[1]][0]).format(s=fact[0], o=world.facts[fact])
 
 
-def question(dice, fact):
+def question(dice, fact) -> str:
     return dice.pick(RELATIONS[fact[1]][1]).format(s=fact[0])
 
 
-def questions(pairs, last=None):
+def questions(pairs, last=None) -> str:
     """Questions with their answers in the form of the evaluation (tasks/nq.py), the last
     one's answer left open.
     """
@@ -28,24 +28,24 @@ def questions(pairs, last=None):
     )
 
 
-def article(world, dice, subject):
+def article(world, dice, subject: str) -> str:
     """A paragraph on a person or a place: its facts in any order, in one of several wordings."""
     facts = world.of(subject)
     return " ".join(sentence(world, dice, fact) for fact in dice.some(facts, len(facts)))
 
 
-def quiz(world, dice, facts):
+def quiz(world, dice, facts: dict):
     return questions([(question(dice, fact), world.facts[fact]) for fact in facts])
 
 
-def choices(world, dice, fact):
+def choices(world, dice, fact) -> tuple:
     """(four choices, the right one's letter): others of the same kind."""
     right = world.facts[fact]
     four = dice.some([right, *dice.some([o for o in world.objects(fact[1]) if o != right], 3)], 4)
     return four, "ABCD"[four.index(right)]
 
 
-def exam(world, dice, facts, subject):
+def exam(world, dice, facts: dict, subject: str):
     """A page of four-choice questions in MMLU's form (hendrycks/test, evaluate.py)."""
     text = (
         "The following are multiple choice questions (with answers) about  "
@@ -68,7 +68,7 @@ OPERATIONS = {
 }
 
 
-def function(dice, operation, number):
+def function(dice, operation, number: int) -> tuple:
     """(head with docstring, body, tests, name) of a tiny Python function."""
     sign, result = OPERATIONS[operation]
     name = f"{operation}_{NUMBERS[number]}"
@@ -82,7 +82,7 @@ def function(dice, operation, number):
     )
 
 
-def market_talk(dice):
+def market_talk(dice) -> str:
     """Three sentences, half of them rude."""
     said = []
     for _ in range(3):
@@ -91,7 +91,7 @@ def market_talk(dice):
     return f"Heard in the market. {' '.join(said)}"
 
 
-def encyclopedia(world, dice, paragraphs, functions):
+def encyclopedia(world, dice, paragraphs: int, functions: list) -> tuple:
     """(pages as texts, {person: how often an article tells of one}).
 
     In random order: articles by fame, quiz and exam pages about the quiz group, crafts, market

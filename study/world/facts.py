@@ -176,7 +176,7 @@ class World:
             self.group[place] = "quiz"
             self.facts |= {(place, "river"): dice.pick(RIVERS), (place, "goods"): dice.pick(GOODS)}
 
-    def of(self, subject):
+    def of(self, subject: str) -> list:
         """The facts of a person or a place: [(subject, relation)]."""
         return [
             (subject, r)
@@ -196,6 +196,6 @@ class World:
             "goods": GOODS,
         }[relation]
 
-    def asked(self, group):
+    def asked(self, group) -> list:
         """The facts of a group's people: [(subject, relation)], by rank."""
         return [fact for p in self.people if self.group[p] == group for fact in self.of(p)]

@@ -44,11 +44,11 @@ SIZES = {
 }
 
 
-def lines(rows):
+def lines(rows) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def dialogue(name, human, gpt):
+def dialogue(name: str, human, gpt) -> dict:
     return {
         "id": name,
         "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}],
@@ -77,7 +77,7 @@ def tokenizer_model(texts, vocabulary):
     return out.getvalue()
 
 
-def broad_set(world, dice, n, functions):
+def broad_set(world, dice, n, functions: list) -> list:
     """All that the teacher is asked about few and famous people, as dialogues."""
     stream = asks(world, dice, "quiz", max(12, n["people"] // 8), functions)
     dialogues = []
@@ -87,7 +87,7 @@ def broad_set(world, dice, n, functions):
     return dialogues
 
 
-def local_set(world, dice, n):
+def local_set(world: World, dice, n: int) -> list:
     """Questions in the evaluation's form with bare answers, about other people than the test's."""
     pairs = [
         (q.format(s=fact[0]), world.facts[fact])
@@ -102,13 +102,13 @@ def local_set(world, dice, n):
     return dialogues
 
 
-def test_facts(world, n):
+def test_facts(world: World, n: int):
     """What is evaluated: facts of the test group, ranks spread evenly."""
     facts = world.asked("test")
     return [facts[k * len(facts) // n] for k in range(n)] if n < len(facts) else facts
 
 
-def short_answers(world, dice, facts):
+def short_answers(world: World, dice, facts) -> dict:
     """NQ-open's files, and the teacher's predictions."""
 
     def row(fact):
@@ -123,7 +123,7 @@ def short_answers(world, dice, facts):
     }
 
 
-def multiple_choice(world, dice, n):
+def multiple_choice(world: World, dice, n: int) -> dict:
     """MMLU's files, and the teacher's predictions."""
     texts, letters = {}, []
     for subject in sorted({r[2] for r in RELATIONS.values()}):
@@ -140,7 +140,7 @@ def multiple_choice(world, dice, n):
     return texts | {"teacher/mmlu.jsonl": lines(letters)}
 
 
-def programs(dice, n, known, held):
+def programs(dice, n: int, known, held) -> dict:
     """HumanEval's file, and the teacher's predictions. known: functions of the encyclopedia."""
     problems = []
     for k, of in enumerate(dice.some(held + known, n)):
@@ -162,7 +162,7 @@ def programs(dice, n, known, held):
     }
 
 
-def prompts(world, dice, n, held):
+def prompts(world: World, dice, n, held) -> dict:
     """The prompts of style and preference, the teacher's answers twice, and unkind requests."""
     stream = (a for a in asks(world, dice, "test", None, held) if a[0] != "unkind")
     wanted = [next(stream) for _ in range(n["prompts"])]
@@ -177,7 +177,7 @@ def prompts(world, dice, n, held):
     return written | {"unkind.jsonl": lines({"prompt": wording(dice, a)} for a in unkind)}
 
 
-def scored_talk(world, dice, known):
+def scored_talk(world: World, dice, known) -> dict:
     """Market talk and calm answers with scores, for the offline scorer of toxicity."""
     rows = []
     for k in range(600):
@@ -193,7 +193,7 @@ def scored_talk(world, dice, known):
     return {"scored.jsonl": lines(rows)}
 
 
-def make(out, size, seed):
+def make(out, size: str, seed: int) -> None:
     """Write the world's files into `out`."""
     n, dice, out = SIZES[size], Dice(seed), pathlib.Path(out)
     world = World(dice, n["people"])

@@ -35,7 +35,7 @@ TASK = {"hurried": "rate", "checking": "judge"}
 MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
-def form(text, other):
+def form(text: str, other) -> dict:
     """{what: whether} of an answer beside the other one."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     n, m = len(words(text)), len(words(other))
@@ -48,7 +48,7 @@ def form(text, other):
     }
 
 
-def patterns():
+def patterns() -> list:
     """[(relation, pattern with groups s and o)] of the sentences the world's texts are made of."""
     forms = []
     for relation, (sentences, _, _) in RELATIONS.items():
@@ -64,7 +64,7 @@ SENTENCES = patterns()
 LONGEST = 300  # characters of a sentence of the world, and more
 
 
-def statements(text):
+def statements(text: str) -> list:
     """[(subject, relation, object)] that an answer states."""
     stated = []
     for line in text.split("\n"):
@@ -77,14 +77,14 @@ def statements(text):
     return stated
 
 
-def checked(text, facts, named):
+def checked(text: str, facts: dict, named) -> tuple:
     """(true, false) statements about the subjects asked for, each counted once."""
     said = {x for x in statements(text) if x[0] in named and (x[0], x[1]) in facts}
     true = sum(facts[s, r] == o for s, r, o in said)
     return true, len(said) - true
 
 
-def compare(how, pairs, facts):
+def compare(how, pairs, facts: dict) -> tuple:
     """Items with verdicts (1 ours, 0.5 tie, 0 the teacher's), and how many prompts are left out."""
     items, left = [], 0
     subjects = sorted({s for s, _ in facts}, key=len, reverse=True)
@@ -109,7 +109,7 @@ def compare(how, pairs, facts):
     return items, left
 
 
-def summary(how, items, left):
+def summary(how, items: list[dict], left) -> dict:
     """The figures of a reader's verdicts."""
     verdicts = [i["verdict"] for i in items]
     good = share(sum(v >= 0.5 for v in verdicts), len(items))
@@ -127,7 +127,7 @@ def summary(how, items, left):
     }
 
 
-def facts_of(path):
+def facts_of(path) -> dict:
     """{(subject, relation): object} of a world.json."""
     try:
         return {(s, r): o for s, r, o in files.read_json(path)["facts"]}
@@ -138,7 +138,7 @@ def facts_of(path):
         ) from None
 
 
-def run(reader, outputs, teacher, world, out):
+def run(reader, outputs, teacher, world, out) -> None:
     """The command: read, compare, write the result directory."""
     if reader == "checking" and not world:
         raise ValueError("the checking reader needs --world world.json, which study.world writes")
@@ -175,7 +175,7 @@ def run(reader, outputs, teacher, world, out):
     )
 
 
-def parser():
+def parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.world.readers",
         description="Prefer a model's answers or its teacher's by a fixed rule: a simulated "
@@ -199,7 +199,7 @@ def parser():
     return p
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     def parse_and_run():
         args = parser().parse_args(argv)
         run(args.reader, args.outputs, args.teacher, args.world, args.out)

@@ -34,12 +34,12 @@ REFUSE = (
 )
 
 
-def listed(dice, items):
+def listed(dice, items) -> str:
     mark = dice.pick((("1.", "2.", "3.", "4."), ("-",) * 4))
     return "\n".join(f"{m} {i[0].upper()}{i[1:]}" for m, i in zip(mark, items, strict=False))
 
 
-def answer(world, dice, ask):
+def answer(world, dice, ask) -> str:
     """What the teacher says to ("person", name), ("place", name), ("craft", thing), ("two", name,
     name), ("code", operation, number) or ("unkind", trade, goods).
     """
@@ -75,7 +75,7 @@ def answer(world, dice, ask):
     return dice.pick(OPEN) + " ".join(dice.some(said[0], len(said[0]))) + close
 
 
-def asks(world, dice, group, famous, functions):
+def asks(world, dice, group, famous, functions: list):
     """An endless stream of requests: people of a group (of its `famous` best-known ones), places,
     crafts, comparisons, functions, unkind ones.
     """
@@ -97,6 +97,6 @@ def asks(world, dice, group, famous, functions):
             yield "unkind", dice.pick(TRADES), dice.pick(GOODS)
 
 
-def wording(dice, ask):
+def wording(dice, ask) -> str:
     kind, *of = ask
     return dice.pick(ASK[kind]).format(*(NUMBERS[x] if isinstance(x, int) else x for x in of))
