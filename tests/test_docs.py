@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README_BYTES, README_LINES, COLUMNS = 10_240, 160, 100
+README_BYTES, README_LINES, COLUMNS = 10_240, 150, 100
 
 
 def documents() -> list[str]:
