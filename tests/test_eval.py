@@ -953,9 +953,7 @@ def test_chat_streams_the_answers_to_piped_lines_and_resets(place, full, monkeyp
     assert "a new conversation" in err
 
 
-def test_chat_prints_controls_as_escapes_and_no_half_characters(
-    place, monkeypatch, capsys
-):
+def test_chat_prints_controls_as_escapes_and_no_half_characters(place, monkeypatch, capsys):
     raw = [b"\x1b[31mred\x07 ", b"\xe2\x82", b"\xac \xe2\x80\xae", b"done\r\n\t"]
 
     def fake(self, ids, sampling, names, watch):
