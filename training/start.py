@@ -51,7 +51,6 @@ class Run:
     steps: int
     warmup: int
     first: int  # steps that were taken before this start
-    lines: list[dict[str, Any]]  # their lines of metrics.jsonl
     saver: runs.Saver
     log: log.StepLog
     stop: Stop
@@ -146,16 +145,19 @@ def start(settings: Settings, origin: dict[str, str], stop: Stop) -> Iterator[tu
         if first:
             say(f"resuming {out} after step {first}")
         metrics = out / "metrics.jsonl" if speaks else None
-        lines = run_directory.cut_metrics(metrics, first) if metrics else []
+        if metrics:
+            run_directory.cut_metrics(metrics, first)
         boards = open_boards(settings, out, record) if speaks else ()
         tokens = settings.batch * settings.block
         flops = plan.model_flops(config, tokens, settings.block)
+        if settings.verbose:
+            say(screen.about_flops(config, mesh, tokens, settings.block))
         scale = log.Scale(steps, tokens, flops, device_peak(mesh))
         step_log = log.StepLog(metrics, scale, source.rows_of, settings.log_every, boards)
         opened.callback(step_log.close)
         run = Run(
             settings, out, config, tok, mesh, layout, options, source, held_out, steps, warmup,
-            first, lines, saver, step_log, stop, say, started,
+            first, saver, step_log, stop, say, started,
         )  # fmt: skip
         try:
             yield run, state
