@@ -179,45 +179,45 @@ def _plan(paths, tok, recipe):
     for path in passed:
         note(f"{path} is no data (JSON, JSON lines, .txt): passed over")
     names = ("template", "pack", "block", "tokens", "eval_fraction", "seed")
-    made = {"format": FORMAT} | {name: getattr(recipe, name) for name in names}
-    made |= {"vocabulary": tok.size, "tokenizer": tok.fingerprint}
+    record = {"format": FORMAT} | {name: getattr(recipe, name) for name in names}
+    record |= {"vocabulary": tok.size, "tokenizer": tok.fingerprint}
     digests = [files.sha256(s) for s in sources]
-    text = json.dumps(made | {"sources": digests}, sort_keys=True)
+    text = json.dumps(record | {"sources": digests}, sort_keys=True)
     named = [
         {"name": s.name, "bytes": s.stat().st_size, "sha256": digest}
         for s, digest in zip(sources, digests, strict=True)
     ]
-    made |= {"max_bad_rows": recipe.max_bad, "sources": named}
-    made |= {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
-    return _Packing(sources, recipe, tok, made)
+    record |= {"max_bad_rows": recipe.max_bad, "sources": named}
+    record |= {"fingerprint": hashlib.sha256(text.encode()).hexdigest()}
+    return _Packing(sources, recipe, tok, record)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Packing:
-    """What is packed, and by which recipe; `made` is what pack.json says of it beforehand."""
+    """What is packed, and by which recipe; `record` is what pack.json says of it beforehand."""
 
     sources: list[pathlib.Path]
     recipe: Recipe
     tok: tokenizer.Tokenizer
-    made: dict[str, Any]
+    record: dict[str, Any]
 
     def run(self, out, workers):
         """Fill `out`, or find it filled; returns its pack.json."""
         with files.folder_once(out) as folder:
             if folder is None:
-                made = packed.record(out)
-                if made.get("fingerprint") != self.made["fingerprint"]:
+                record = packed.record(out)
+                if record.get("fingerprint") != self.record["fingerprint"]:
                     raise ValueError(
                         f"{out} exists and was not made from these sources and settings: remove "
                         "it, or name another --out"
                     )
-                return made
+                return record
             if self.tok.warning:
                 note(self.tok.warning)
-            made = self.made | self._fill(folder, workers)
+            record = self.record | self._fill(folder, workers)
             self.tok.save(folder / "tokenizer")
-            (folder / "pack.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        return made
+            (folder / "pack.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return record
 
     def _fill(self, folder, workers):
         """Write all splits, and what makes the folder a TFDS directory; returns the counts."""
@@ -281,9 +281,9 @@ def packed_settings(paths: Paths) -> dict[str, Any]:
     paths = [pathlib.Path(p) for p in paths]
     if len(paths) != 1 or not is_packed(paths[0]):
         return {}
-    widths, made = packed.widths(paths[0]), packed.record(paths[0])
+    widths, record = packed.widths(paths[0]), packed.record(paths[0])
     guess = {} if "segment" in widths else {"pack": "stream"}
-    known = {k: made[k] for k in ("template", "pack") if k in made}
+    known = {k: record[k] for k in ("template", "pack") if k in record}
     return guess | known | {"block": widths["tokens"] - 1}
 
 
@@ -316,7 +316,7 @@ def open_dataset(
     else:
         packing = _plan(paths, tok, _recipe(settings, tok))
         cache = pathlib.Path(cache or pathlib.Path.home() / ".cache" / "mynah")
-        path = cache / packing.made["fingerprint"][:24]
+        path = cache / packing.record["fingerprint"][:24]
         if not path.exists():
             note(f"packing into {path}")
             for line in summary(packing.run(path, workers)):
@@ -332,8 +332,8 @@ def open_dataset(
 def _check_same(path, tok, settings):
     """ValueError where a packed directory was made otherwise than by these settings and
     tokenizer."""
-    made = packed.record(path)
-    has = packed_settings([path]) | ({"tokens": made["tokens"] or "all"} if made else {})
+    record = packed.record(path)
+    has = packed_settings([path]) | ({"tokens": record["tokens"] or "all"} if record else {})
     wanted = settings | {"tokens": terminal.count(settings.get("tokens"))}
     for flag in ("template", "pack", "block", "tokens"):
         value = wanted.get(flag)
@@ -342,12 +342,12 @@ def _check_same(path, tok, settings):
                 f"--{flag} {value}, but {path} was packed with {flag} {has[flag]}: leave it out, "
                 "or pack the sources again"
             )
-    if not made:
+    if not record:
         note(
             f"{path} does not say which tokenizer made it (no pack.json): it is taken to be "
             f"{tok.files[0]}"
         )
-    elif made["tokenizer"] != tok.fingerprint:
+    elif record["tokenizer"] != tok.fingerprint:
         raise ValueError(
             f"{path} was packed with another tokenizer than {tok.files[0]}: use --tokenizer "
             f"{path / 'tokenizer'}, or pack the sources again"
@@ -454,8 +454,8 @@ def _main(argv):
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers {args.workers}: at least 1 process has to tokenize")
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)}
-    made = pack(args.sources, tok, args.out, args.workers, **settings)
-    print(*summary(made), f"in {args.out}", sep="\n")
+    record = pack(args.sources, tok, args.out, args.workers, **settings)
+    print(*summary(record), f"in {args.out}", sep="\n")
 
 
 if __name__ == "__main__":

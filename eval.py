@@ -161,12 +161,12 @@ def tokens_seen(run: str) -> dict[int, int]:
 # --- two results ---
 
 
-def compare(args: argparse.Namespace) -> int:
+def compare(one: str, other: str, seed: int) -> int:
     """Print the paired difference of two result directories."""
-    task = results.read_result(args.a).get("task")
+    task = results.read_result(one).get("task")
     metric = {"loglik": "loglik", "perplexity": "nats"}.get(str(task), "verdict")
-    task, a, b, differ = results.pair(args.a, args.b, metric)
-    difference, (low, high) = scores.paired_bootstrap(a, b, seed=args.seed)
+    task, a, b, differ = results.pair(one, other, metric)
+    difference, (low, high) = scores.paired_bootstrap(a, b, seed=seed)
     print(f"{task}, {len(a)} items, mean {metric}: A {a.mean():.4f}, B {b.mean():.4f}")
     print(f"B - A {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} (paired bootstrap)")
     if metric == "verdict":
@@ -212,7 +212,7 @@ def evaluate_several(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int | None:
     """A parsed command -> the exit status, None for 0."""
     if args.task == "compare":
-        return compare(args)
+        return compare(args.a, args.b, args.seed)
     flags.check(args)
     if args.checkpoints:
         from checkpoint import paths

@@ -17,8 +17,8 @@ def is_name(path: str) -> bool:
 
     Where its first part is a folder here, it is a path that was mistyped.
     """
-    there = Path(path)
-    return NAME.fullmatch(path) is not None and not there.exists() and not there.parent.exists()
+    here = Path(path)
+    return NAME.fullmatch(path) is not None and not here.exists() and not here.parent.exists()
 
 
 @functools.cache

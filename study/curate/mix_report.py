@@ -157,9 +157,9 @@ def report(stats, settings: dict) -> dict:
     return {"settings": settings, "sources": sources, "total": total}
 
 
-def lines(made):
+def lines(summary):
     """The report in short, lines of text."""
-    for name, s in made["sources"].items():
+    for name, s in summary["sources"].items():
         read = s["read"]
         yield (
             f"{name:<10}{read['rows']:>8,} rows, {read['malformed']:,} malformed, "
@@ -171,7 +171,7 @@ def lines(made):
         more = [(w, n) for w, n in read.items() if w not in ("rows", "malformed", "dialogues")]
         for what, n in [*more, *s["changed"].items()]:
             yield f"{'':<10}{n:>8,} {what}"
-    total = made["total"]
+    total = summary["total"]
     yield f"{'mix':<10}{total['dialogues']:>8,} dialogues, {total['turns']:,} turns"
     for name, t in total.get("tokens", {}).items():
         yield f"{'':<10}{t['tokens']:>12,} tokens by {name}, {t['loss_tokens']:,} loss tokens"
@@ -217,28 +217,28 @@ def number(n: int) -> str:
     return f'<td class="n">{n:,}</td>'
 
 
-def page(made) -> str:
+def page(summary) -> str:
     """report.html as text."""
-    settings = (f"{k}: {v}" for k, v in made["settings"].items() if v not in ([], None))
-    title = f"ShareGPT-Mix: {made['total']['dialogues']:,} dialogues"
+    settings = (f"{k}: {v}" for k, v in summary["settings"].items() if v not in ([], None))
+    title = f"ShareGPT-Mix: {summary['total']['dialogues']:,} dialogues"
     parts = [
         f"{HEAD}<title>ShareGPT-Mix</title><style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1><p>{escape(', '.join(settings))}</p>",
-        overview(made),
+        overview(summary),
     ]
-    for name, source in made["sources"].items():
+    for name, source in summary["sources"].items():
         parts.append(section(name, source))
     return "".join(parts) + "</body></html>\n"
 
 
-def overview(made) -> str:
+def overview(summary) -> str:
     """The sources side by side, a table that scrolls where the screen is narrow."""
-    tokenizers = list(made["total"].get("tokens", {}))
+    tokenizers = list(summary["total"].get("tokens", {}))
     head = ["source", "rows", "malformed", "dialogues", "dropped", "kept", "turns"]
     head += [f"{n}: {w}" for n in tokenizers for w in ("tokens", "loss")]
     cells = (f"<th{' class=n' if k else ''}>{escape(h)}</th>" for k, h in enumerate(head))
     parts = [f'<div class="wide"><table><tr>{"".join(cells)}</tr>']
-    for name, s in made["sources"].items():
+    for name, s in summary["sources"].items():
         values = [
             s["read"]["rows"],
             s["read"]["malformed"],
