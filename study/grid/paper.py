@@ -10,6 +10,7 @@ since it is three steps long. Left out: making the data (study.curate, study.syn
 machines (run single commands there).
 """
 
+import json
 import pathlib
 import re
 import shlex
@@ -281,12 +282,14 @@ def predicted(bases, amounts, mesh) -> list:
         if preset not in STEP or not amounts:
             continue
         argv = ["train.py", "--plan", "--model", preset, "--mesh", mesh, "--steps", "1000"]
-        plan = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
-        hours, asked = plan_hours(plan.stdout), shlex.join(["python", *argv])
-        if plan.returncode or not hours:
+        asked, json_too = shlex.join(["python", *argv]), [sys.executable, *argv, "--json"]
+        plan = subprocess.run(json_too, capture_output=True, text=True, check=False)
+        if plan.returncode:
             last = (plan.stderr.strip().splitlines() or ["nothing"])[-1]
             lines.append(f"no hours for {name}: {asked} says {last}")
             continue
+        devices = json.loads(plan.stdout)["devices"]
+        hours = {device: devices[device]["hours_mfu_50"] for device in DEVICES}
 
         def span(tokens, preset=preset, hours=hours):
             thousands = tokens / STEP[preset] / 1000
@@ -298,16 +301,6 @@ def predicted(bases, amounts, mesh) -> list:
             f"{asked}): {each}; all {len(amounts)} {span(sum(map(terminal.count, amounts)))}"
         )
     return lines
-
-
-def plan_hours(text: str) -> dict:
-    """{device: hours of 1,000 steps at 50 % MFU} out of what `train.py --plan` prints."""
-    hours = {}
-    for line in text.partition("hours of 1,000 steps")[2].splitlines():
-        cells = line.split()
-        if cells and cells[0] in DEVICES:
-            hours[cells[0]] = float(cells[2])
-    return hours
 
 
 def measures(study: Study, name: str, model, needs, labels: dict):
