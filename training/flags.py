@@ -18,9 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # --- values ---
 
-# flag -> (quickstart: neither --data nor --init is given; the paper's). None in the paper's column:
-# the paper does not say or does not have it. The warm-up is min(warmup, warmup-fraction of the
-# steps), or --warmup alone where that is given alone.
+# flag -> (quickstart: neither --data nor --init is given; the paper's, or ours where it has none).
+# None: unset. The warm-up is min(warmup, warmup-fraction of the steps), or --warmup alone where that
+# is given alone.
 DEFAULTS = {
     "model": ("tiny", None),
     "tokenizer": (str(ROOT / "samples" / "tokenizer.model"), None),
@@ -59,6 +59,7 @@ DEFAULTS = {
     "samples": (3, 3),
     "log_every": (10, 10),
 }
+OURS = ("warmup_fraction", "eval_fraction")  # of which the paper says nothing
 
 # What may differ between the run that stopped and the one that goes on: none of it changes the
 # numbers beyond rounding.
@@ -187,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
 def shown(name: str) -> str:
     """The values that a flag has where it is not given, for its help."""
     quick, paper = ("-" if value is None else value for value in DEFAULTS[name])
-    return f" [default {paper}]" if quick == paper else f" [paper {paper}, quickstart {quick}]"
+    word = "default" if name in OURS else "paper"
+    return f" [default {paper}]" if quick == paper else f" [{word} {paper}, quickstart {quick}]"
 
 
 def _model_flags(add):
@@ -452,6 +454,7 @@ def table(settings: Settings, origin: dict[str, str]) -> list[str]:
         value = getattr(settings, name)
         text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         text = "-" if value is None else text
-        note = f"   (paper: {paper})" if paper is not None and value != paper else ""
+        word = "default" if name in OURS else "paper"
+        note = f"   ({word}: {paper})" if paper is not None and value != paper else ""
         lines.append(f"  {name.replace('_', '-'):<15} {text:<42} {origin[name]}{note}")
     return lines
