@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # --- values ---
 
 # flag -> (quickstart: neither --data nor --init is given; the paper's, or ours where it has none).
-# None: unset. The warm-up is min(warmup, warmup-fraction of the steps), or --warmup alone where that
-# is given alone.
+# None: unset. The warm-up is min(warmup, warmup-fraction of the steps), or --warmup alone where
+# that is given alone.
 DEFAULTS = {
     "model": ("tiny", None),
     "tokenizer": (str(ROOT / "samples" / "tokenizer.model"), None),
