@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv):
     terminal.Parser(
-        prog="tasks.sandbox",
+        prog="python -m tasks.sandbox",
         description="Print the isolation that this machine allows for untrusted programs, what "
         "each level contains and what it does not.",
     ).parse_args(argv)

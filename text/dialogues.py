@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_dialogues(argv):
     parser = terminal.Parser(
-        prog="text.dialogues",
+        prog="python -m text.dialogues",
         description="Print the dialogues of files as JSON lines, and on stderr what was skipped.",
         epilog=forms.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
