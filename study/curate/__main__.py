@@ -9,6 +9,7 @@ Only the command line is here: mix.py, sheet.py, amounts.py, diversity.py, leaka
 Left out: synthesis (study.synthesize).
 """
 
+import argparse
 import os
 import sys
 
@@ -28,7 +29,7 @@ def parser() -> terminal.Parser:
     return p
 
 
-def mix_flags(commands) -> None:
+def mix_flags(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "mix",
         help="ShareGPT-Mix from raw downloads",
@@ -77,7 +78,7 @@ def mix_flags(commands) -> None:
     g.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
 
-def amounts_flags(commands) -> None:
+def amounts_flags(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "amounts",
         help="nested subsets of a mix by tokens",
@@ -93,7 +94,7 @@ def amounts_flags(commands) -> None:
     p.add_argument("--workers", type=int, metavar="N", help=WORKERS)
 
 
-def diversity_flags(commands) -> None:
+def diversity_flags(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "diversity",
         help="BLEU of each query's most similar other query",
@@ -117,7 +118,7 @@ def diversity_flags(commands) -> None:
     search_flags(p)
 
 
-def leakage_flags(commands) -> None:
+def leakage_flags(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser(
         "leakage",
         help="drop evaluation prompts that the training data gives away",
@@ -146,7 +147,7 @@ def leakage_flags(commands) -> None:
     search_flags(p)
 
 
-def max_bad_flag(p) -> None:
+def max_bad_flag(p: argparse._ActionsContainer) -> None:
     p.add_argument(
         "--max-bad-rows",
         type=float,
@@ -156,7 +157,7 @@ def max_bad_flag(p) -> None:
     )
 
 
-def search_flags(p) -> None:
+def search_flags(p: argparse.ArgumentParser) -> None:
     max_bad_flag(p)
     p.add_argument(
         "--threads", type=int, default=os.cpu_count(), metavar="N", help="[default: one a core]"
@@ -167,7 +168,7 @@ def search_flags(p) -> None:
 # Each command imports what it needs only when it runs: --help costs no NumPy.
 
 
-def run_mix(args) -> None:
+def run_mix(args: argparse.Namespace) -> None:
     from study.curate import mix, sheet
 
     if args.table:
@@ -183,7 +184,7 @@ def run_mix(args) -> None:
     mix.run(sources, args.out, rules, args.tokenizer, args.max_bad_rows, args.workers, review)
 
 
-def run_amounts(args) -> None:
+def run_amounts(args: argparse.Namespace) -> None:
     from study.curate import amounts
 
     summary = amounts.subsets(
@@ -192,7 +193,7 @@ def run_amounts(args) -> None:
     print(*amounts.lines(summary), sep="\n")
 
 
-def run_diversity(args) -> None:
+def run_diversity(args: argparse.Namespace) -> None:
     from study.curate import diversity
 
     diversity.run(
@@ -205,7 +206,7 @@ def run_diversity(args) -> None:
     )
 
 
-def run_leakage(args) -> None:
+def run_leakage(args: argparse.Namespace) -> None:
     from study.curate import leakage
 
     leakage.run(
@@ -221,7 +222,7 @@ def run_leakage(args) -> None:
 RUN = {"mix": run_mix, "amounts": run_amounts, "diversity": run_diversity, "leakage": run_leakage}
 
 
-def run(args) -> None:
+def run(args: argparse.Namespace) -> None:
     RUN[args.command](args)
 
 

@@ -12,6 +12,7 @@ import collections
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
 
 import data
 from host import files, terminal, workers
@@ -29,7 +30,14 @@ def name_of(tokens: int) -> str:
     return f"{tokens / 1e6:.6f}".rstrip("0").rstrip(".") + "M"
 
 
-def subsets(path, tok_path, amounts, seed: int, out, processes=None) -> dict:
+def subsets(
+    path: str | pathlib.Path,
+    tok_path: str | pathlib.Path,
+    amounts: Iterable[str | int],
+    seed: int,
+    out: str | pathlib.Path,
+    processes: int | None = None,
+) -> dict:
     """Writes the subsets; returns what amounts.json holds."""
     if processes is not None and processes < 1:
         raise ValueError(f"--workers {processes}: at least 1 process has to count")
@@ -110,7 +118,7 @@ def _line(row):
         return rows.json_line(json.loads(row.decode("utf-8", "surrogatepass")))
 
 
-def lines(entries):
+def lines(entries: dict) -> Iterator[str]:
     """The table of what each amount contains, by source."""
     yield (
         f"{'amount':<8}{'source':<12}{'dialogues':>10}{'turns':>10}{'tokens':>14}"

@@ -16,6 +16,7 @@ import concurrent.futures
 import itertools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
@@ -42,7 +43,7 @@ CUTS = (
 )
 
 
-def tokenize(text: str):
+def tokenize(text: str) -> list[str]:
     """Tokens (str) of a text by the rules of 13a."""
     text = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
@@ -53,7 +54,7 @@ def tokenize(text: str):
     return text.split()
 
 
-def score(matches, h, r):
+def score(matches: list[int], h: int, r: int) -> float:
     """BLEU in percent from the clipped matches of orders 1 to 4.
 
     h, r: tokens of hypothesis and reference. Source: sacrebleu's compute_bleu.
@@ -73,7 +74,7 @@ def score(matches, h, r):
     return (math.exp(1 - r / h) if h < r else 1.0) * math.exp(sum(logs) / len(logs))
 
 
-def sentence_bleu(hypothesis, reference):
+def sentence_bleu(hypothesis: str, reference: str) -> float:
     """BLEU in percent of one text against one other: the slow way, which `nearest` agrees with."""
     h, r = tokenize(hypothesis), tokenize(reference)
     matches = [(_grams(h, n) & _grams(r, n)).total() for n in range(1, ORDERS + 1)]
@@ -87,7 +88,12 @@ def _grams(tokens, n):
 # --- all pairs ---
 
 
-def nearest(queries: str, references=None, threads: int = 2, progress=None) -> tuple:
+def nearest(
+    queries: list[str],
+    references: list[str] | None = None,
+    threads: int = 2,
+    progress: Callable[[int], object] | None = None,
+) -> tuple:
     """The highest BLEU of each query (as hypothesis) against single references: the other queries,
     or those given.
 
@@ -135,7 +141,7 @@ def nearest(queries: str, references=None, threads: int = 2, progress=None) -> t
     return scores[back], index[back]
 
 
-def features(queries: str, references) -> tuple:
+def features(queries: list[str], references: list[str] | None) -> tuple:
     """([(queries' columns, references' columns)] of each order: CSR 0/1 matrices [texts, columns],
     tokens of the queries [n], tokens of the references [m]).
     """
@@ -178,7 +184,7 @@ def features(queries: str, references) -> tuple:
     return out, h, h if alone else lengths[n:]
 
 
-def columns_of(texts, grams, count, n, alone) -> tuple:
+def columns_of(texts: np.ndarray, grams: np.ndarray, count: int, n: int, alone: bool) -> tuple:
     """0/1 matrices (queries [n, columns], references [m, columns]) of one order: a column for each
     n-gram and k, 1 where the text has it k times or more.
     """
@@ -247,7 +253,9 @@ class Search:
         self.index = np.full(len(h), -1)
         self.matches = np.zeros((len(h), ORDERS), np.int64)
 
-    def logs(self, matches, rows, r, dtype):
+    def logs(
+        self, matches: list[np.ndarray], rows: np.ndarray, r: np.ndarray, dtype: type
+    ) -> np.ndarray:
         """log of score * constant of the query: the sum of the logs of the matches with their
         floors, and the brevity penalty. [rows, len(r)]; in dtype.
         """
@@ -262,7 +270,7 @@ class Search:
             product += np.minimum(over, 0, out=over) * self.order[rows][:, None].astype(dtype)
         return product
 
-    def bound(self, rows, low, high):
+    def bound(self, rows: np.ndarray, low: int, high: int) -> np.ndarray:
         """What `logs` can be at most for references of `low` to `high` tokens, [rows]."""
         h, order, total = self.h[rows], self.order[rows], 0.0
         for n, floor in enumerate(self.floor, 1):
@@ -270,7 +278,7 @@ class Search:
                 total = total + np.log(np.maximum(np.minimum(h, high) - n + 1, floor[rows, 0]))
         return total + order * np.minimum(0, 1 - low / np.maximum(h, 1))
 
-    def tile(self, start):
+    def tile(self, start: int) -> int:
         """Search all references for the queries start to start + self.rows -> how many pairs that
         was.
         """
@@ -287,7 +295,7 @@ class Search:
                 self.block(some, at, r)
         return len(rows) * len(self.r)
 
-    def block(self, rows, at, r) -> None:
+    def block(self, rows: np.ndarray, at: int, r: np.ndarray) -> None:
         """Better references for some queries among the block of columns that starts at `at`."""
         matches = []
         for dense_q, dense_c, sparse_q, blocks in self.parts:
@@ -329,7 +337,7 @@ class Search:
         k = k[wins]
         self.best[k], self.index[k], self.matches[k] = value[wins], name[wins], counts[tied[wins]]
 
-    def exact(self, counts, rows, r):
+    def exact(self, counts: np.ndarray, rows: np.ndarray, r: np.ndarray) -> np.ndarray:
         """`logs` in float64 of single pairs: counts [pairs, 4], rows and r [pairs]."""
         total = 0.0
         for n in range(ORDERS):

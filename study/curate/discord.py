@@ -10,7 +10,7 @@ import re
 SPOKEN = ("Default", "Reply")
 
 
-def dialogues_of(export, name: str, bad, counts: dict):
+def dialogues_of(export: dict, name: str, bad: list[tuple[str, str]], counts: dict) -> list[dict]:
     """Dialogues of a bot's channel; `bad` receives (place, reason) of malformed messages.
 
     An answer belongs to the message it replies to, else to the last one before it. A person's
@@ -29,7 +29,7 @@ def dialogues_of(export, name: str, bad, counts: dict):
     return reader.dialogues
 
 
-def text_of(message: dict, bot):
+def text_of(message: dict, bot: bool) -> str:
     """What a message says; a bot may say it in embeds alone."""
     text = message["content"].strip()
     embeds = message.get("embeds") if isinstance(message.get("embeds"), list) else []
@@ -39,7 +39,7 @@ def text_of(message: dict, bot):
     return text
 
 
-def without_address(text: str, message: dict):
+def without_address(text: str, message: dict) -> str:
     """A person's text without the "@Bot," it opens with: the address is not the question."""
     mentions = message.get("mentions") if isinstance(message.get("mentions"), list) else []
     for m in mentions:
@@ -60,7 +60,7 @@ class Channel:
         self.prefix, self.counts = prefix, counts
         self.dialogues, self.ending, self.waiting, self.last = [], {}, None, None
 
-    def add(self, message: dict, author, number: int) -> None:
+    def add(self, message: dict, author: dict, number: int) -> None:
         """One message, in the order of the export."""
         bot = author.get("isBot") is True
         text = text_of(message, bot)

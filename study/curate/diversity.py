@@ -10,6 +10,7 @@ import collections
 import json
 import pathlib
 import random
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ def with_copies(texts: list[str], threads: int) -> tuple:
     return scores, index, once
 
 
-def drawn(pairs, draw: Draw):
+def drawn(pairs: list[tuple[str, str]], draw: Draw) -> list[tuple[str, str]]:
     """The queries that are compared, in their order."""
     if draw.sample is None:
         return pairs
@@ -65,7 +66,7 @@ def drawn(pairs, draw: Draw):
     return [pairs[i] for i in sorted(chosen)]
 
 
-def closest(scores, index, texts: list[str]):
+def closest(scores: np.ndarray, index: np.ndarray, texts: list[str]) -> list[int]:
     """The indices of the closest pairs, each once. Copies are counted, not shown."""
     pairs, seen = [], set()
     for i in np.argsort(-scores, kind="stable"):
@@ -76,7 +77,14 @@ def closest(scores, index, texts: list[str]):
     return pairs
 
 
-def run(paths, draw: Draw, out, shown: int, max_bad: float, threads: int) -> None:
+def run(
+    paths: list[str],
+    draw: Draw,
+    out: str | pathlib.Path | None,
+    shown: int,
+    max_bad: float,
+    threads: int,
+) -> None:
     """The command: compare, write the report, print it with the `shown` closest pairs."""
     counts = collections.Counter()
     pairs = drawn(queries.read(paths, draw.all_turns, max_bad, counts), draw)
@@ -126,7 +134,7 @@ def run(paths, draw: Draw, out, shown: int, max_bad: float, threads: int) -> Non
     print(out / "index.html")
 
 
-def lines(report, once):
+def lines(report: dict, once: np.ndarray) -> Iterator[str]:
     """The figures as lines for people. once: the scores where copies count once."""
     n, copies = report["n"], report["queries that are copies of another"]
     yield (

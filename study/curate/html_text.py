@@ -15,6 +15,7 @@ cells that span others.
 
 import html.parser
 import re
+from typing import Any
 
 BLOCKS = frozenset(
     "p div ol ul li pre h1 h2 h3 h4 h5 h6 blockquote table thead tbody tfoot tr th td hr".split()
@@ -54,7 +55,7 @@ DEEPEST = 100  # elements within one another: pages have some thirty, and conver
 LONGEST = 200_000  # characters of a turn that are looked at as HTML
 
 
-def convertible(value) -> bool:
+def convertible(value: str) -> bool:
     """Whether a text is no longer and its elements no deeper than a page's."""
     depth = deepest = 0
     for tag in TAG.finditer(value) if len(value) <= LONGEST else ():
@@ -74,7 +75,7 @@ class _Shape(html.parser.HTMLParser):
         super().__init__(convert_charrefs=False)
         self.open, self.good, self.blocks, self.svgs = [], True, 0, 0
 
-    def handle_starttag(self, tag, attributes) -> None:
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.svgs += tag == "svg"
         self.good &= tag in BLOCKS or tag in INLINE
         self.good &= self.svgs > 0 or all(
@@ -84,7 +85,7 @@ class _Shape(html.parser.HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes) -> None:
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attributes)
         if tag not in VOID:
             self._close()
@@ -92,7 +93,7 @@ class _Shape(html.parser.HTMLParser):
     def _close(self):
         self.svgs -= self.open.pop() == "svg"
 
-    def handle_endtag(self, tag) -> None:
+    def handle_endtag(self, tag: str) -> None:
         if tag in VOID:
             return
         if self.open and self.open[-1] == tag:
@@ -100,7 +101,7 @@ class _Shape(html.parser.HTMLParser):
         else:
             self.good = False
 
-    def handle_data(self, data) -> None:
+    def handle_data(self, data: str) -> None:
         self.good &= bool(self.open) or not data.strip()
 
     def handle_entityref(self, name: str) -> None:
@@ -109,13 +110,13 @@ class _Shape(html.parser.HTMLParser):
     def handle_charref(self, name: str) -> None:
         self.good &= bool(self.open)
 
-    def handle_comment(self, data) -> None:
+    def handle_comment(self, data: str) -> None:
         self.good = False
 
     handle_decl = unknown_decl = handle_pi = handle_comment
 
 
-def is_export(value, speaker: str, queries: str = ""):
+def is_export(value: str, speaker: str, queries: str = "") -> bool:
     """Whether a turn is the HTML of an export.
 
     queries: the human texts before it, which may be about HTML.
@@ -138,7 +139,7 @@ def is_export(value, speaker: str, queries: str = ""):
     return shape.good and not shape.open and shape.blocks > 0
 
 
-def markdown(value):
+def markdown(value: str) -> str:
     """HTML of ChatGPT's page -> Markdown: fenced code with its language, nested lists, tables.
 
     ValueError without bs4.
@@ -192,7 +193,7 @@ def markdown(value):
     return CHARS.sub("", text)
 
 
-def listing(pre) -> str:
+def listing(pre: Any) -> str:
     """A <pre> as a fenced block with its language."""
     code = pre.find("code") or pre
     named = re.search(r"(?:language|lang)-([\w+#.-]+)", " ".join(code.get("class") or []))
@@ -208,7 +209,7 @@ def listing(pre) -> str:
     return f"{fence}{language}\n{lines}\n{fence}"
 
 
-def page_code(value) -> str:
+def page_code(value: str) -> str:
     """A text with the code blocks of ChatGPT's page in it made Markdown, each in its place."""
     *closed, rest = value.split("</pre>")
     parts = []
@@ -222,7 +223,7 @@ def page_code(value) -> str:
     return "".join([*parts, rest])
 
 
-def text(value, speaker: str = "gpt", queries: str = ""):
+def text(value: str, speaker: str = "gpt", queries: str = "") -> str:
     """A turn as plain Markdown: an export's HTML converted, "Copy code" lines gone."""
     if "<" in value:
         if is_export(value, speaker, queries):
@@ -235,6 +236,6 @@ def text(value, speaker: str = "gpt", queries: str = ""):
     return value
 
 
-def pager(value):
+def pager(value: str) -> str:
     """A person's text of an HTML export without the "1 / 2" of the page's pager before it."""
     return PAGER.sub("", value)

@@ -15,8 +15,10 @@ nothing is fetched). Others can be put in its place; bench/mix.py languages comp
 dialogues.
 """
 
+import pathlib
 import re
 import sys
+from collections.abc import Callable, Iterable
 
 from host import terminal
 from text import dialogues
@@ -56,7 +58,7 @@ def fast(text: str) -> tuple:
     return best["lang"], best["score"]
 
 
-def shares(dialogue: dict, detector=fast) -> tuple:
+def shares(dialogue: dict, detector: Callable[[str], tuple] = fast) -> tuple:
     """(English, other in Latin letters, other scripts, undecided) of the letters of a dialogue's
     prose; sum 1.
     """
@@ -85,18 +87,18 @@ def shares(dialogue: dict, detector=fast) -> tuple:
     )
 
 
-def is_english(dialogue: dict, detector=fast):
+def is_english(dialogue: dict, detector: Callable[[str], tuple] = fast) -> bool:
     """False only where most of the letters are surely not English."""
     return judged_english(shares(dialogue, detector))
 
 
-def judged_english(parts) -> bool:
+def judged_english(parts: tuple) -> bool:
     """The verdict on `shares`."""
     _, other, script, _ = parts
     return script <= SCRIPT and other + script <= OTHER
 
 
-def report(paths) -> None:
+def report(paths: Iterable[str | pathlib.Path]) -> None:
     """Print the dialogues judged not to be English, and the counts."""
     kept = dropped = 0
     for path in paths:

@@ -74,7 +74,9 @@ def reasons(text: str, score: float, rules: Rules) -> list:
     return [reason for reason, holds in tests if holds]
 
 
-def item_of(name: str, text: str, score: float, dropped, nearest) -> dict:
+def item_of(
+    name: str, text: str, score: float, dropped: list[str], nearest: tuple[str, str]
+) -> dict:
     """One prompt with the nearest (id, query) of the training data."""
     return {
         "id": name,
@@ -86,7 +88,14 @@ def item_of(name: str, text: str, score: float, dropped, nearest) -> dict:
     }
 
 
-def run(prompt_paths, train_paths, rules: Rules, out, max_bad: float, threads: int) -> None:
+def run(
+    prompt_paths: list[str],
+    train_paths: list[str],
+    rules: Rules,
+    out: str | pathlib.Path | None,
+    max_bad: float,
+    threads: int,
+) -> None:
     """The command: compare, write what is kept and the report, print the counts."""
     counts = collections.Counter()
     prompts = [

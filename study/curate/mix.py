@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import data
@@ -36,7 +37,15 @@ class Rules(NamedTuple):
     keep_languages: bool = False
 
 
-def run(sources, out, rules: Rules, tokenizers, max_bad: float, processes, review) -> None:
+def run(
+    sources: dict[str, list],
+    out: str | pathlib.Path,
+    rules: Rules,
+    tokenizers: Iterable[str | pathlib.Path],
+    max_bad: float,
+    processes: int | None,
+    review: sheet.Draw | None,
+) -> None:
     """The command: build the mix of {source: paths}, draw the sheet where `review` says so."""
     out = pathlib.Path(out)
     if processes is not None and processes < 1:
@@ -57,7 +66,14 @@ def run(sources, out, rules: Rules, tokenizers, max_bad: float, processes, revie
         )
 
 
-def build(sources, out, rules: Rules, tokenizers=(), max_bad: float = 0.01, processes=None):
+def build(
+    sources: dict[str, list],
+    out: str | pathlib.Path,
+    rules: Rules,
+    tokenizers: Iterable[str | pathlib.Path] = (),
+    max_bad: float = 0.01,
+    processes: int | None = None,
+) -> dict:
     """Writes the mix of {source: [paths]} and its report into `out`; returns the report."""
     out = pathlib.Path(out)
     names = token_names(tokenizers)  # a wrong tokenizer is named before an hour of work
@@ -79,7 +95,7 @@ def build(sources, out, rules: Rules, tokenizers=(), max_bad: float = 0.01, proc
     return report
 
 
-def token_names(paths) -> dict:
+def token_names(paths: Iterable[str | pathlib.Path]) -> dict:
     """{name shown: path} of tokenizers; ValueError where one is none, or two have one name."""
     names = {}
     for path in paths:

@@ -10,6 +10,7 @@ import collections
 import html
 import math
 import re
+from collections.abc import Iterator
 
 EXAMPLES = 10  # of each reason
 # Upper ends of the histogram's bars; above the last one more.
@@ -61,7 +62,7 @@ RULES = [
 ]
 
 
-def category(query: str):
+def category(query: str) -> str:
     """The name of the first of RULES that fits the query, else "other"."""
     return next((name for name, rule in RULES if rule.search(query[:600])), "other")
 
@@ -125,7 +126,7 @@ class Stats:
         }
 
 
-def turns_label(k) -> str:
+def turns_label(k: int) -> str:
     """The k-th bar of the histogram of turns: "3", "5-6", "65+"."""
     low = TURNS[k - 1] + 1 if k else 1
     if k == len(TURNS):
@@ -133,12 +134,12 @@ def turns_label(k) -> str:
     return str(TURNS[k]) if TURNS[k] == low else f"{low}-{TURNS[k]}"
 
 
-def characters_label(k) -> str:
+def characters_label(k: int) -> str:
     """The bar of dialogues of 2^k to 2^(k + 1) - 1 characters."""
     return f"{2**k:,}-{2 ** (k + 1) - 1:,}" if k > 6 else "under 128"
 
 
-def report(stats, settings: dict) -> dict:
+def report(stats: list[Stats], settings: dict) -> dict:
     """report.json: {"settings", "sources": {source: ...}, "total"}."""
     total = {
         "dialogues": sum(s.kept["dialogues"] for s in stats),
@@ -157,7 +158,7 @@ def report(stats, settings: dict) -> dict:
     return {"settings": settings, "sources": sources, "total": total}
 
 
-def lines(summary):
+def lines(summary: dict) -> Iterator[str]:
     """The report in short, lines of text."""
     for name, s in summary["sources"].items():
         read = s["read"]
@@ -208,7 +209,7 @@ HEAD = (
 )
 
 
-def escape(text: str):
+def escape(text: str) -> str:
     """Untrusted text as HTML, without control characters."""
     return html.escape("".join(c if c.isprintable() or c in "\n\t" else " " for c in str(text)))
 
@@ -217,7 +218,7 @@ def number(n: int) -> str:
     return f'<td class="n">{n:,}</td>'
 
 
-def page(summary) -> str:
+def page(summary: dict) -> str:
     """report.html as text."""
     settings = (f"{k}: {v}" for k, v in summary["settings"].items() if v not in ([], None))
     title = f"ShareGPT-Mix: {summary['total']['dialogues']:,} dialogues"
@@ -231,7 +232,7 @@ def page(summary) -> str:
     return "".join(parts) + "</body></html>\n"
 
 
-def overview(summary) -> str:
+def overview(summary: dict) -> str:
     """The sources side by side, a table that scrolls where the screen is narrow."""
     tokenizers = list(summary["total"].get("tokens", {}))
     head = ["source", "rows", "malformed", "dialogues", "dropped", "kept", "turns"]
@@ -252,7 +253,7 @@ def overview(summary) -> str:
     return "".join(parts) + "</table></div>"
 
 
-def section(name: str, source) -> str:
+def section(name: str, source: dict) -> str:
     """One source: what was read and changed, what was dropped, what was kept."""
     counts = [
         *source["read"].items(),
@@ -285,7 +286,7 @@ def section(name: str, source) -> str:
     return "".join(parts) + f'<h3>Kept</h3><div class="bars">{drawn}</div>'
 
 
-def bars(counts, title: str) -> str:
+def bars(counts: dict[str, int], title: str) -> str:
     """A horizontal bar chart of {label: count} as a figure with an SVG."""
     most, total = max(counts.values(), default=1) or 1, sum(counts.values()) or 1
     title, height = html.escape(title), 18 * len(counts) + 4

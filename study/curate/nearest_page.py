@@ -13,27 +13,27 @@ from host import terminal
 CLIP = 4000  # characters of a text on the page
 
 
-def folder(out, task):
+def folder(out: str | pathlib.Path | None, task: str) -> pathlib.Path:
     """The folder of the report, made: `out`, or a new one."""
     out = pathlib.Path(out) if out else terminal.new_out(task)
     out.mkdir(parents=True, exist_ok=True)
     return out
 
 
-def histogram(scores) -> dict:
+def histogram(scores: np.ndarray) -> dict:
     """{"0-10": n, ..., "90-100": n} of scores in percent; the last bar holds 100 too."""
     counts = np.histogram(np.minimum(scores, 100), np.arange(0, 101, 10))[0].tolist()
     return {f"{10 * k}-{10 * k + 10}": n for k, n in enumerate(counts)}
 
 
-def one_line(text: str, width: int = 110):
+def one_line(text: str, width: int = 110) -> str:
     """A text for the terminal, clipped: no line ends, no control characters."""
     text = " ".join(text[: 4 * width].split())
     text = terminal.printable(text, lines=False)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def clipped(item: dict):
+def clipped(item: dict) -> dict:
     """An item for the page: long texts cut, numbers rounded."""
 
     def cut(value):
@@ -44,7 +44,7 @@ def clipped(item: dict):
     return {k: cut(v) for k, v in item.items()}
 
 
-def bars(counts, width: int = 720, row: int = 24) -> str:
+def bars(counts: dict[str, int], width: int = 720, row: int = 24) -> str:
     """A histogram {label: count} as an SVG."""
     most, parts = max(counts.values()) or 1, []
     for k, (label, n) in enumerate(counts.items()):

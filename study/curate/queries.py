@@ -4,13 +4,16 @@ Read are dialogues in every form of text/dialogues.py, and task files of Super-N
 where a query is the definition, a blank line, the input. Left out: what a query is worth.
 """
 
+import pathlib
+from collections.abc import Callable, Iterable
+
 from host import terminal
 from study import rows
 from study.curate import bleu
 from text import forms
 
 
-def parse_with(all_turns, counts: dict):
+def parse_with(all_turns: bool, counts: dict) -> Callable[[str | bytes | dict, str], list]:
     """A parse for rows.each: [(id, user query)] of a dialogue's row, or of a task.
 
     all_turns: every user turn, not the first of each dialogue alone. counts: a Counter.
@@ -45,7 +48,7 @@ def _queries(dialogue, all_turns, counts):
     return queries
 
 
-def instances(task, name: str) -> list:
+def instances(task: dict, name: str) -> list:
     """[(id, query)] of a task of Super-NaturalInstructions; ValueError for another form."""
     definition, given = task["Definition"], task["Instances"]
     if isinstance(definition, list) and all(isinstance(x, str) for x in definition):
@@ -64,14 +67,16 @@ def instances(task, name: str) -> list:
     ]
 
 
-def read(paths, all_turns, max_bad: float, counts: dict) -> list:
+def read(
+    paths: Iterable[str | pathlib.Path], all_turns: bool, max_bad: float, counts: dict
+) -> list:
     """[(id, query)] of all files."""
     queries = list(rows.each(paths, parse_with(all_turns, counts), max_bad))
     counts["queries"] += len(queries)
     return queries
 
 
-def search(what, queries, references, threads: int):
+def search(what: str, queries: list[str], references: list[str] | None, threads: int) -> tuple:
     """bleu.nearest with a line of progress."""
     if threads < 1:
         raise ValueError(f"--threads {threads} is out of range: use 1 or more")

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from host import files, terminal
@@ -30,7 +31,7 @@ class Draw(NamedTuple):
     seed: int = 0
 
 
-def read_mix(path):
+def read_mix(path: str | pathlib.Path) -> Iterator[dict]:
     """The dialogues of a mix, one JSON object a line; ValueError, one line, for anything else."""
     path = pathlib.Path(path)
     path = path / "mix.jsonl.gz" if path.is_dir() else path
@@ -50,7 +51,7 @@ def read_mix(path):
             yield value
 
 
-def refuse_filled(path) -> None:
+def refuse_filled(path: pathlib.Path) -> None:
     """ValueError where the sheet at `path` was filled in: a person's work is not written over."""
     if path.exists() and any(
         row["category"].strip() or row["quality"].strip() for row in read_sheet(path)
@@ -58,7 +59,7 @@ def refuse_filled(path) -> None:
         raise ValueError(f"{path} is filled in already: move it, or name another --out")
 
 
-def cell(value):
+def cell(value: object) -> str:
     """Text as a cell that a spreadsheet shows and never computes.
 
     = + - @ in front are defused by an apostrophe, control characters are taken out.
@@ -67,11 +68,11 @@ def cell(value):
     return f"'{value}" if value.lstrip()[:1] in FORMULA and value.strip() else value
 
 
-def clip(text: str):
+def clip(text: str) -> str:
     return text if len(text) <= 2000 else text[:2000] + " […]"
 
 
-def sample(mix, path, draw: Draw) -> tuple:
+def sample(mix: str | pathlib.Path, path: str | pathlib.Path, draw: Draw) -> tuple:
     """Writes the sheet of the dialogues drawn; returns (drawn, dialogues of the mix)."""
     total = sum(1 for _ in read_mix(mix))
     wanted = {int(i): k for k, i in enumerate(shuffled(total, draw.seed, 3)[: draw.number])}
@@ -107,7 +108,7 @@ def sample(mix, path, draw: Draw) -> tuple:
     return len(drawn), total
 
 
-def read_sheet(path) -> list:
+def read_sheet(path: str | pathlib.Path) -> list:
     """The rows of a sheet as dicts; ValueError, one line, for what is none.
 
     Cells are parted by commas, or by semicolons or tabs as spreadsheets of some countries save.
@@ -146,7 +147,7 @@ def grade_of(text: str, place: str) -> float | None:
     return grade
 
 
-def table(path) -> str:
+def table(path: str | pathlib.Path) -> str:
     """Table 5 as text: each category's count and share of those reviewed, and the mean quality."""
     groups, empty, grades = collections.defaultdict(list), 0, []
     for k, row in enumerate(read_sheet(path), 1):

@@ -7,7 +7,9 @@ Used by mix.py. ShareGPT and HC3 rows are read by text/dialogues.py, Discord's J
 
 import itertools
 import json
+import pathlib
 import unicodedata
+from collections.abc import Callable, Iterator
 
 from study.curate import discord, html_text
 from text import dialogues, forms
@@ -16,7 +18,13 @@ from text.sources import raw_chunks, source_files
 # --- reading ---
 
 
-def read(path, source: str, counts: dict, max_bad: float = 0.01, progress=None):
+def read(
+    path: str | pathlib.Path,
+    source: str,
+    counts: dict,
+    max_bad: float = 0.01,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[dict]:
     """Yields the dialogues of one file, {"id", "conversations"}; those of HC3 also have "topic".
 
     counts: a Counter that receives rows, malformed, and what is worth telling. Malformed rows are
@@ -88,7 +96,7 @@ def _discord(row, name, bad, counts):
 # --- pieces ---
 
 
-def join(pieces, notes: dict):
+def join(pieces: list[dict], notes: dict) -> list[dict]:
     """Pieces [dialogue] of one `<id>` -> whole dialogues, mostly one. notes: a Counter.
 
     n counts turns: FastChat cut long dialogues and named each piece by its first turn. Pieces are
@@ -154,12 +162,12 @@ def clean(dialogue: dict, notes: dict) -> dict:
     return {**dialogue, "conversations": turns}
 
 
-def normalised(query: str):
+def normalised(query: str) -> str:
     """A query for comparison: NFKC, case folded, white space collapsed, no closing . ? ! , ; :"""
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split()).rstrip(".?!,;: …")
 
 
-def query_key(dialogue: dict, which):
+def query_key(dialogue: dict, which: str) -> str | None:
     """What two dialogues with the same user query share, a str, or None.
 
     which: "first" query or "all" of them. A dialogue whose beginning is missing is compared by all
