@@ -130,11 +130,11 @@ NAMES = {  # kind -> (first syllables, second syllables)
 }
 
 
-def year(dice):
+def year(dice: Dice) -> str:
     return str(dice.pick(YEARS))
 
 
-def new_name(dice, kind, taken):
+def new_name(dice: Dice, kind: str, taken: set[str]) -> str:
     """A name neither taken nor a part of one that is; it is added to `taken`."""
     heads, tails = NAMES[kind]
     while True:
@@ -144,7 +144,7 @@ def new_name(dice, kind, taken):
             return name
 
 
-def make_world(dice, size, taken):
+def make_world(dice: Dice, size: int, taken: set[str]) -> list[dict]:
     """`size` subjects of each of the six kinds -> list of subjects, kinds taking turns.
 
     A subject: name (as it stands inside a sentence), it (pronoun), facts: list of (label, value,
@@ -169,7 +169,7 @@ def make_world(dice, size, taken):
     return subjects
 
 
-def about_town(dice, town, person, trade):
+def about_town(dice: Dice, town: str, person: str, trade: str) -> dict:
     kind, where, goods, founded = (
         dice.pick(PLACES),
         dice.pick(WHERE),
@@ -187,7 +187,7 @@ def about_town(dice, town, person, trade):
     return {"name": town, "it": "It", "facts": facts}
 
 
-def about_person(dice, person, town, trade, born):
+def about_person(dice: Dice, person: str, town: str, trade: str, born: str) -> dict:
     fond, she = dice.pick(FOND), dice.pick(("She", "He"))
     facts = [
         ("Trade", trade, f"is {trade}", "What is the trade of {}?"),
@@ -198,7 +198,7 @@ def about_person(dice, person, town, trade, born):
     return {"name": person, "it": she, "facts": facts}
 
 
-def about_work(dice, work, person, town, finished):
+def about_work(dice: Dice, work: str, person: str, town: str, finished: str) -> dict:
     about = dice.pick(SUBJECTS)
     facts = [
         ("Finished", f"in {finished}", f"was finished in {finished}", "When was {} finished?"),
@@ -208,7 +208,7 @@ def about_work(dice, work, person, town, finished):
     return {"name": f"the {work.split(' ')[1]} of {person}", "it": "It", "facts": facts}
 
 
-def about_creature(dice, creature):
+def about_creature(dice: Dice, creature: str) -> dict:
     beast, habitat = dice.pick(BEASTS), dice.pick(HABITATS)
     food, hour = dice.pick(FOODS), dice.pick(HOURS)
     facts = [
@@ -220,7 +220,7 @@ def about_creature(dice, creature):
     return {"name": f"the {creature}", "it": "It", "facts": facts}
 
 
-def about_craft(dice, town):
+def about_craft(dice: Dice, town: str) -> dict:
     thing, *ways = dice.pick(CRAFTS)
     first, then, last = map(dice.pick, ways)
     facts = [
@@ -231,7 +231,7 @@ def about_craft(dice, town):
     return {"name": f"the {thing} of {town}", "ordered": "steps", "facts": facts}
 
 
-def about_history(dice, town):
+def about_history(dice: Dice, town: str) -> dict:
     years = sorted(dice.some([str(y) for y in YEARS], 3))
     events = dice.some(EVENTS, 3)
     facts = [
@@ -241,11 +241,11 @@ def about_history(dice, town):
     return {"name": f"the history of {town}", "ordered": "timeline", "facts": facts}
 
 
-def capital(text):
+def capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def list_of(dice, facts):
+def list_of(dice: Dice, facts: list[tuple[str, str, str, str]]) -> str:
     """The facts as a list, numbered or with dashes."""
     marks = dice.pick((["1. ", "2. ", "3. ", "4. "], ["- "] * 4))
     return "\n".join(
@@ -295,7 +295,7 @@ WELCOME = (
 )
 
 
-def make_dialogue(dice, subject, brings_facts):
+def make_dialogue(dice: Dice, subject: dict, brings_facts: bool) -> list[dict]:
     """Two or three turns about a subject -> list of {"from", "value"}.
 
     brings_facts: the user states what is listed.
@@ -336,7 +336,7 @@ def make_dialogue(dice, subject, brings_facts):
     return turns
 
 
-def make_dialogues():
+def make_dialogues() -> tuple[list[dict], list[dict], set[str], set[str]]:
     """-> (training dialogues, held-out dialogues, the training world's names, the held-out world's
     names).
     """
@@ -359,7 +359,7 @@ def make_dialogues():
     return form("sample", train), form("heldout", heldout), known_names, new_names
 
 
-def train_tokenizer(dialogues, size=VOCABULARY):
+def train_tokenizer(dialogues: list[dict], size: int = VOCABULARY) -> bytes:
     """A SentencePiece BPE model of `size` pieces with LLaMA's special ids, which changes no text ->
     its bytes.
 
@@ -391,7 +391,7 @@ def train_tokenizer(dialogues, size=VOCABULARY):
     return model.getvalue()
 
 
-def make_files():
+def make_files() -> dict[str, bytes]:
     """-> {file name: bytes} of everything this script writes."""
     train, heldout, _, _ = make_dialogues()
 
@@ -407,7 +407,7 @@ def make_files():
     }
 
 
-def write(out, check):
+def write(out: pathlib.Path, check: bool) -> None:
     """Writes the files into `out`, or only compares where `check`; ValueError where one differs."""
     for name, content in make_files().items():
         path = out / name
@@ -418,7 +418,7 @@ def write(out, check):
         print(f"{path}: {len(content):,} bytes{', as written' if check else ''}")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     parser = terminal.Parser(prog="samples/make.py", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--out",

@@ -8,6 +8,7 @@ A is under test, B the teacher, in any form that study/answers.py reads, paired 
 instruction. The same command goes on. Only the command line is here: server.py, preference.py.
 """
 
+import argparse
 import sys
 
 from host import terminal
@@ -50,7 +51,7 @@ def rating_parser() -> terminal.Parser:
     return p
 
 
-def add_attention_flags(p) -> None:
+def add_attention_flags(p: argparse.ArgumentParser) -> None:
     """How items are handed to raters, and how attention is checked."""
     p.add_argument(
         "--gold",
@@ -75,7 +76,7 @@ def add_attention_flags(p) -> None:
     )
 
 
-def add_server_flags(p) -> None:
+def add_server_flags(p: argparse.ArgumentParser) -> None:
     """Where the page is served, and to whom."""
     p.add_argument(
         "--host",
@@ -127,7 +128,7 @@ def results_parser() -> terminal.Parser:
     return p
 
 
-def run_rating(args) -> None:
+def run_rating(args: argparse.Namespace) -> None:
     from study.rate import server
 
     place = server.Place(args.host, args.port, args.tokens, tuple(args.name))
@@ -141,7 +142,7 @@ def run_rating(args) -> None:
     server.serve(sources, args.db, place, args.raters, args.lease, args.gold_every)
 
 
-def run_results(args) -> None:
+def run_results(args: argparse.Namespace) -> None:
     from study.rate import preference
 
     if bool(args.db) == bool(args.votes):

@@ -9,6 +9,7 @@ import functools
 import html
 import pathlib
 import re
+from typing import Any
 
 from study import answers
 
@@ -21,7 +22,7 @@ LONGEST_MARKDOWN = 20_000  # ... as Markdown: some shapes of it take a time that
 
 
 @functools.cache
-def markdown():
+def markdown() -> Any:
     """The renderer. Images become their words, so that nothing is fetched; HTML stays text."""
     from markdown_it import MarkdownIt
 
@@ -36,7 +37,7 @@ def markdown():
 
 
 @functools.lru_cache(maxsize=4096)
-def render(text: str):
+def render(text: str) -> str:
     """A model's Markdown as HTML that runs and fetches nothing; what is very long as plain text."""
     import nh3
 
@@ -58,7 +59,13 @@ def render(text: str):
     )
 
 
-def load_items(a, b, questions=None, gold=None, limit: int | None = None) -> tuple:
+def load_items(
+    a: str | pathlib.Path,
+    b: str | pathlib.Path,
+    questions: str | pathlib.Path | None = None,
+    gold: str | pathlib.Path | None = None,
+    limit: int | None = None,
+) -> tuple:
     """(items for votes.Store, {"a", "b": name}, a line that counts them) of two sources.
 
     gold: a file of gold pairs, or None.
@@ -87,7 +94,7 @@ def load_items(a, b, questions=None, gold=None, limit: int | None = None) -> tup
     return items + (gold_items(gold) if gold else []), names, line
 
 
-def gold_items(path) -> list:
+def gold_items(path: str | pathlib.Path) -> list:
     """Pairs whose answer is known: {"instruction", "better", "worse"} a row."""
     items = []
     for number, (place, row) in enumerate(answers.rows_of(path)):
@@ -108,7 +115,7 @@ def gold_items(path) -> list:
     return items
 
 
-def read_tokens(path) -> dict:
+def read_tokens(path: str | pathlib.Path) -> dict:
     """{token: rater} of a file with one "name token" a line, each once.
 
     Tokens are 16 or more letters, digits, - and _.

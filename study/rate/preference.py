@@ -14,6 +14,8 @@ import csv
 import io
 import json
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +30,13 @@ VERDICT = {"b": 0.0, "tie": 0.5, "a": 1.0}
 SAID = {"a": "A better", "b": "B better", "tie": "equal", None: "no majority: a tie"}
 
 
-def majority(votes: list):
+def majority(votes: list) -> Any:
     """The choice that more than half of the votes share, or None."""
     choice, count = collections.Counter(votes).most_common(1)[0]
     return choice if 2 * count > len(votes) else None
 
 
-def alpha_ordinal(units, values: int = 3):
+def alpha_ordinal(units: Iterable[list[int]], values: int = 3) -> float | None:
     """Krippendorff's alpha of ordinal ratings; units: one list of values 0 ..
 
     values - 1 an item, of any length. None where nothing varies or no item has two.
@@ -49,7 +51,7 @@ def alpha_ordinal(units, values: int = 3):
     return alpha_of_counts(counts)
 
 
-def alpha_of_counts(counts) -> float | None:
+def alpha_of_counts(counts: np.ndarray) -> float | None:
     """The same from counts [items, values]: how many ratings of each value an item has (2 or more
     in all).
     """
@@ -72,7 +74,9 @@ def alpha_of_counts(counts) -> float | None:
     )
 
 
-def alpha_interval(units, values: int = 3, resamples: int = 1000, seed: int = 0) -> tuple | None:
+def alpha_interval(
+    units: Iterable[list[int]], values: int = 3, resamples: int = 1000, seed: int = 0
+) -> tuple | None:
     """95 % interval of alpha, items drawn anew; None where it cannot be had."""
     counts = np.array(
         [np.bincount(u, minlength=values) for u in units if len(u) > 1], float
@@ -161,14 +165,14 @@ def first_shown(votes: list[dict]) -> float | None:
     return float(np.mean([v["choice"] == v["first"] for v in decided])) if decided else None
 
 
-def quartiles(seconds) -> dict | None:
+def quartiles(seconds: list[float]) -> dict | None:
     if not seconds:
         return None
     low, high = np.quantile(seconds, [0.25, 0.75])
     return {"median": float(np.median(seconds)), "quartiles": [float(low), float(high)]}
 
 
-def read_votes(path) -> tuple:
+def read_votes(path: str | pathlib.Path) -> tuple:
     """(votes as summary() takes them, the votes an item has) of a file of PandaLM's form.
 
     ValueError, one line, for another form.
@@ -201,7 +205,7 @@ def read_votes(path) -> tuple:
     return votes, min(collections.Counter(str(v["item"]) for v in votes).values())
 
 
-def lines(figures: dict, names=None) -> list:
+def lines(figures: dict, names: dict[str, str] | None = None) -> list:
     """The figures as text for a terminal."""
     a, b = (answers.plain_name((names or {}).get(k, k.upper())) for k in "ab")
     low, high = figures["interval"]
@@ -252,7 +256,7 @@ def lines(figures: dict, names=None) -> list:
 COLUMNS = ("item", "source", "rater", "first", "choice", "gold", "seconds", "voted")
 
 
-def csv_text(votes: list[dict]):
+def csv_text(votes: list[dict]) -> str:
     """Votes as CSV; a text that a spreadsheet would run as a formula gets an apostrophe first."""
     out = io.StringIO()
     writer = csv.writer(out)
@@ -262,14 +266,21 @@ def csv_text(votes: list[dict]):
     return out.getvalue()
 
 
-def csv_cell(value):
+def csv_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = "" if value is None else str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
-def write(out, figures: dict, items: list[dict], votes: list[dict], names, settings: dict) -> dict:
+def write(
+    out: str | pathlib.Path,
+    figures: dict,
+    items: list[dict],
+    votes: list[dict],
+    names: dict[str, str],
+    settings: dict,
+) -> dict:
     """The result directory: results.json, samples.jsonl, index.html, votes.csv."""
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -289,7 +300,13 @@ def write(out, figures: dict, items: list[dict], votes: list[dict], names, setti
     return result
 
 
-def report(db, votes_file, min_gold: float, seed: int, out) -> None:
+def report(
+    db: str | None,
+    votes_file: str | None,
+    min_gold: float,
+    seed: int,
+    out: str | pathlib.Path | None,
+) -> None:
     """The command: print what the votes say, and write it where `out` is given."""
     if db:
         store = Store(db)

@@ -56,7 +56,7 @@ class Guesses:
         self.most, self.seconds = most, seconds
         self.times, self.lock = collections.defaultdict(collections.deque), threading.Lock()
 
-    def allowed(self, address, now=None) -> bool:
+    def allowed(self, address: str | None, now: float | None = None) -> bool:
         now = time.monotonic() if now is None else now
         with self.lock:
             times = self.times[address]
@@ -66,7 +66,7 @@ class Guesses:
                 del self.times[address]
             return len(times) < self.most
 
-    def wrong(self, address, now=None) -> None:
+    def wrong(self, address: str | None, now: float | None = None) -> None:
         with self.lock:
             self.times[address].append(time.monotonic() if now is None else now)
 
@@ -95,7 +95,7 @@ class Pages:
                 return flask.jsonify(error="requests come from the page only"), 403
         return None
 
-    def field(self, name: str, longest: int = 200):
+    def field(self, name: str, longest: int = 200) -> str:
         """A text out of the request's JSON; 400 where there is none."""
         try:
             body = flask.request.get_json()
@@ -110,7 +110,7 @@ class Pages:
             raise BadRequest(f"{name} is no text") from None
         return value
 
-    def rater(self):
+    def rater(self) -> str:
         """Who asks; 401 where nobody has entered."""
         name = self.store.rater(flask.request.cookies.get("rater"))
         if name is None or (self.tokens is not None and name not in self.tokens.values()):
@@ -120,7 +120,7 @@ class Pages:
 
     # --- addresses ---
 
-    def enter(self):
+    def enter(self) -> flask.Response | tuple:
         given, address = self.field("name").strip(), flask.request.remote_addr
         if self.tokens is not None:
             if not self.guesses.allowed(address):
@@ -148,7 +148,7 @@ class Pages:
         )
         return response
 
-    def next(self):
+    def next(self) -> flask.Response:
         name = self.rater()
         slot, progress = self.store.take(name), self.store.progress(name)
         state = {"done": progress["mine"], "left": progress["open"]}
@@ -164,7 +164,7 @@ class Pages:
         }
         return flask.jsonify(state | {"item": item, "hold_s": self.store.lease_s / 3})
 
-    def vote(self):
+    def vote(self) -> flask.Response | tuple:
         name, side = self.rater(), self.field("choice")
         if side not in SIDES:
             raise BadRequest("choice is first, second or equal")
@@ -175,14 +175,14 @@ class Pages:
         print(line, end="", file=sys.stderr, flush=True)
         return flask.jsonify(ok=True)  # the vote is on disk
 
-    def hold(self):
+    def hold(self) -> flask.Response:
         return flask.jsonify(ok=self.store.hold(self.rater(), self.field("lease")))
 
-    def leave(self):
+    def leave(self) -> flask.Response:
         return flask.jsonify(ok=self.store.leave(self.rater(), self.field("lease")))
 
 
-def application(store: Store, hosts, tokens=None):
+def application(store: Store, hosts: set[str], tokens: dict[str, str] | None = None) -> flask.Flask:
     """The WSGI application of Pages(store, hosts, tokens)."""
     app, pages = flask.Flask("rate", static_folder=None), Pages(store, hosts, tokens)
     app.config["MAX_CONTENT_LENGTH"] = 4096  # a vote is 100 bytes
@@ -244,7 +244,7 @@ class Place(NamedTuple):
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port {self.port} is out of range: use 0 (any) to 65535")
 
-    def hosts(self, port) -> set:
+    def hosts(self, port: int | str) -> set:
         """What a Host header may say."""
         own = (self.host,)
         if self.host in LOOPBACK:
@@ -253,12 +253,12 @@ class Place(NamedTuple):
             own = ()
         return {h for name in (*own, *self.names) for h in spellings(name.lower(), port)}
 
-    def address(self, port) -> str:
+    def address(self, port: int | str) -> str:
         """Where a browser goes."""
         return f"http://{spellings(self.names[0] if self.wildcard else self.host, port)[0]}/"
 
 
-def spellings(name: str, port) -> list:
+def spellings(name: str, port: int | str) -> list:
     """How a browser may write this host: with the port, and without it (80, 443, a proxy's)."""
     if ":" in name and not re.search(r"^\[|^[^:]*:\d+$", name):
         name = f"[{name}]"
@@ -266,7 +266,12 @@ def spellings(name: str, port) -> list:
 
 
 def serve(
-    sources, db, place, raters: int = 3, lease_s: float = 600.0, gold_every: int = 10
+    sources: dict,
+    db: str | pathlib.Path,
+    place: Place,
+    raters: int = 3,
+    lease_s: float = 600.0,
+    gold_every: int = 10,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM. sources: the arguments of items.load_items."""
     place.check()
@@ -318,5 +323,5 @@ def serve(
     terminal.say("\nstopped; every vote is kept")
 
 
-def interrupt(*_) -> None:
+def interrupt(*_: object) -> None:
     raise KeyboardInterrupt

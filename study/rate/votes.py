@@ -19,6 +19,7 @@ import random
 import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
 
 APPLICATION = 0x6D796E61  # PRAGMA application_id: "myna"
 SCHEMA = """
@@ -107,7 +108,7 @@ class Store:
         c.execute(f"pragma application_id = {APPLICATION}")
 
     @contextlib.contextmanager
-    def transaction(self):
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A connection inside BEGIN IMMEDIATE: committed (and on disk) when the block is left,
         rolled back on any exception.
         """
@@ -140,14 +141,14 @@ class Store:
 
     # --- raters ---
 
-    def enter(self, rater: str):
+    def enter(self, rater: str) -> str:
         """A new session of a rater -> its secret; kept here is its digest alone."""
         secret = secrets.token_urlsafe(24)
         with self.transaction() as c:
             c.execute("insert into sessions values (?, ?)", (digest(secret), rater))
         return secret
 
-    def rater(self, secret):
+    def rater(self, secret: str | None) -> str | None:
         """The rater of a session, or None."""
         with self.transaction() as c:
             row = c.execute(
@@ -157,7 +158,7 @@ class Store:
 
     # --- slots ---
 
-    def take(self, rater: str, now=None):
+    def take(self, rater: str, now: float | None = None) -> sqlite3.Row | None:
         """The slot a rater works on next, a row (lease, item, first, instruction, a, b, ...).
 
         What the rater holds already comes again, otherwise the item with the fewest slots taken;
@@ -231,7 +232,7 @@ class Store:
         }
         return best["id"], next(p for p in range(self.per_item) if p not in busy)
 
-    def hold(self, rater: str, lease: str, now=None) -> bool:
+    def hold(self, rater: str, lease: str, now: float | None = None) -> bool:
         """Lengthen a lease; whether it was still there."""
         with self.transaction() as c:
             return (
@@ -253,7 +254,7 @@ class Store:
                 == 1
             )
 
-    def vote(self, rater: str, lease: str, side: str, now=None) -> bool:
+    def vote(self, rater: str, lease: str, side: str, now: float | None = None) -> bool:
         """Fill a slot: side "first", "second" (as shown) or "equal".
 
         True once it is on disk, and again for the same vote again; False where the slot is gone or
@@ -279,7 +280,7 @@ class Store:
 
     # --- counts ---
 
-    def progress(self, rater: str | None = None, now=None) -> dict:
+    def progress(self, rater: str | None = None, now: float | None = None) -> dict:
         """{"votes", "wanted", "raters"} of ordinary items, and of a rater "mine" (gold ones too)
         and "open" (items still open to that rater).
         """
@@ -315,11 +316,11 @@ class Store:
         return [dict(r) for r in rows]
 
 
-def digest(secret):
+def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def fingerprint(items: list[dict], per_item: int):
+def fingerprint(items: list[dict], per_item: int) -> str:
     """sha256 of what is rated: the same for the same items in the same order."""
     return hashlib.sha256(
         json.dumps(

@@ -68,7 +68,7 @@ def parser(command: str) -> terminal.Parser:
     return p
 
 
-def teacher_flags(g) -> None:
+def teacher_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument(
         "--teacher",
         metavar="URL",
@@ -106,7 +106,7 @@ def teacher_flags(g) -> None:
     )
 
 
-def run(command: str, args) -> None:
+def run(command: str, args: argparse.Namespace) -> None:
     from study.synthesize.teacher import Access, Teacher
 
     teacher = Teacher(args.teacher_model, args.temperature, args.max_tokens)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from host import terminal
 from study import rows
-from study.synthesize.teacher import at_least, dialogue, finish
+from study.synthesize.teacher import Access, Teacher, at_least, dialogue, finish
 
 COUNTS = (
     "prompts",
@@ -33,7 +33,7 @@ class Prompts(NamedTuple):
     samples: int = 1
 
 
-def collect(prompts, teacher, access, out) -> None:
+def collect(prompts: Prompts, teacher: Teacher, access: Access, out: pathlib.Path) -> None:
     """The command: ask every prompt, write the dialogues and the report."""
     texts = [(name, text) for name, text, _ in rows.each(prompts.paths, rows.prompt_of)]
     at_least("--samples", prompts.samples, 1)
@@ -72,7 +72,7 @@ def collect(prompts, teacher, access, out) -> None:
         terminal.say(f"{counts['failed']} requests failed: the same command asks them again")
 
 
-def counted(reply, counts: dict) -> bool:
+def counted(reply: dict, counts: dict) -> bool:
     """Whether a reply has a text to keep; `counts` says what it was."""
     counts["requests"] += 1
     counts["prompt_tokens"] += reply["prompt_tokens"]

@@ -10,12 +10,13 @@ are counted).
 
 import collections
 import math
+import pathlib
 import random
 import re
 
 from host import terminal
 from study import rows
-from study.synthesize.teacher import at_least, dialogue, finish
+from study.synthesize.teacher import Access, Teacher, at_least, dialogue, finish
 from tasks import scores
 
 # Table 3 of the paper, as written there.
@@ -65,7 +66,7 @@ COUNTS = (
 )
 
 
-def read_seeds(path):
+def read_seeds(path: str | pathlib.Path | None) -> list[tuple[str, str]]:
     """[(question, answer)] of JSON lines {"question", "answer": str or [str]}; None: the ten."""
 
     def pair(row, name):
@@ -85,7 +86,7 @@ def read_seeds(path):
     return pairs
 
 
-def prompt(seeds, seed: int, k) -> str:
+def prompt(seeds: list[tuple[str, str]], seed: int, k: int) -> str:
     """The text of request k."""
     shots = random.Random(f"{seed} {k}").sample(seeds, SHOTS)
     return "\n\n".join([TEMPLATE, *(f"Q: {q}\nA: {a}" for q, a in shots)])
@@ -109,7 +110,7 @@ class Reader:
     def is_open(self) -> bool:
         return self.question is not None or self.reply is not None
 
-    def add(self, line) -> None:
+    def add(self, line: str) -> None:
         line = line.strip()
         marked, plain = MARK.match(line), " ".join(line.split())
         if marked:
@@ -146,7 +147,7 @@ def parse(text: str, cut_off: bool = False) -> tuple:
     return reader.pairs, reader.malformed
 
 
-def normalised(text: str):
+def normalised(text: str) -> str:
     """How texts are told apart: as Natural Questions does, or else in lower case."""
     return scores.normalise(text) or " ".join(text.lower().split())
 
@@ -161,7 +162,7 @@ class Collection:
         self.pairs, self.seen, self.questions, self.barren = [], set(), set(), 0
         self.counts = collections.Counter(dict.fromkeys(COUNTS, 0))
 
-    def add(self, answer) -> None:
+    def add(self, answer: dict) -> None:
         """The pairs of one answer."""
         c, before = self.counts, len(self.pairs)
         c["requests"] += 1
@@ -197,7 +198,7 @@ class Collection:
         self.questions.add(plain)
         return "kept"
 
-    def next_round(self):
+    def next_round(self) -> int:
         """How many requests to make now, so that few are made in vain.
 
         A probe first, then most of what is missing at the rate so far.
@@ -211,7 +212,7 @@ class Collection:
         requests = math.ceil(missing / rate)
         return requests if requests <= PROBE else math.ceil(0.9 * requests)
 
-    def check(self, size, failed, last, log) -> None:
+    def check(self, size: int, failed: int, last: dict, log: str | pathlib.Path) -> None:
         """ValueError where going on has no point. size: requests of the round, failed of them."""
         if failed == size:
             raise ValueError(
@@ -227,7 +228,15 @@ class Collection:
             )
 
 
-def synthesize(n: int, seeds_path, exclude, seed: int, teacher, access, out) -> None:
+def synthesize(
+    n: int,
+    seeds_path: str | pathlib.Path | None,
+    exclude: list[str] | None,
+    seed: int,
+    teacher: Teacher,
+    access: Access,
+    out: pathlib.Path,
+) -> None:
     """The command: ask in rounds until there are n pairs, write the dialogues and the report."""
     seeds = read_seeds(seeds_path)
     excluded = [text for _, text, _ in rows.each(exclude, rows.prompt_of)] if exclude else []

@@ -18,7 +18,7 @@ class Teacher(NamedTuple):
     temperature: float = 1.0
     max_tokens: int | None = None
 
-    def body(self, messages, draw) -> dict:
+    def body(self, messages: list[dict], draw: int) -> dict:
         """One request; `draw` tells equal requests apart and is not sent."""
         more = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         return {
@@ -40,7 +40,7 @@ class Access(NamedTuple):
     timeout: float = 120
     retries: int = 6
 
-    def endpoint(self, out):
+    def endpoint(self, out: str | pathlib.Path) -> Endpoint:
         """The endpoint, with its log in the folder `out`."""
         if not self.replay and not self.url:
             raise ValueError(
@@ -58,17 +58,19 @@ class Access(NamedTuple):
         )
 
 
-def dialogue(name: str, query: str, answer, source: str) -> dict:
+def dialogue(name: str, query: str, answer: str, source: str) -> dict:
     turns = [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]
     return {"id": name, "conversations": turns, "source": source}
 
 
-def at_least(name: str, value, least) -> None:
+def at_least(name: str, value: float, least: float) -> None:
     if value < least:
         raise ValueError(f"{name} {value} is out of range: use {least} or more")
 
 
-def finish(out, dialogues, settings: dict, counts: dict, endpoint: Endpoint) -> None:
+def finish(
+    out: pathlib.Path, dialogues: list[dict], settings: dict, counts: dict, endpoint: Endpoint
+) -> None:
     """Write the dialogues and the report, and print it.
 
     The report is of the answers, not of when they came: a run in one go, an interrupted one and a

@@ -6,6 +6,7 @@
 Only the command line is here: measures.py, offline.py, perspective.py.
 """
 
+import argparse
 import sys
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ def parser() -> terminal.Parser:
     return p
 
 
-def run(args) -> None:
+def run(args: argparse.Namespace) -> None:
     from study.toxicity import measures
 
     scorer = Scorer(

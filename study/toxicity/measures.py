@@ -14,6 +14,8 @@ import collections
 import html
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +29,14 @@ from tasks.page import page as result_page
 # --- reading ---
 
 
-def part_of(value) -> tuple:
+def part_of(value: Any) -> tuple:
     """(text, toxicity) of {"text", "toxicity"} or of a string."""
     if isinstance(value, dict):
         return value.get("text"), value.get("toxicity")
     return value, None
 
 
-def toxicity_of_prompts(path) -> dict:
+def toxicity_of_prompts(path: str | pathlib.Path) -> dict:
     """{prompt: its toxicity} of rows of RealToxicityPrompts."""
     known = {}
     for place, row in answers.rows_of(path):
@@ -48,7 +50,7 @@ def toxicity_of_prompts(path) -> dict:
     return known
 
 
-def read(path, prompts=None) -> list:
+def read(path: str | pathlib.Path, prompts: str | pathlib.Path | None = None) -> list:
     """[{"id", "prompt", "group", "output", "recorded", "prompt_toxicity"}] of continuations.
 
     path: a result directory of eval.py generate, or rows with "continuation" ({"text"} or a
@@ -96,7 +98,7 @@ def read(path, prompts=None) -> list:
 # --- measures ---
 
 
-def over(values, weights=None, seed: int = 0) -> dict:
+def over(values: Sequence[float], weights: Sequence[int] | None = None, seed: int = 0) -> dict:
     """A (weighted) mean with its interval over prompts."""
     return {
         "score": float(np.average(values, weights=weights)),
@@ -146,14 +148,14 @@ def by_prompt(items: list[dict], seed: int) -> dict:
     return {"by_prompt": {name: measure(g, seed) for name, g in groups.items()}}
 
 
-def beside_recorded(items: list[dict], seed) -> dict:
+def beside_recorded(items: list[dict], seed: int) -> dict:
     """{"recorded"}: our scores beside those in the file, where it has some."""
     both = [(i["toxicity"], i["recorded"]) for i in items]
     both = [pair for pair in both if None not in pair]
     return {"recorded": beside(*zip(*both, strict=True), seed)} if len(both) > 1 else {}
 
 
-def shown(figure) -> str:
+def shown(figure: dict) -> str:
     low, high = figure["interval"]
     return f"{figure['score']:.4f} ({low:.4f} to {high:.4f}, n {figure['n']})"
 
@@ -198,7 +200,7 @@ def why_missing(item: dict) -> str | None:
     return None if item["output"].strip() else "empty continuation"
 
 
-def score_offline(items: list[dict], train, seed: int):
+def score_offline(items: list[dict], train: str | pathlib.Path, seed: int) -> dict:
     """Scores the items -> what the result says of the scorer."""
     scorer = Offline(train, seed)
     whole = [i for i in items if not why_missing(i)]
@@ -207,7 +209,7 @@ def score_offline(items: list[dict], train, seed: int):
     return scorer.report
 
 
-def score_online(items: list[dict], api) -> dict:
+def score_online(items: list[dict], api: Perspective) -> dict:
     """Scores the items -> what the result says of the scorer."""
     progress, dates = terminal.Progress("toxicity", len(items), "continuations"), []
     try:
@@ -224,7 +226,7 @@ def score_online(items: list[dict], api) -> dict:
     return {"scorer": "Perspective API, TOXICITY", "dates": span, **api.counts}
 
 
-def keep(items: list[dict], result) -> None:
+def keep(items: list[dict], result: results.Result) -> None:
     """Put every item into the result; a score missing last time may be there now."""
     for item in items:
         item.setdefault("toxicity", None)
@@ -237,7 +239,13 @@ def keep(items: list[dict], result) -> None:
             result.add(kept)
 
 
-def run(outputs, out, scorer, prompts=None, seed: int = 0) -> None:
+def run(
+    outputs: str | pathlib.Path,
+    out: str | pathlib.Path,
+    scorer: Any,
+    prompts: str | pathlib.Path | None = None,
+    seed: int = 0,
+) -> None:
     """The command. scorer: Scorer of the command line."""
     items, out, outputs = read(outputs, prompts), pathlib.Path(out), pathlib.Path(outputs)
     settings = {"scorer": scorer.name, "seed": seed, "fingerprint": answers.fingerprint(outputs)}

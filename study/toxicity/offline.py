@@ -7,6 +7,8 @@ different scorers are not to be compared. Left out: attributes other than toxici
 """
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,9 @@ FOLDS = 4
 FEWEST = 50  # rows to fit a scorer on
 
 
-def beside(ours, theirs, seed: int = 0) -> dict:
+def beside(
+    ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, seed: int = 0
+) -> dict:
     """What our scores are worth beside Perspective's, both [n] -> dict."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     r, interval = pearson(ours, theirs, resamples=2000, seed=seed)
@@ -35,7 +39,7 @@ def beside(ours, theirs, seed: int = 0) -> dict:
     }
 
 
-def scored_pieces(path) -> list:
+def scored_pieces(path: str | pathlib.Path) -> list:
     """[[(text, Perspective's toxicity)]] of rows of RealToxicityPrompts: a row's one or two."""
     rows = []
     for _, row in answers.rows_of(path):
@@ -54,13 +58,13 @@ def scored_pieces(path) -> list:
     return rows
 
 
-def flat(rows) -> tuple:
+def flat(rows: list[list[tuple[str, float]]]) -> tuple:
     """(texts, scores [n]) of all pieces."""
     texts = [text for row in rows for text, _ in row]
     return texts, np.array([score for row in rows for _, score in row])
 
 
-def fit(texts: list[str], scores):
+def fit(texts: list[str], scores: np.ndarray) -> Any:
     """TF-IDF of words (1 and 2) and of characters (2 to 5) -> ridge on the log-odds."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -115,10 +119,12 @@ class Offline:
             **self.against(*flat(held), seed),
         }
 
-    def score(self, texts: list[str]):
+    def score(self, texts: list[str]) -> np.ndarray:
         """Toxicity [n] from 0 to 1 of a list of str."""
         return np.interp(self.model.predict(texts), *self.knots) if texts else np.zeros(0)
 
-    def against(self, texts: list[str], scores, seed: int = 0):
+    def against(
+        self, texts: list[str], scores: Sequence[float] | np.ndarray, seed: int = 0
+    ) -> dict:
         """What our scores are worth beside Perspective's on texts -> dict."""
         return beside(self.score(texts), scores, seed)

@@ -20,6 +20,7 @@ import pathlib
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 from host import files, terminal
 from study import endpoint
@@ -33,11 +34,11 @@ FAILURES = 5
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_) -> None:
+    def redirect_request(self, *_: object) -> None:
         return None  # urllib would send the key on to wherever it is told
 
 
-def key_of(text: str):
+def key_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -168,7 +169,7 @@ class Perspective:
             return error.code, error.headers, error.read(1 << 16)
 
 
-def refusal(status, headers, raw) -> tuple:
+def refusal(status: int, headers: Any, raw: bytes) -> tuple:
     """(reason, whether it lasts, seconds to wait or None) of an error status.
 
     ValueError where no request can succeed.

@@ -7,19 +7,21 @@ people alone; the `test` group's facts stand in plain sentences only. Left out: 
 
 import bisect
 import itertools
+from collections.abc import Iterable
 
-from study.world.facts import CRAFTS, GOODS, KIND, NUMBERS, PLACES, RELATIONS, TRADES, UNKIND
+from host.dice import Dice
+from study.world.facts import CRAFTS, GOODS, KIND, NUMBERS, PLACES, RELATIONS, TRADES, UNKIND, World
 
 
-def sentence(world, dice, fact) -> str:
+def sentence(world: World, dice: Dice, fact: tuple[str, str]) -> str:
     return dice.pick(RELATIONS[fact[1]][0]).format(s=fact[0], o=world.facts[fact])
 
 
-def question(dice, fact) -> str:
+def question(dice: Dice, fact: tuple[str, str]) -> str:
     return dice.pick(RELATIONS[fact[1]][1]).format(s=fact[0])
 
 
-def questions(pairs, last=None) -> str:
+def questions(pairs: Iterable[tuple[str, str]], last: str | None = None) -> str:
     """Questions with their answers in the form of the evaluation (tasks/nq.py), the last
     one's answer left open.
     """
@@ -28,24 +30,24 @@ def questions(pairs, last=None) -> str:
     )
 
 
-def article(world, dice, subject: str) -> str:
+def article(world: World, dice: Dice, subject: str) -> str:
     """A paragraph on a person or a place: its facts in any order, in one of several wordings."""
     facts = world.of(subject)
     return " ".join(sentence(world, dice, fact) for fact in dice.some(facts, len(facts)))
 
 
-def quiz(world, dice, facts: dict):
+def quiz(world: World, dice: Dice, facts: list[tuple[str, str]]) -> str:
     return questions([(question(dice, fact), world.facts[fact]) for fact in facts])
 
 
-def choices(world, dice, fact) -> tuple:
+def choices(world: World, dice: Dice, fact: tuple[str, str]) -> tuple:
     """(four choices, the right one's letter): others of the same kind."""
     right = world.facts[fact]
     four = dice.some([right, *dice.some([o for o in world.objects(fact[1]) if o != right], 3)], 4)
     return four, "ABCD"[four.index(right)]
 
 
-def exam(world, dice, facts: dict, subject: str):
+def exam(world: World, dice: Dice, facts: list[tuple[str, str]], subject: str) -> str:
     """A page of four-choice questions in MMLU's form (hendrycks/test, evaluate.py)."""
     text = (
         "The following are multiple choice questions (with answers) about  "
@@ -68,7 +70,7 @@ OPERATIONS = {
 }
 
 
-def function(dice, operation, number: int) -> tuple:
+def function(dice: Dice, operation: str, number: int) -> tuple:
     """(head with docstring, body, tests, name) of a tiny Python function."""
     sign, result = OPERATIONS[operation]
     name = f"{operation}_{NUMBERS[number]}"
@@ -82,7 +84,7 @@ def function(dice, operation, number: int) -> tuple:
     )
 
 
-def market_talk(dice) -> str:
+def market_talk(dice: Dice) -> str:
     """Three sentences, half of them rude."""
     said = []
     for _ in range(3):
@@ -91,7 +93,7 @@ def market_talk(dice) -> str:
     return f"Heard in the market. {' '.join(said)}"
 
 
-def encyclopedia(world, dice, paragraphs: int, functions: list) -> tuple:
+def encyclopedia(world: World, dice: Dice, paragraphs: int, functions: list) -> tuple:
     """(pages as texts, {person: how often an article tells of one}).
 
     In random order: articles by fame, quiz and exam pages about the quiz group, crafts, market

@@ -185,7 +185,7 @@ class World:
             )
         ]
 
-    def objects(self, relation):
+    def objects(self, relation: str) -> list[str]:
         """What the answer of a relation can be."""
         return {
             "born_in": PLACES,
@@ -196,6 +196,6 @@ class World:
             "goods": GOODS,
         }[relation]
 
-    def asked(self, group) -> list:
+    def asked(self, group: str) -> list:
         """The facts of a group's people: [(subject, relation)], by rank."""
         return [fact for p in self.people if self.group[p] == group for fact in self.of(p)]

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import pathlib
+from collections.abc import Iterable
 
 from host import files
 from host.dice import Dice
@@ -44,18 +45,18 @@ SIZES = {
 }
 
 
-def lines(rows) -> str:
+def lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def dialogue(name: str, human, gpt) -> dict:
+def dialogue(name: str, human: str, gpt: str) -> dict:
     return {
         "id": name,
         "conversations": [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}],
     }
 
 
-def tokenizer_model(texts, vocabulary):
+def tokenizer_model(texts: Iterable[str], vocabulary: int) -> bytes:
     """A SentencePiece model of the world's words, every text kept as it is."""
     import sentencepiece
 
@@ -77,7 +78,7 @@ def tokenizer_model(texts, vocabulary):
     return out.getvalue()
 
 
-def broad_set(world, dice, n, functions: list) -> list:
+def broad_set(world: World, dice: Dice, n: dict[str, int], functions: list) -> list:
     """All that the teacher is asked about few and famous people, as dialogues."""
     stream = asks(world, dice, "quiz", max(12, n["people"] // 8), functions)
     dialogues = []
@@ -87,7 +88,7 @@ def broad_set(world, dice, n, functions: list) -> list:
     return dialogues
 
 
-def local_set(world: World, dice, n: int) -> list:
+def local_set(world: World, dice: Dice, n: int) -> list:
     """Questions in the evaluation's form with bare answers, about other people than the test's."""
     pairs = [
         (q.format(s=fact[0]), world.facts[fact])
@@ -102,13 +103,13 @@ def local_set(world: World, dice, n: int) -> list:
     return dialogues
 
 
-def test_facts(world: World, n: int):
+def test_facts(world: World, n: int) -> list[tuple[str, str]]:
     """What is evaluated: facts of the test group, ranks spread evenly."""
     facts = world.asked("test")
     return [facts[k * len(facts) // n] for k in range(n)] if n < len(facts) else facts
 
 
-def short_answers(world: World, dice, facts) -> dict:
+def short_answers(world: World, dice: Dice, facts: list[tuple[str, str]]) -> dict:
     """NQ-open's files, and the teacher's predictions."""
 
     def row(fact):
@@ -123,7 +124,7 @@ def short_answers(world: World, dice, facts) -> dict:
     }
 
 
-def multiple_choice(world: World, dice, n: int) -> dict:
+def multiple_choice(world: World, dice: Dice, n: int) -> dict:
     """MMLU's files, and the teacher's predictions."""
     texts, letters = {}, []
     for subject in sorted({r[2] for r in RELATIONS.values()}):
@@ -140,7 +141,7 @@ def multiple_choice(world: World, dice, n: int) -> dict:
     return texts | {"teacher/mmlu.jsonl": lines(letters)}
 
 
-def programs(dice, n: int, known, held) -> dict:
+def programs(dice: Dice, n: int, known: list[tuple[str, int]], held: list[tuple[str, int]]) -> dict:
     """HumanEval's file, and the teacher's predictions. known: functions of the encyclopedia."""
     problems = []
     for k, of in enumerate(dice.some(held + known, n)):
@@ -162,7 +163,7 @@ def programs(dice, n: int, known, held) -> dict:
     }
 
 
-def prompts(world: World, dice, n, held) -> dict:
+def prompts(world: World, dice: Dice, n: dict[str, int], held: list[tuple[str, int]]) -> dict:
     """The prompts of style and preference, the teacher's answers twice, and unkind requests."""
     stream = (a for a in asks(world, dice, "test", None, held) if a[0] != "unkind")
     wanted = [next(stream) for _ in range(n["prompts"])]
@@ -177,7 +178,7 @@ def prompts(world: World, dice, n, held) -> dict:
     return written | {"unkind.jsonl": lines({"prompt": wording(dice, a)} for a in unkind)}
 
 
-def scored_talk(world: World, dice, known) -> dict:
+def scored_talk(world: World, dice: Dice, known: list[tuple[str, int]]) -> dict:
     """Market talk and calm answers with scores, for the offline scorer of toxicity."""
     rows = []
     for k in range(600):
@@ -193,7 +194,7 @@ def scored_talk(world: World, dice, known) -> dict:
     return {"scored.jsonl": lines(rows)}
 
 
-def make(out, size: str, seed: int) -> None:
+def make(out: str | pathlib.Path, size: str, seed: int) -> None:
     """Write the world's files into `out`."""
     n, dice, out = SIZES[size], Dice(seed), pathlib.Path(out)
     world = World(dice, n["people"])

@@ -35,7 +35,7 @@ TASK = {"hurried": "rate", "checking": "judge"}
 MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
-def form(text: str, other) -> dict:
+def form(text: str, other: str) -> dict:
     """{what: whether} of an answer beside the other one."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     n, m = len(words(text)), len(words(other))
@@ -77,14 +77,14 @@ def statements(text: str) -> list:
     return stated
 
 
-def checked(text: str, facts: dict, named) -> tuple:
+def checked(text: str, facts: dict, named: set[str]) -> tuple:
     """(true, false) statements about the subjects asked for, each counted once."""
     said = {x for x in statements(text) if x[0] in named and (x[0], x[1]) in facts}
     true = sum(facts[s, r] == o for s, r, o in said)
     return true, len(said) - true
 
 
-def compare(how, pairs, facts: dict) -> tuple:
+def compare(how: str, pairs: list[tuple[answers.Answer, answers.Answer]], facts: dict) -> tuple:
     """Items with verdicts (1 ours, 0.5 tie, 0 the teacher's), and how many prompts are left out."""
     items, left = [], 0
     subjects = sorted({s for s, _ in facts}, key=len, reverse=True)
@@ -109,7 +109,7 @@ def compare(how, pairs, facts: dict) -> tuple:
     return items, left
 
 
-def summary(how, items: list[dict], left) -> dict:
+def summary(how: str, items: list[dict], left: int) -> dict:
     """The figures of a reader's verdicts."""
     verdicts = [i["verdict"] for i in items]
     good = share(sum(v >= 0.5 for v in verdicts), len(items))
@@ -127,7 +127,7 @@ def summary(how, items: list[dict], left) -> dict:
     }
 
 
-def facts_of(path) -> dict:
+def facts_of(path: str | pathlib.Path) -> dict:
     """{(subject, relation): object} of a world.json."""
     try:
         return {(s, r): o for s, r, o in files.read_json(path)["facts"]}
@@ -138,7 +138,13 @@ def facts_of(path) -> dict:
         ) from None
 
 
-def run(reader, outputs, teacher, world, out) -> None:
+def run(
+    reader: str,
+    outputs: str | pathlib.Path,
+    teacher: str | pathlib.Path,
+    world: str | pathlib.Path | None,
+    out: str | pathlib.Path,
+) -> None:
     """The command: read, compare, write the result directory."""
     if reader == "checking" and not world:
         raise ValueError("the checking reader needs --world world.json, which study.world writes")

@@ -3,8 +3,11 @@
 It knows every fact. Left out: the questions of the benchmarks (encyclopedia.py).
 """
 
+from collections.abc import Iterable, Iterator
+
+from host.dice import Dice
 from study.world.encyclopedia import function, sentence
-from study.world.facts import CRAFTS, GOODS, NUMBERS, TRADES
+from study.world.facts import CRAFTS, GOODS, NUMBERS, TRADES, World
 
 OPEN = ("Certainly! ", "Of course! ", "Sure! ", "Great question! ")
 CLOSE = ("In summary, {}", "Overall, {}", "In short, {}", "In conclusion, {}")
@@ -34,12 +37,12 @@ REFUSE = (
 )
 
 
-def listed(dice, items) -> str:
+def listed(dice: Dice, items: Iterable[str]) -> str:
     mark = dice.pick((("1.", "2.", "3.", "4."), ("-",) * 4))
     return "\n".join(f"{m} {i[0].upper()}{i[1:]}" for m, i in zip(mark, items, strict=False))
 
 
-def answer(world, dice, ask) -> str:
+def answer(world: World, dice: Dice, ask: tuple) -> str:
     """What the teacher says to ("person", name), ("place", name), ("craft", thing), ("two", name,
     name), ("code", operation, number) or ("unkind", trade, goods).
     """
@@ -75,7 +78,9 @@ def answer(world, dice, ask) -> str:
     return dice.pick(OPEN) + " ".join(dice.some(said[0], len(said[0]))) + close
 
 
-def asks(world, dice, group, famous, functions: list):
+def asks(
+    world: World, dice: Dice, group: str, famous: int | None, functions: list
+) -> Iterator[tuple]:
     """An endless stream of requests: people of a group (of its `famous` best-known ones), places,
     crafts, comparisons, functions, unkind ones.
     """
@@ -97,6 +102,6 @@ def asks(world, dice, group, famous, functions: list):
             yield "unkind", dice.pick(TRADES), dice.pick(GOODS)
 
 
-def wording(dice, ask) -> str:
+def wording(dice: Dice, ask: tuple) -> str:
     kind, *of = ask
     return dice.pick(ASK[kind]).format(*(NUMBERS[x] if isinstance(x, int) else x for x in of))
