@@ -41,7 +41,7 @@ Answer = dict[str, Any]
 # --- reading ---
 
 
-def rows_of(path) -> list[tuple[str, dict]]:
+def rows_of(path: str | pathlib.Path) -> list[tuple[str, dict]]:
     """[(place, row)] of a file of JSON lines or of one JSON list, .gz or not.
 
     ValueError, one line, for what is neither.
@@ -69,7 +69,7 @@ def rows_of(path) -> list[tuple[str, dict]]:
     return read
 
 
-def plain_name(text) -> str:
+def plain_name(text: object) -> str:
     """A name out of a file as one line that a terminal shows and does not obey."""
     return terminal.printable(text, lines=False)
 
@@ -88,7 +88,7 @@ def own_name(row: dict, *names: str) -> str | None:
     return next((str(row[n]) for n in names if isinstance(row.get(n), (str, int))), None)
 
 
-def read_questions(path) -> dict[str, dict]:
+def read_questions(path: str | pathlib.Path) -> dict[str, dict]:
     """{question_id: {"text", "category"}} of Vicuna's question.jsonl."""
     questions = {}
     for place, row in rows_of(path):
@@ -104,7 +104,7 @@ def read_questions(path) -> dict[str, dict]:
     return questions
 
 
-def read(path, questions=None) -> list[Answer]:
+def read(path: str | pathlib.Path, questions: str | pathlib.Path | None = None) -> list[Answer]:
     """[{"id", "instruction" (or None), "output", "model"}] of a source, in its order.
 
     Also "category" and "dataset" where the source has them. "own_id" tells whether "id" is the
@@ -187,7 +187,7 @@ def _read_result(path):
     return answers
 
 
-def read_pairs(path) -> tuple[list[tuple[Answer, Answer]], list[dict]]:
+def read_pairs(path: str | pathlib.Path) -> tuple[list[tuple[Answer, Answer]], list[dict]]:
     """([(answer, answer)], the rows) of a file with both answers in a row.
 
     ValueError, one line, where it is no such file.
@@ -300,7 +300,7 @@ def counted(pairs: list, left: dict[str, int], what: str = "pairs") -> str:
     return ", ".join([f"{len(pairs)} {what}", *(f"{n} {k}" for k, n in left.items())])
 
 
-def fingerprint(path) -> str:
+def fingerprint(path: str | pathlib.Path) -> str:
     """sha256 of a source's content: of the file, or of a result directory's samples."""
     path = pathlib.Path(path)
     return files.sha256(path / "samples.jsonl" if path.is_dir() else path)
@@ -309,7 +309,7 @@ def fingerprint(path) -> str:
 # --- command ---
 
 
-def report(paths: list, questions) -> None:
+def report(paths: list, questions: str | pathlib.Path | None) -> None:
     """Print how two sources pair."""
     a, b = (read(path, questions) for path in paths)
     print(f"{name_of(a)}: {len(a)} answers, {name_of(b)}: {len(b)} answers: {counted(*pair(a, b))}")

@@ -11,9 +11,11 @@ import contextlib
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 
-def within(seconds, function):
+def within(seconds: float, function: Callable[[], Any]) -> Any:
     """function(), or TimeoutError after so many seconds.
 
     What takes longer is left behind in its thread, which ends with the program: for a client whose
@@ -43,7 +45,7 @@ class Deadline:
     def __init__(self, seconds, size):
         self.seconds, self.size, self.local = seconds, size, threading.local()
 
-    def on(self, client):
+    def on(self, client: Any) -> Any:
         """The httpx client, its sockets under this deadline."""
         for transport in (client._transport, *client._mounts.values()):
             pool = getattr(transport, "_pool", None)  # httpcore's; of no other use by its API
@@ -52,7 +54,7 @@ class Deadline:
         return client
 
     @contextlib.contextmanager
-    def started(self):
+    def started(self) -> Iterator[None]:
         """A request of this thread from here on."""
         self.local.ends, self.local.left = time.monotonic() + self.seconds, 2 * self.size
         yield
@@ -68,7 +70,7 @@ class Backend:
     def __init__(self, inner, deadline):
         self.inner, self.deadline = inner, deadline
 
-    def connect_tcp(self, *args, **kwargs):
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> "Stream":
         return Stream(self.inner.connect_tcp(*args, **kwargs), self.deadline)
 
     def __getattr__(self, name):
@@ -81,7 +83,7 @@ class Stream:
     def __init__(self, inner, deadline):
         self.inner, self.deadline = inner, deadline
 
-    def read(self, max_bytes, timeout=None):
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         local = self.deadline.local
         left = local.ends - time.monotonic()
         if left <= 0 or local.left <= 0:
@@ -91,7 +93,7 @@ class Stream:
         local.left -= len(part)
         return part
 
-    def start_tls(self, *args, **kwargs):
+    def start_tls(self, *args: Any, **kwargs: Any) -> "Stream":
         return Stream(self.inner.start_tls(*args, **kwargs), self.deadline)
 
     def __getattr__(self, name):

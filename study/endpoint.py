@@ -22,6 +22,8 @@ import random
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from host import files, terminal
 
@@ -48,13 +50,13 @@ class Refused(Exception):
     """A request that this endpoint will not answer, however often it is asked; others may pass."""
 
 
-def request_key(body: dict):
+def request_key(body: dict) -> str:
     """sha256 hex of the canonical JSON of a request, its "draw" included."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_log(path, repair: bool) -> tuple:
+def read_log(path: str | pathlib.Path, repair: bool) -> tuple:
     """(answers, failures, torn) of a log.
 
     answers: key -> its last answer without an error. failures: key -> the last error of the others.
@@ -89,7 +91,7 @@ def read_log(path, repair: bool) -> tuple:
     return answers, {key: answer for key, answer in failed.items() if key not in answers}, torn
 
 
-def read_key(key_file):
+def read_key(key_file: str | pathlib.Path) -> str:
     """The key in a file that holds nothing else; ValueError, one line, where it does not."""
     try:
         key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
@@ -214,7 +216,9 @@ class Endpoint:
 
     # --- asking ---
 
-    def ask_all(self, bodies: list[dict], readable=None):
+    def ask_all(
+        self, bodies: list[dict], readable: Callable[[dict], object] | None = None
+    ) -> Iterator[tuple[int, dict]]:
         """(index, answer) of each request, first those in the log, then the others as they come.
 
         bodies: dicts of what the endpoint takes ("model", "messages", "temperature", …) and perhaps
@@ -442,7 +446,7 @@ def distinct(bodies: list[dict]) -> dict:
     return places
 
 
-def next_of(answers):
+def next_of(answers: queue.SimpleQueue) -> tuple:
     """The next of a queue. The wait is short, for a signal is only seen between two of them."""
     while True:
         try:
@@ -451,7 +455,7 @@ def next_of(answers):
             pass
 
 
-def failure(reason) -> dict:
+def failure(reason: str) -> dict:
     """The answer that says why there is none."""
     return {
         "text": None,
@@ -463,15 +467,15 @@ def failure(reason) -> dict:
     }
 
 
-def tokens_of(usage, name: str):
+def tokens_of(usage: dict, name: str) -> int:
     return usage[name] if type(usage.get(name)) is int and usage[name] >= 0 else 0
 
 
-def now():
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def asked_wait(headers):
+def asked_wait(headers: Any) -> float | None:
     """Seconds of Retry-After, or None (it may also be a date: then our own backoff will do)."""
     try:
         wait = float(headers.get("retry-after", ""))

@@ -10,17 +10,19 @@ import gzip
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from host import files
 from text import dialogues, forms
 
 
-def clean(text: str):
+def clean(text: str) -> str:
     """Half a surrogate pair, which JSON may hold and UTF-8 may not, becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def json_line(value):
+def json_line(value: Any) -> bytes:
     """A value as one line of JSON, bytes; half a surrogate pair becomes an escape."""
     try:
         return json.dumps(value, ensure_ascii=False).encode() + b"\n"
@@ -29,7 +31,7 @@ def json_line(value):
 
 
 @contextlib.contextmanager
-def gzip_whole(path):
+def gzip_whole(path: str | pathlib.Path) -> Iterator[gzip.GzipFile]:
     """A gzip stream that becomes `path` when the block ends; same content, same bytes."""
     with files.beside(path, replace=True) as beside, open(beside, "wb") as raw:
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as stream:
@@ -37,7 +39,7 @@ def gzip_whole(path):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """The folder, made and alone: ValueError where another run writes to it.
 
     The lock is on the folder itself: nothing is left behind, and a crash releases it.
@@ -55,7 +57,9 @@ def locked(folder):
         os.close(descriptor)
 
 
-def each(paths, parse, max_bad: float = 0.01):
+def each(
+    paths: Iterable[str | pathlib.Path], parse: Callable[[Any, str], list], max_bad: float = 0.01
+) -> Iterator[Any]:
     """What parse(row, name), a list, gives for every row of the files, one after another.
 
     Malformed rows as in text/dialogues.py's each_row.
@@ -64,7 +68,7 @@ def each(paths, parse, max_bad: float = 0.01):
         yield from parsed
 
 
-def parse_object(row):
+def parse_object(row: forms.Row) -> dict:
     """A raw row as a dict; ValueError, a reason without the place, where it is none."""
     value = forms.parse_json(row)
     if not isinstance(value, dict):
@@ -72,7 +76,7 @@ def parse_object(row):
     return value
 
 
-def instruction_of(row: dict):
+def instruction_of(row: dict) -> str | None:
     """ "instruction" with its input behind a blank line, or None.
 
     The input is the row's own ("input"), or the first of Self-Instruct's "instances".

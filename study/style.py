@@ -17,7 +17,8 @@ import json
 import pathlib
 import re
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def _counts_to_three(line):
     return want > 3
 
 
-def has_summary(text: str):
+def has_summary(text: str) -> bool:
     """Whether an answer closes with a summary: its last paragraph is prose, another paragraph
     stands before it, and one of its sentences begins with a closing phrase (CLOSING). Ours.
 
@@ -129,14 +130,14 @@ def has_summary(text: str):
     return before and CLOSING.search(" ".join(line.strip() for line in lines)) is not None
 
 
-def words(text: str):
+def words(text: str) -> list[str]:
     """Lower-case words (letters, digits, _ of any script), punctuation dropped; an apostrophe
     parts, as in ROUGE.
     """
     return re.findall(r"\w+", text.lower())
 
 
-def unigram_overlap(ours, teacher):
+def unigram_overlap(ours: str, teacher: str) -> float:
     """F1 of two answers' words as bags, 0 to 1: ROUGE-1 without stemming (Lin 2004, ROUGE: A
     Package for Automatic Evaluation of Summaries, section 2). 1 where both have no word, 0 where
     one has none.
@@ -145,7 +146,12 @@ def unigram_overlap(ours, teacher):
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
 
 
-def pearson(x, y, resamples: int = 10_000, seed: int = 0):
+def pearson(
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple:
     """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low,
     high)); (None, None) where one side does not vary.
     """
@@ -169,7 +175,7 @@ def pearson(x, y, resamples: int = 10_000, seed: int = 0):
     return float(r_of(columns.mean(0))), (float(low), float(high))
 
 
-def share(values, seed: int = 0) -> dict:
+def share(values: Sequence[float], seed: int = 0) -> dict:
     """A mean of booleans or numbers with its interval; None where there are none."""
     if not values:
         return {"score": None, "n": 0, "interval": None}
@@ -203,7 +209,7 @@ def measure(items: list[dict], seed: int = 0) -> dict:
     return figures
 
 
-def compare(pairs) -> list:
+def compare(pairs: list[tuple[answers.Answer, answers.Answer]]) -> list:
     """One item a pair of (our answer, the teacher's)."""
     return [
         {
@@ -243,7 +249,7 @@ def read_tone(text: str) -> bool | None:
     return word[1].lower() == "yes" if word else None
 
 
-def add_tone(items: list[dict], endpoint, judge_model: str) -> dict:
+def add_tone(items: list[dict], endpoint: Any, judge_model: str) -> dict:
     """Ask the judge about every answer -> counts of what came back.
 
     Items get "tone": True, False or None (an error, or a reply that is neither).
@@ -277,7 +283,7 @@ ROWS = {
 }
 
 
-def shown(figure, name: str) -> str:
+def shown(figure: dict, name: str) -> str:
     """One figure in words, with its interval."""
     if figure["score"] is None:
         return f"- (n {figure['n']})"
@@ -289,7 +295,7 @@ def shown(figure, name: str) -> str:
     return f"{text} ({low:{digits}} to {high:{digits}}, n {figure['n']})"
 
 
-def rows_of(columns) -> list:
+def rows_of(columns: dict[str, dict]) -> list:
     """[[label, a figure a column]] of Table 2. columns: {title: figures}."""
     left_out = "left out: no judge"
     return [
@@ -298,7 +304,7 @@ def rows_of(columns) -> list:
     ]
 
 
-def table(columns) -> str:
+def table(columns: dict[str, dict]) -> str:
     """The figures as lines of text."""
     lines = [["", *columns], *rows_of(columns)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -308,7 +314,7 @@ def table(columns) -> str:
     )
 
 
-def html_table(columns) -> str:
+def html_table(columns: dict[str, dict]) -> str:
     """The same as an HTML table."""
 
     def cells(row, tag):
@@ -328,7 +334,7 @@ class Judge(NamedTuple):
     concurrency: int = 8
     replay: bool = False
 
-    def add_tone(self, items: list[dict], log):
+    def add_tone(self, items: list[dict], log: str | pathlib.Path) -> dict:
         from study.endpoint import Endpoint
 
         with Endpoint(
@@ -337,7 +343,13 @@ class Judge(NamedTuple):
             return add_tone(items, endpoint, self.model)
 
 
-def run(sources, questions, out, seed: int, judge=None) -> None:
+def run(
+    sources: dict,
+    questions: str | pathlib.Path | None,
+    out: str | pathlib.Path,
+    seed: int,
+    judge: Judge | None = None,
+) -> None:
     """The command. sources: {"model", "teacher" and perhaps "teacher2": path}; judge: or None."""
     read = {k: answers.read(path, questions) for k, path in sources.items()}
     names = {k: answers.name_of(x) for k, x in read.items()}

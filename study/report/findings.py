@@ -48,7 +48,7 @@ VALUE = {
 }
 
 
-def values(path, measure: str) -> dict:
+def values(path: str | pathlib.Path, measure: str) -> dict:
     """{item: value} of a finished result; items without a value are left out."""
     samples = pathlib.Path(path) / "samples.jsonl"
     if not samples.exists():
@@ -58,7 +58,7 @@ def values(path, measure: str) -> dict:
     return {name: float(v) for name, v in items.items() if v is not None}
 
 
-def difference(a, b) -> dict:
+def difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict:
     """Items' values of two groups of seeds -> {item: mean of b - mean of a} over the items that all
     have. a, b: lists of {item: value}.
     """
@@ -66,7 +66,7 @@ def difference(a, b) -> dict:
     return {i: float(np.mean([x[i] for x in b]) - np.mean([x[i] for x in a])) for i in shared}
 
 
-def judge(rows) -> dict | None:
+def judge(rows: list[dict[str, float]]) -> dict | None:
     """[{item: difference}], one a base -> {"difference", "interval", "n", "verdict"}.
 
     Items are paired across the bases too. None where there is nothing to judge.
@@ -97,7 +97,7 @@ class Models:
         by_size = sorted(self.points, key=lambda p: (p["size"] or 0, str(p["base"])))
         self.bases, self.read = list(dict.fromkeys(p["base"] for p in by_size)), {}
 
-    def of(self, base: str, source, measure: str) -> list:
+    def of(self, base: str, source: str | None, measure: str) -> list:
         """The points of a model, one a seed, at its largest amount."""
         role = "base" if source is None else "imitation"
         own = [
@@ -127,7 +127,9 @@ class Models:
             return False
         return own[0]["interval"][0] <= CHANCE.get(measure, 0)
 
-    def against(self, bases, one, other, measure) -> dict | None:
+    def against(
+        self, bases: list[str], one: str | tuple | None, other: str | tuple | None, measure: str
+    ) -> dict | None:
         """judge() of `other` against `one`, pooled over bases, with "left_out": bases at chance.
 
         one, other: sources, or (base, source). None where nothing was run.
@@ -178,7 +180,7 @@ CLAIMS = {
 }
 
 
-def compute(points: list[dict]):
+def compute(points: list[dict]) -> list[dict]:
     """All comparisons that the points allow.
 
     -> [{"claim", "measure", "difference", "interval", "n", "verdict", "left_out", "paper"}].
@@ -211,7 +213,7 @@ def compute(points: list[dict]):
     return rows
 
 
-def cells(row: dict, titles) -> list:
+def cells(row: dict, titles: dict[str, str]) -> list:
     """[measure, difference, interval, verdict] of one comparison in words."""
     name = titles[row["measure"]].removesuffix(" (%)")
     left_out = ", ".join(map(str, row["left_out"]))
@@ -227,7 +229,7 @@ def cells(row: dict, titles) -> list:
     return [name, f"{points:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", verdict]
 
 
-def verdicts(rows) -> dict:
+def verdicts(rows: list[dict]) -> dict:
     """{claim: its verdict over all its measures}; "not on all measures" where they differ."""
     over_all = {}
     for claim in CLAIMS:
@@ -239,7 +241,7 @@ def verdicts(rows) -> dict:
     return over_all
 
 
-def table(rows, titles) -> tuple:
+def table(rows: list[dict], titles: dict[str, str]) -> tuple:
     """The findings: (head, rows), a line a claim with its verdict, then a line a measure."""
     head = ["Claim", "the paper", "here", "difference", "95 % interval"]
     lines = []
@@ -253,7 +255,7 @@ def table(rows, titles) -> tuple:
     return head, lines
 
 
-def ending(rows) -> str:
+def ending(rows: list[dict]) -> str:
     """What agrees with the paper and what does not, a sentence each."""
     differs, same = [], []
     for claim, verdict in verdicts(rows).items():

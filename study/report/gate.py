@@ -12,7 +12,7 @@ from host import files, terminal
 from tasks import results, scores
 
 
-def gate(folders: list, out, whatever: bool = False) -> None:
+def gate(folders: list, out: str | pathlib.Path, whatever: bool = False) -> None:
     """Write FILE with the bases' scores and their paired differences.
 
     ValueError where the largest base does not know more than the smallest.

@@ -32,7 +32,7 @@ LEAD = (
 )
 
 
-def section(title: str, table) -> str:
+def section(title: str, table: tuple) -> str:
     body = html_table(*table) if table[1] else "<p>No results.</p>"
     return f"<h2>{html.escape(title)}</h2>{body}"
 
@@ -45,12 +45,18 @@ def figure(caption: str, svg: bytes) -> str:
     )
 
 
-def listed(title: str, entries) -> str:
+def listed(title: str, entries: list[str]) -> str:
     items = "".join(f"<li>{html.escape(x)}</li>" for x in entries)
     return f"<h2>{title}</h2><ul>{items}</ul>" if entries else ""
 
 
-def page(tables, figures, missing: list[str], notes: dict, ending: str):
+def page(
+    tables: list[tuple],
+    figures: list[tuple[str, bytes]],
+    missing: list[str],
+    notes: list[str],
+    ending: str,
+) -> str:
     """The report as text. tables: [(title, (head, rows))]; figures: [(caption, svg bytes)].
 
     ending: what agrees with the paper and what does not, in a sentence each.

@@ -8,7 +8,8 @@ reading results (report.py).
 """
 
 import io
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +37,7 @@ DASHES = ("-", "-.", (0, (1, 1)), "--")
 GREY, TEACHER = "#8a8a8a", "#111111"
 
 
-def plain(text: str):
+def plain(text: str) -> str:
     """A name for matplotlib, which would read $ as mathematics."""
     return str(text).replace("$", r"\$")
 
@@ -48,13 +49,13 @@ def amount_name(n: int) -> str:
     return f"{n / 1e3:g}k" if n >= 1e3 else f"{n:g}"
 
 
-def shots_drawn(points: list[dict]):
+def shots_drawn(points: list[dict]) -> int | None:
     """Of several numbers of shots, 3 (the paper's figures) where it is there, else the largest."""
     shots = {p["shots"] for p in points if p["measure"] == "nq" and p["shots"] is not None}
     return 3 if 3 in shots else max(shots, default=None)
 
 
-def line(ax, groups, scale: float, **style) -> None:
+def line(ax: Any, groups: dict, scale: float, **style: Any) -> None:
     """Means over seeds as a line; each seed a dot with its interval. groups: {x: points}."""
     xs = sorted(groups)
     ax.plot(
@@ -69,7 +70,7 @@ def line(ax, groups, scale: float, **style) -> None:
             dot(ax, x, p, scale, style["color"], style.get("marker", "o"))
 
 
-def dot(ax, x, p, scale: float, colour: str, marker: str = "o") -> None:
+def dot(ax: Any, x: float, p: dict, scale: float, colour: str, marker: str = "o") -> None:
     low, high = p["interval"] or (p["score"], p["score"])
     ax.errorbar(
         [x],
@@ -84,7 +85,7 @@ def dot(ax, x, p, scale: float, colour: str, marker: str = "o") -> None:
     )
 
 
-def level(ax, group, scale: float, colour: str, label, dashes) -> None:
+def level(ax: Any, group: list[dict], scale: float, colour: str, label: str, dashes: str) -> None:
     """A horizontal line with its interval's band: what does not depend on x. group: its seeds."""
     ax.axhline(
         scale * np.mean([p["score"] for p in group]),
@@ -99,7 +100,7 @@ def level(ax, group, scale: float, colour: str, label, dashes) -> None:
         )
 
 
-def by(points, key) -> dict:
+def by(points: Iterable[dict], key: Callable[[dict], Any]) -> dict:
     groups = {}
     for p in points:
         groups.setdefault(key(p), []).append(p)
@@ -120,7 +121,7 @@ class Look(NamedTuple):
     shots: int | None
 
     @classmethod
-    def of(cls, points: list[dict], titles, percents, paper_nq):
+    def of(cls, points: list[dict], titles: dict, percents: dict, paper_nq: dict) -> "Look":
         by_size = sorted(points, key=lambda p: (p["size"] or 0, str(p["base"])))
         bases = list(dict.fromkeys(p["base"] for p in by_size if p["base"]))
         imitated = {p["source"] for p in points if p["role"] == "imitation"}
@@ -133,7 +134,7 @@ class Look(NamedTuple):
         return 100 if self.percents[measure] else 1
 
 
-def panel(ax, measure: str, against: str, points: list[dict], look: Look) -> None:
+def panel(ax: Any, measure: str, against: str, points: list[dict], look: Look) -> None:
     """Draw one panel: a measure against "amount" or "size"."""
     from matplotlib.ticker import NullLocator
 
@@ -175,7 +176,9 @@ def panel(ax, measure: str, against: str, points: list[dict], look: Look) -> Non
     ax.legend(fontsize=6.5, frameon=False, **below)
 
 
-def against_amount(ax, imitation, base, scale: float, look: Look) -> dict:
+def against_amount(
+    ax: Any, imitation: list[dict], base: list[dict], scale: float, look: Look
+) -> dict:
     """A line for each base and source over the amounts, a level for each base -> {x: tick}."""
     for (name, source), group in by(imitation, lambda p: (p["base"], p["source"])).items():
         style = {
@@ -191,7 +194,9 @@ def against_amount(ax, imitation, base, scale: float, look: Look) -> dict:
     return {p["amount"]: amount_name(p["amount"]) for p in imitation}
 
 
-def against_size(ax, imitation, base, scale: float, look: Look) -> dict:
+def against_size(
+    ax: Any, imitation: list[dict], base: list[dict], scale: float, look: Look
+) -> dict:
     """A line for the bases and one for each source over the sizes -> {x: tick}."""
     if base:
         style = {"color": "#555555", "linestyle": "--", "marker": "o", "label": "base"}
@@ -211,7 +216,7 @@ def against_size(ax, imitation, base, scale: float, look: Look) -> dict:
     return {p["size"]: plain(p["base"]) for p in imitation + base}
 
 
-def paper_marks(ax, against: str, ticks, paper_nq) -> dict:
+def paper_marks(ax: Any, against: str, ticks: dict, paper_nq: dict) -> dict:
     """The paper's Table 1 in grey -> ticks that are needed for it.
 
     Short lines at the right edge (it gives no amounts), or points at the bases' sizes.
@@ -235,7 +240,7 @@ def paper_marks(ax, against: str, ticks, paper_nq) -> dict:
     return {size: name for name, size in sizes.items() if size not in ticks}
 
 
-def paper_levels(ax, paper_nq) -> None:
+def paper_levels(ax: Any, paper_nq: dict) -> None:
     """Short named lines at the right edge."""
     edge = ax.get_yaxis_transform()
     for (_, source), value in paper_nq.items():
@@ -257,7 +262,7 @@ def paper_levels(ax, paper_nq) -> None:
         )
 
 
-def draw(rows, points: list[dict], look: Look, salt) -> tuple:
+def draw(rows: list, points: list[dict], look: Look, salt: str) -> tuple:
     """(SVG, PNG) as bytes of one figure. rows: of panels, (measure, what it is drawn against)."""
     import matplotlib
 

@@ -9,6 +9,7 @@ Left out: tables and figures (tables.py, plots.py).
 
 import pathlib
 import re
+from collections.abc import Iterable
 
 from host import files
 from tasks import results
@@ -34,7 +35,7 @@ BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "toxicity", "perplexit
 STYLE = ("list", "summary", "unigram", "length", "tone")
 
 
-def count_of(text: str):
+def count_of(text: str) -> float:
     """ "20M" -> 20e6. ValueError, one line, for what is no number."""
     number = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMbB]?)\s*", str(text))
     if not number:
@@ -102,7 +103,7 @@ class Collection:
                     self.labels[directory] = complete(own, f"{plan}, {name}")
             self.directories += [p.parent for p in sorted(path.rglob("results.json"))]
 
-    def label(self, path, labels: dict) -> None:
+    def label(self, path: str | pathlib.Path, labels: dict) -> None:
         """Labels given by hand."""
         if not (pathlib.Path(path) / "results.json").is_file():
             raise ValueError(f"--label {path}: there is no {path}/results.json")
@@ -134,7 +135,7 @@ class Collection:
         return points, missing, notes
 
 
-def gather(paths, given: dict) -> tuple:
+def gather(paths: Iterable[str | pathlib.Path], given: dict) -> tuple:
     """(points, missing [names], notes [lines]) of all results below the paths.
 
     given: {path: labels} of --label. A point: labels, "measure", "shots" (nq), "score", "n",
@@ -157,7 +158,7 @@ def gather(paths, given: dict) -> tuple:
     return points, missing, notes
 
 
-def read_plan(path):
+def read_plan(path: str | pathlib.Path) -> dict:
     """{result directory, relative: labels} of a grid.json."""
     try:
         plan = files.read_json(path)["results"]
@@ -168,7 +169,7 @@ def read_plan(path):
     raise ValueError(f"{path} is no plan of study.grid: write it again with `python -m study.grid`")
 
 
-def points_of(result, labels: dict, directory):
+def points_of(result: dict, labels: dict, directory: str | pathlib.Path) -> list[dict]:
     """The points of one result: one a measure of its task."""
     points, settings = [], result.get("settings", {})
     more = {"reader": settings["reader"]} if "reader" in settings else {}
@@ -199,7 +200,7 @@ def points_of(result, labels: dict, directory):
     return points
 
 
-def merged(points: list[dict], notes):
+def merged(points: list[dict], notes: list[str]) -> list[dict]:
     """One point of the teacher's second sample, which every run measured against it has.
 
     A note where they differ.

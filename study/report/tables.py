@@ -49,7 +49,7 @@ def cell(points: list[dict], percent: bool = True) -> str:
     return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def order(p) -> tuple:
+def order(p: dict) -> tuple:
     """Bases by size, then base, imitation by source and amount, teacher last."""
     return (
         p["role"] == "teacher",
@@ -61,7 +61,7 @@ def order(p) -> tuple:
     )
 
 
-def row_name(p) -> str:
+def row_name(p: dict) -> str:
     if p["role"] == "teacher":
         return "teacher"
     if p["role"] == "base":
@@ -139,7 +139,7 @@ def table_of_figures(points: list[dict]) -> tuple:
     return ["Model", *(shown[m] for m in taken)], rows
 
 
-def text_table(head, rows) -> str:
+def text_table(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(r[k]) for r in (head, *rows)) for k in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
@@ -147,7 +147,7 @@ def text_table(head, rows) -> str:
     )
 
 
-def html_table(head, rows) -> str:
+def html_table(head: list[str], rows: list[list[str]]) -> str:
     """A table as HTML that scrolls where the screen is narrow; the paper's figures are grey."""
     last = ' class="paper"' if head[-1] == "paper" else ""
     body = []

@@ -22,7 +22,9 @@ from study.report.tables import (
 )
 
 
-def figures_of(points: list[dict], shown, out):
+def figures_of(
+    points: list[dict], shown: dict[str, str], out: pathlib.Path
+) -> list[tuple[str, bytes]]:
     """Draws and writes the figures -> [(caption, svg)]."""
     figures, percents = [], {m: t[3] for m, t in MEASURES.items()}
     for number, caption, panels in plots.FIGURES:
@@ -34,7 +36,7 @@ def figures_of(points: list[dict], shown, out):
     return figures
 
 
-def text_of(tables, ending: str, missing: list[str], notes: dict) -> str:
+def text_of(tables: list[tuple], ending: str, missing: list[str], notes: list[str]) -> str:
     """tables.txt: every table, what agrees with the paper, what is missing."""
     parts = [f"{t}\n{text_table(*table) if table[1] else 'no results'}" for t, table in tables]
     parts[0] += f"\n{ending}\n\nRule: {findings.RULE}"
@@ -44,7 +46,7 @@ def text_of(tables, ending: str, missing: list[str], notes: dict) -> str:
     return "\n\n".join(parts)
 
 
-def report(paths, labels: dict, out) -> None:
+def report(paths: list[str], labels: list[str], out: str | pathlib.Path) -> None:
     """The command. labels: the texts of --label."""
     points, missing, notes = gather(paths, dict(read_label(x) for x in labels))
     if not points:
