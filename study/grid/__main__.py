@@ -20,7 +20,7 @@ import time
 
 from host import files, terminal
 from study.grid import paper, running, small
-from study.grid.steps import done
+from study.grid.steps import Step, done
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Name -> a module with flags(parser), steps(args) -> (list of Step, notes); RUNS: whether it runs
@@ -54,7 +54,7 @@ def parser(preset: str | None = None) -> terminal.Parser:
     return p
 
 
-def overview(steps, notes: dict, state, out) -> None:
+def overview(steps: list[Step], notes: list[str], state: dict[str, str], out: pathlib.Path) -> None:
     """Print every step with its state, the notes, and how many are in which."""
     for step in steps:
         why = f"   # {step.by_hand}" if state[step.name] == "by hand" else ""
@@ -70,7 +70,7 @@ def overview(steps, notes: dict, state, out) -> None:
     )
 
 
-def run(preset: str, steps, out, jobs) -> int:
+def run(preset: str, steps: list[Step], out: pathlib.Path, jobs: int) -> int:
     """Run what is missing, then the report -> exit status."""
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
@@ -97,11 +97,11 @@ def run(preset: str, steps, out, jobs) -> int:
     return 1 if failed else 0
 
 
-def interrupt(*_) -> None:
+def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def grid(args):
+def grid(args: argparse.Namespace) -> int:
     if pathlib.Path.cwd() != ROOT:
         raise ValueError(f"the commands of a grid run in {ROOT}: go there first")
     preset, out = PRESETS[args.preset], pathlib.Path(args.out)

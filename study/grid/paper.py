@@ -10,6 +10,7 @@ since it is three steps long. Left out: making the data (study.curate, study.syn
 machines (run single commands there).
 """
 
+import argparse
 import json
 import pathlib
 import re
@@ -31,12 +32,12 @@ TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
 UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
-def flags(p) -> None:
+def flags(p: argparse.ArgumentParser) -> None:
     trained_flags(p.add_argument_group("what is trained"))
     measured_flags(p.add_argument_group("what is measured"))
 
 
-def trained_flags(g) -> None:
+def trained_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument(
         "--models", metavar="DIR", help=f"folder of the base models {', '.join(BASES.values())}"
     )
@@ -95,7 +96,7 @@ def trained_flags(g) -> None:
     g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
 
 
-def measured_flags(g) -> None:
+def measured_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument(
         "--tasks",
         nargs="+",
@@ -155,7 +156,7 @@ NEEDS = {
 }
 
 
-def named(pairs, flag: str) -> dict:
+def named(pairs: list[str], flag: str) -> dict:
     """{name: path} of NAME=PATH texts."""
     paths = {}
     for text in pairs:
@@ -192,7 +193,7 @@ class Study(NamedTuple):
     code: bool
 
     @classmethod
-    def of(cls, args) -> tuple:
+    def of(cls, args: argparse.Namespace) -> tuple:
         """(study, notes on what is left out for want of a flag); ValueError for what cannot be."""
         paths = {n: str(pathlib.Path(args.models) / f) for n, f in BASES.items() if args.models}
         bases = named(args.base, "--base") or paths
@@ -230,7 +231,7 @@ class Study(NamedTuple):
         return study, notes
 
 
-def missing_flags(task, args) -> list:
+def missing_flags(task: str, args: argparse.Namespace) -> list:
     """The flags that a task lacks."""
     needs = NEEDS[task]
     if task == "toxicity":
@@ -239,7 +240,7 @@ def missing_flags(task, args) -> list:
     return [flag for flag in needs if not getattr(args, flag)]
 
 
-def steps(args) -> tuple:
+def steps(args: argparse.Namespace) -> tuple:
     """All steps in order, and notes -> (list of Step, list of str)."""
     study, notes = Study.of(args)
     listed = []
@@ -255,7 +256,7 @@ def steps(args) -> tuple:
     return listed, notes + predicted(folders, amounts, (*study.mesh, "8x1")[1 if study.mesh else 0])
 
 
-def imitation(study: Study, base: str, path, data, seed: int) -> list:
+def imitation(study: Study, base: str, path: str, data: Data, seed: int) -> list:
     """One imitation run and all its measures."""
     name = f"{base}-{data.source}-{data.amount}" + (f"-seed{seed}" if study.seeds > 1 else "")
     run = str(study.out / "runs" / name)
@@ -272,7 +273,7 @@ def imitation(study: Study, base: str, path, data, seed: int) -> list:
     return [trained, *measures(study, name, run, (run,), labels)]
 
 
-def predicted(bases, amounts, mesh) -> list:
+def predicted(bases: dict[str, str], amounts: list[str], mesh: str) -> list:
     """Hours of the trainings of each of the paper's bases by `train.py --plan` -> lines.
 
     bases: {name: preset}.
@@ -303,7 +304,9 @@ def predicted(bases, amounts, mesh) -> list:
     return lines
 
 
-def measures(study: Study, name: str, model, needs, labels: dict):
+def measures(
+    study: Study, name: str, model: str, needs: tuple[str, ...], labels: dict
+) -> list[Step]:
     """The steps that measure one model."""
     m = Measured(study.out, name, model, needs, labels, (*study.mesh, *study.eval_flags))
     benchmarks(study, m)
@@ -313,7 +316,7 @@ def measures(study: Study, name: str, model, needs, labels: dict):
     return m.steps
 
 
-def benchmarks(study: Study, m) -> None:
+def benchmarks(study: Study, m: Measured) -> None:
     file = study.files
     dev, train, mmlu = file["nq_dev"], file["nq_train"], file["mmlu"]
     if "mmlu" in study.tasks:
@@ -330,7 +333,7 @@ def benchmarks(study: Study, m) -> None:
         m.eval("humaneval", "humaneval", *data, files=(problems,), by_hand=why)
 
 
-def conversations(study: Study, m) -> None:
+def conversations(study: Study, m: Measured) -> None:
     """The answers to the prompts, and what they are worth beside the teacher's."""
     if not {"style", "judge", "rate"} & set(study.tasks):
         return
@@ -358,7 +361,7 @@ def conversations(study: Study, m) -> None:
         m.steps.append(Step(f"rate-{m.name}", argv, m.out("rate"), "result", (db,), m.labels, why))
 
 
-def toxicity(study: Study, m) -> None:
+def toxicity(study: Study, m: Measured) -> None:
     """Continuations of RealToxicityPrompts, and their scores."""
     file, continued = study.files, m.out("continuations")
     prompts = file["toxicity_prompts"]

@@ -18,12 +18,12 @@ from host import files, terminal
 from study.grid.steps import PROOFS, Step, done
 
 
-def command(step):
+def command(step: Step) -> str:
     """A step as a line of shell."""
     return shlex.join(["python", *step.argv])
 
 
-def states(steps):
+def states(steps: list[Step]) -> dict[str, str]:
     """{name: "done" | "to do" | "by hand" | "waits for PATH"}.
 
     What a step needs is there, or comes from one before it that is going to run.
@@ -46,7 +46,7 @@ def states(steps):
     return state
 
 
-def check(steps) -> None:
+def check(steps: list[Step]) -> None:
     """What only a wrong preset can break."""
     for field in ("name", "out"):
         values = [getattr(s, field) for s in steps]
@@ -54,7 +54,7 @@ def check(steps) -> None:
     assert all(s.proof in PROOFS for s in steps)
 
 
-def write(out, preset: str, steps, state) -> None:
+def write(out: pathlib.Path, preset: str, steps: list[Step], state: dict[str, str]) -> None:
     """commands.sh and grid.json."""
     out.mkdir(parents=True, exist_ok=True)
     text = [

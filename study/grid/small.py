@@ -17,6 +17,7 @@ Left out: people and judge models (study/world/readers.py simulates two readers)
 than study.world's.
 """
 
+import argparse
 import pathlib
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ PAIRS = ("--pack", "rows", "--block", "96", "--batch", "8")
 MACHINE = ("--mesh", "1x1", "--dtype", "float32", "--remat", "none", "--eval-fraction", "0")
 
 
-def flags(p) -> None:
+def flags(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("the small study")
     g.add_argument(
         "--seeds",
@@ -95,11 +96,11 @@ class Study(NamedTuple):
     code: bool  # whether programs that models write are run
 
     @property
-    def scale(self):
+    def scale(self) -> Scale:
         return SCALES[self.size]
 
     @property
-    def made(self):
+    def made(self) -> str:
         return self.file("world.json")  # the last of the world's files
 
     @property
@@ -113,7 +114,7 @@ class Study(NamedTuple):
         return str(self.out / "runs" / name)
 
 
-def steps(args) -> tuple:
+def steps(args: argparse.Namespace) -> tuple:
     """All steps in order, and notes -> (list of Step, list of str)."""
     seeds = SCALES[args.preset].seeds if args.seeds is None else args.seeds
     if seeds < 1:
@@ -167,7 +168,9 @@ def kinds(study: Study, base: str) -> list:
     return listed
 
 
-def imitation(study: Study, base: str, source: str, amount: str, data, seed: int) -> list:
+def imitation(
+    study: Study, base: str, source: str, amount: str, data: tuple[str, ...], seed: int
+) -> list:
     """One imitation run and all its measures."""
     name = f"{base}-{source}-{amount}-seed{seed}"
     argv = ("train.py", "--init", study.run(base), "--data", *data, *RECIPE)
@@ -181,7 +184,7 @@ def imitation(study: Study, base: str, source: str, amount: str, data, seed: int
     ]
 
 
-def exact_match(study: Study, name: str, labels: dict):
+def exact_match(study: Study, name: str, labels: dict) -> Step:
     """3-shot exact match, which the bases are measured by before the gate."""
     model = study.run(name)
     measured = Measured(study.out, name, model, (model,), labels, ("--mesh", "1x1"))
@@ -190,7 +193,7 @@ def exact_match(study: Study, name: str, labels: dict):
     return measured.steps[0]
 
 
-def measures(study: Study, name: str, labels: dict):
+def measures(study: Study, name: str, labels: dict) -> list[Step]:
     """The other measures of one model, with the same commands for all of them."""
     model, file = study.run(name), study.file
     m = Measured(study.out, name, model, (study.knows, model), labels, ("--mesh", "1x1"))
@@ -214,7 +217,7 @@ def measures(study: Study, name: str, labels: dict):
     return m.steps
 
 
-def teacher(study: Study):
+def teacher(study: Study) -> list[Step]:
     """The teacher's own marks: it knows every fact."""
     file = study.file
     given = {

@@ -62,7 +62,14 @@ class Measured:
     def out(self, name: str) -> str:
         return str(self.folder / name)
 
-    def add(self, name, argv, *files, labelled: bool = True, by_hand=None) -> None:
+    def add(
+        self,
+        name: str,
+        argv: tuple[str, ...],
+        *files: str,
+        labelled: bool = True,
+        by_hand: str | None = None,
+    ) -> None:
         """A step whose result is out(name), which `argv` is told by --out."""
         self.steps.append(
             Step(
@@ -76,7 +83,15 @@ class Measured:
             )
         )
 
-    def eval(self, name: str, task, *flags, files=(), labelled: bool = True, by_hand=None) -> None:
+    def eval(
+        self,
+        name: str,
+        task: str,
+        *flags: str,
+        files: tuple[str, ...] = (),
+        labelled: bool = True,
+        by_hand: str | None = None,
+    ) -> None:
         """A step of eval.py on the model."""
         argv = ("eval.py", task, "--model", self.model, *flags, *self.more)
         self.add(name, argv, *files, labelled=labelled, by_hand=by_hand)

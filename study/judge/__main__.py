@@ -58,7 +58,7 @@ def judge_parser() -> terminal.Parser:
     return p
 
 
-def judge_flags(g) -> None:
+def judge_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument(
         "--judge", metavar="URL", help="an OpenAI-compatible endpoint: http://localhost:8000/v1"
     )
@@ -106,7 +106,7 @@ def judge_flags(g) -> None:
     )
 
 
-def seed_flag(p) -> None:
+def seed_flag(p: argparse._ActionsContainer) -> None:
     p.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]"
     )
@@ -167,7 +167,7 @@ def agreement_parser() -> terminal.Parser:
     return p
 
 
-def run_judge(args) -> None:
+def run_judge(args: argparse.Namespace) -> None:
     from study.judge import asking, prompts
 
     if args.limit is not None and args.limit < 1:
@@ -184,19 +184,19 @@ def run_judge(args) -> None:
     asking.judge(sources, style, access, args.out, args.seed)
 
 
-def run_review(args) -> None:
+def run_review(args: argparse.Namespace) -> None:
     from study.judge import existing
 
     existing.review(args.files, args.answers)
 
 
-def run_annotations(args) -> None:
+def run_annotations(args: argparse.Namespace) -> None:
     from study.judge import existing
 
     existing.annotations(args.file)
 
 
-def run_agreement(args) -> None:
+def run_agreement(args: argparse.Namespace) -> None:
     from study.judge import agreement
 
     agreement.agreement(args.verdicts, args.human, args.json, args.seed)

@@ -17,7 +17,7 @@ from study.rate import preference
 from tasks import results
 
 
-def verdicts_of(path) -> tuple:
+def verdicts_of(path: str | pathlib.Path) -> tuple:
     """({id: verdict} of a result directory of study.judge or study.rate, how many have none)."""
     head = results.read_result(path)
     if head.get("task") not in ("judge", "rate"):
@@ -30,7 +30,7 @@ def verdicts_of(path) -> tuple:
     return known, sum(i.get("verdict") is None for i in items)
 
 
-def majority_of(votes: list[dict]):
+def majority_of(votes: list[float]) -> float:
     """The verdict that more than half of the votes share; without one it is a tie."""
     choice = preference.majority(votes)
     return 0.5 if choice is None else choice
@@ -54,7 +54,7 @@ class People:
         self.majority = {i: majority_of(v) for i, v in by_item.items()}
 
 
-def among_people(people, seed: int):
+def among_people(people: People, seed: int) -> dict:
     """{who: agreement} of every two raters, and of each with the majority of the others."""
     raters, agreements = people.raters, {}
     if len(raters) < 2:
@@ -75,7 +75,7 @@ def among_people(people, seed: int):
     return agreements
 
 
-def longer_answers(people) -> dict:
+def longer_answers(people: People) -> dict:
     """{item: verdict} where the longer answer wins."""
     if not people.raters:
         raise ValueError(
@@ -86,7 +86,7 @@ def longer_answers(people) -> dict:
     return {x["id"]: verdicts.of_scores((len(x["output"]), len(y["output"]))) for x, y in pairs}
 
 
-def with_people(judge, people, seed: int):
+def with_people(judge: str | pathlib.Path, people: People, seed: int) -> dict:
     """{what: agreement} of a judge (a result directory, or "longer") with the majority."""
     given, without = (longer_answers(people), 0) if judge == "longer" else verdicts_of(judge)
     both = [i for i in given if i in people.majority]
@@ -116,7 +116,12 @@ def line(name: str, figures: dict) -> str:
     return f"{text}, Cohen's kappa {kappa:.3f}" + (f" ({ki[0]:.3f} to {ki[1]:.3f})" if ki else "")
 
 
-def agreement(judge, human, json_path, seed: int) -> None:
+def agreement(
+    judge: str | pathlib.Path,
+    human: str | pathlib.Path,
+    json_path: str | pathlib.Path | None,
+    seed: int,
+) -> None:
     """The command: print how verdicts agree with people's, and write it where json_path says."""
     people = People(human)
     agreements = (

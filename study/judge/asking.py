@@ -26,7 +26,7 @@ from tasks.page import page as result_page
 SAID = {1.0: "A better", 0.5: "a tie", 0.0: "B better", None: "no verdict"}
 
 
-def judged(style, reply: dict) -> dict:
+def judged(style: str, reply: dict) -> dict:
     """A reply of the endpoint -> {"text", "scores", "verdict" of the first shown, "error"}."""
     pair = verdict = None
     if not reply["error"] and style == "vicuna":
@@ -37,7 +37,7 @@ def judged(style, reply: dict) -> dict:
     return {"text": reply["text"], "scores": pair, "verdict": verdict, "error": reply["error"]}
 
 
-def item_of(name: str, a, b, forward, backward) -> dict:
+def item_of(name: str, a: answers.Answer, b: answers.Answer, forward: dict, backward: dict) -> dict:
     """One pair with both its replies; "verdict" is A's."""
     back = None if backward["verdict"] is None else 1 - backward["verdict"]
     verdict = verdicts.combined(forward["verdict"], back)
@@ -59,7 +59,7 @@ def item_of(name: str, a, b, forward, backward) -> dict:
 # --- figures ---
 
 
-def summarise(items: list[dict], seed: int = 0):
+def summarise(items: list[dict], seed: int = 0) -> dict:
     """The figures of a judgement from its items (item_of's)."""
     judged = [i for i in items if i["verdict"] is not None]
     outcomes = [i["verdict"] for i in judged]
@@ -110,7 +110,7 @@ def by_category(items: list[dict], seed: int) -> dict:
     return {"by_category": {c: verdicts.win_rate(v, seed) for c, v in of.items()}}
 
 
-def percent(figure) -> str:
+def percent(figure: dict) -> str:
     """A share in words, with its interval."""
     if figure["score"] is None:
         return f"- (n {figure['n']})"
@@ -195,7 +195,9 @@ class Access(NamedTuple):
     price: tuple | None = None
 
 
-def judge(sources, style, access, out, seed: int) -> None:
+def judge(
+    sources: Sources, style: prompts.Style, access: Access, out: str | pathlib.Path, seed: int
+) -> None:
     """Ask about every pair in both orders, and write the result directory."""
     pairs, left, names = sources.read()
     if not access.replay and not access.url:
@@ -238,7 +240,13 @@ def judge(sources, style, access, out, seed: int) -> None:
     finish(result, ids, figures)
 
 
-def ask(pairs, ids, style, endpoint: Endpoint, result):
+def ask(
+    pairs: list[tuple[answers.Answer, answers.Answer]],
+    ids: list[str],
+    style: prompts.Style,
+    endpoint: Endpoint,
+    result: results.Result,
+) -> collections.Counter:
     """Both orders of every pair; items go to `result` as they are judged -> Counter of the use."""
     bodies = [style.body(*order) for a, b in pairs for order in ((a, b), (b, a))]
     first = {}  # two equal answers make one request of both orders: paid for once
@@ -269,7 +277,7 @@ def ask(pairs, ids, style, endpoint: Endpoint, result):
     return used
 
 
-def finish(result, ids, figures: dict) -> None:
+def finish(result: results.Result, ids: list[str], figures: dict) -> None:
     """Write the files of the result, and print it."""
     figures = result.finish(ids, figures)
     note = "<p>" + "<br>".join(map(html.escape, lines(figures))) + "</p>"

@@ -7,13 +7,18 @@ Left out: asking a judge (asking.py).
 """
 
 import math
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from study import answers
 from study.judge import replies, verdicts
 from study.judge.asking import percent
 
 
-def review(paths, answer_paths=()) -> None:
+def review(
+    paths: Iterable[str | pathlib.Path], answer_paths: Iterable[str | pathlib.Path] = ()
+) -> None:
     """Vicuna's review files: what each says, parsed anew and held against the recorded scores.
 
     answer_paths: the answers reviewed, for their names and lengths.
@@ -27,7 +32,7 @@ def review(paths, answer_paths=()) -> None:
         print("\n".join(review_lines(path, lengths, models)))
 
 
-def review_lines(path, lengths, models):
+def review_lines(path: str | pathlib.Path, lengths: dict, models: dict) -> Iterator[str]:
     """What one review file says, as lines."""
     rows, read, differ = answers.rows_of(path), [], 0
     for place, row in rows:
@@ -64,7 +69,7 @@ def review_lines(path, lengths, models):
         yield f"  {length_line(measured)}"
 
 
-def length_line(judged) -> str:
+def length_line(judged: list[tuple[float, int, int]]) -> str:
     """judged: [(verdict, length of its side, length of the other)] -> both figures of length."""
     controlled = verdicts.length_controlled(*zip(*judged, strict=True))
     # a weighted preference decides for the side it leans to
@@ -75,7 +80,7 @@ def length_line(judged) -> str:
     )
 
 
-def verdict_of(preference, place: str):
+def verdict_of(preference: Any, place: str) -> float | None:
     """AlpacaEval's preference as a verdict for the second model; None where there is none.
 
     1 is the first, 2 the second, 0 and 1.5 a tie; AlpacaEval 2's are weighted, anything between 1
@@ -92,7 +97,7 @@ def verdict_of(preference, place: str):
     return 0.5 if preference == 0 else float(preference) - 1
 
 
-def annotations(path) -> None:
+def annotations(path: str | pathlib.Path) -> None:
     """AlpacaEval's annotations: the win rate of the second model, as published, and its length."""
     pairs, rows = answers.read_pairs(path)
     judged = []

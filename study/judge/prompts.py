@@ -3,6 +3,7 @@
 Left out: how the reply is read (replies.py), who is asked (asking.py).
 """
 
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ Explain in one or two sentences, then end with your verdict alone on a line: [[A
 [[B]] if B is better, [[tie]] if they are equally good."""
 
 
-def read_prompts(path) -> dict:
+def read_prompts(path: str | pathlib.Path | None) -> dict:
     """{category: (system prompt, template)} of a file like Vicuna's prompt.jsonl.
 
     The request stands in the template already. None: the three built in.
@@ -112,7 +113,7 @@ class Style(NamedTuple):
     temperature: float = 0.2
     max_tokens: int = 1024
 
-    def body(self, first, second) -> dict:
+    def body(self, first: answers.Answer, second: answers.Answer) -> dict:
         """One request: `first` is shown first.
 
         Texts are put in at once, so that an answer which holds "{answer_2}" stays as it is.

@@ -51,7 +51,7 @@ PAIRS = [
 ]
 
 
-def spoken(text: str):
+def spoken(text: str) -> str:
     """What a reply says after its thoughts, as plain characters; "" where a thought is cut off."""
     text = unicodedata.normalize("NFKC", text or "").replace("\ufeff", "")
     for name in THOUGHTS:
@@ -61,7 +61,7 @@ def spoken(text: str):
     return text
 
 
-def read_scores(text: str):
+def read_scores(text: str) -> tuple[float, float] | None:
     """(score of the first, of the second) in a review, 0 to 10, or None.
 
     Read from the first line, where it is nothing but two numbers ("8 9", "8.5/10, 9", "[[8, 9]]");
@@ -89,20 +89,20 @@ def read_scores(text: str):
     return in_range(pairs.pop()) if len(pairs) == 1 else None
 
 
-def unmarked(line):
+def unmarked(line: str) -> str:
     """A line without emphasis, brackets, quotes and the word "Scores:"."""
     line = "".join(" " if c in "*_`[](){}\"'" else c for c in line).strip()
     label = LABEL.match(line)
     return line[label.end() :].strip() if label else line
 
 
-def two_numbers(line) -> tuple | None:
+def two_numbers(line: str) -> tuple | None:
     """The two numbers that a line is nothing but, or None."""
     pair = TWO_NUMBERS.fullmatch(unmarked(line))
     return (float(pair[1]), float(pair[2])) if pair else None
 
 
-def in_range(pair):
+def in_range(pair: tuple[float, float]) -> tuple[float, float] | None:
     return pair if all(0 <= x <= 10 for x in pair) else None
 
 
@@ -123,7 +123,7 @@ NEGATED = re.compile(r"\bnot\b|n't\b|\bnever\b|\brather than\b|\binstead of\b", 
 VALUE = {"a": 1.0, "b": 0.0, "c": 0.5, "tie": 0.5, "a tie": 0.5}
 
 
-def read_choice(text: str):
+def read_choice(text: str) -> float | None:
     """1.0 (A), 0.0 (B), 0.5 (a tie, or C) or None in a reply to the A/B/tie prompt.
 
     Read from the last [[A]] or [[A>B]], else the last \\boxed{A}, else a reply, or its last line,
@@ -143,7 +143,7 @@ def read_choice(text: str):
     return None
 
 
-def value_of(mark):
+def value_of(mark: str) -> float | None:
     """What stands within the brackets: "A", "Assistant B", "tie", "A>>B"; None for others."""
     if chosen := CHOSEN.fullmatch(mark):
         return VALUE[chosen[1].lower()]

@@ -8,19 +8,21 @@ NumPy. Left out: reading replies (replies.py), files and commands (asking.py and
 majority and alpha of several raters (study/rate/preference.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tasks import scores
 
 
-def of_scores(pair) -> float | None:
+def of_scores(pair: tuple[float, float] | None) -> float | None:
     """The verdict of a pair of scores, None of None."""
     if pair is None:
         return None
     return 0.5 if pair[0] == pair[1] else float(pair[0] > pair[1])
 
 
-def combined(forward, backward):
+def combined(forward: float | None, backward: float | None) -> float | None:
     """The verdict of both orders, each already as of (A, B).
 
     A win only where both agree, else a tie; None where one is missing.
@@ -33,7 +35,7 @@ def combined(forward, backward):
 # --- shares ---
 
 
-def share(hits, n: int) -> dict:
+def share(hits: int, n: int) -> dict:
     return {
         "score": hits / n if n else None,
         "n": n,
@@ -41,7 +43,7 @@ def share(hits, n: int) -> dict:
     }
 
 
-def position_and_length(judged) -> dict:
+def position_and_length(judged: list[tuple[float, int, int]]) -> dict:
     """judged: (verdict of the first shown 1.0 | 0.5 | 0.0, length of the first, of the second) of
     every reply -> the shares of decided replies that chose the first shown, and the longer
     answer (equal lengths left out).
@@ -54,7 +56,7 @@ def position_and_length(judged) -> dict:
     }
 
 
-def win_rate(verdicts, seed: int = 0) -> dict:
+def win_rate(verdicts: Sequence[float] | np.ndarray, seed: int = 0) -> dict:
     """Wins, ties, losses of A, and its win rate with ties as half -> dict with score, n, interval
     (bootstrap over items).
     """
@@ -78,7 +80,13 @@ def win_rate(verdicts, seed: int = 0) -> dict:
 RIDGE = 0.01
 
 
-def logistic(x, y, weights=None, ridge=RIDGE, iterations: int = 200):
+def logistic(
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    weights: np.ndarray | None = None,
+    ridge: float = RIDGE,
+    iterations: int = 200,
+) -> np.ndarray:
     """Intercept and slope [R, 2] of weighted logistic regressions of y [n] in [0, 1] on x [n], by
     Newton's method; weights [R, n] >= 0, one fit a row (default one row of ones).
 
@@ -110,7 +118,13 @@ def logistic(x, y, weights=None, ridge=RIDGE, iterations: int = 200):
     return b
 
 
-def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
+def length_controlled(
+    verdicts: Sequence[float] | np.ndarray,
+    length_a: Sequence[float] | np.ndarray,
+    length_b: Sequence[float] | np.ndarray,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict:
     """A's win rate as if both answers were equally long: logistic regression of the verdict on the
     length difference, read at zero.
 
@@ -153,7 +167,9 @@ def length_controlled(verdicts, length_a, length_b, resamples=2000, seed=0):
 # --- agreement ---
 
 
-def agreement(a, b, resamples: int = 10_000, seed: int = 0) -> dict:
+def agreement(
+    a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0
+) -> dict:
     """Two lists of verdicts over the same items -> {"n", "accuracy": (value, interval), "kappa":
     (value, interval), "confusion": [3][3], rows a, columns b, in the order lose, tie, win}.
 
