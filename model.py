@@ -24,6 +24,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
+from jax.typing import DTypeLike
 
 import sharding
 from families.config import PRESETS, Config, gpt2, llama, preset
@@ -42,7 +43,7 @@ from kernels.layers import (
 )
 from kernels.loss import head_cross_entropy, head_logits
 from kernels.stack import Arrays, Stack, backward_layers, forward_layers
-from sharding import DATA, TENSOR
+from sharding import DATA, TENSOR, TensorRegion
 
 # handed on from families/, so that a model is one import
 __all__ = ["PRESETS", "Config", "Layout", "Weight", "gpt2", "llama", "make_layout", "preset"]
@@ -114,10 +115,7 @@ class Program(NamedTuple):
 
 
 def sequence_parallel(layout: Layout, T: int) -> bool:
-    """Whether norms and residuals are split along T over the tensor axis.
-
-    They are where everything else is split and T divides.
-    """
+    """Whether tensor splits norms and residuals along T: where it splits all else and T divides."""
     t = layout.tensor
     return t > 1 and layout.attention and layout.mlp and layout.vocab and T % t == 0
 
@@ -129,7 +127,7 @@ def split_layers(weights: Arrays, config: Config) -> tuple[Arrays, Arrays]:
     return layers, {name: w for name, w in weights.items() if not table[name].layered}
 
 
-def gather(shards: Arrays, layout: Layout, dtype) -> Arrays:
+def gather(shards: Arrays, layout: Layout, dtype: DTypeLike) -> Arrays:
     """name -> this tensor rank's whole weight in the compute dtype, from its data shard."""
     return {
         name: sharding.gather_weight(w, layout.specs[name], dtype, layout.stages)
@@ -144,7 +142,7 @@ def rope_of(position_BT: jax.Array, config: Config) -> tuple | None:
     return rope_table(position_BT, config.H, config.theta, config.rope_scaling)
 
 
-def norm(x_BTD, w, name, config, region):
+def norm(x_BTD: jax.Array, w: Arrays, name: str, config: Config, region: TensorRegion) -> jax.Array:
     scale, bias = w[name], w.get(name + "_b")
     if bias is None:
         return rms_norm(x_BTD, region.replicated(scale), config.eps)
@@ -193,7 +191,9 @@ def run_layer(
     return x_BTD + lax.map(jax.checkpoint(mlp), parts).reshape(x_BTD.shape), cache
 
 
-def attention_part(x_BTD, w, rope, attend, program):
+def attention_part(
+    x_BTD: jax.Array, w: Arrays, rope: tuple | None, attend: Callable, program: Program
+) -> tuple[jax.Array, Any]:
     config, layout, H = program.config, program.layout, program.config.H
     region = program.region(layout.attention)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w, "attn_norm", config, region)), "norm")
@@ -223,7 +223,7 @@ def attention_part(x_BTD, w, rope, attend, program):
     return y_BTD, cache
 
 
-def mlp_part(x_BTD, w, program):
+def mlp_part(x_BTD: jax.Array, w: Arrays, program: Program) -> jax.Array:
     config = program.config
     region = program.region(program.layout.mlp)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w, "mlp_norm", config, region)), "norm")
@@ -239,7 +239,7 @@ def mlp_part(x_BTD, w, program):
     return y_BTD
 
 
-def project(h_BTD, w, letters, join):
+def project(h_BTD: jax.Array, w: Arrays, letters: str, join: bool) -> list[jax.Array]:
     """[h @ w + b] of the matrices `letters`; join: as one product of the weights side by side."""
     matrices = [w["w" + letter] for letter in letters]
     biases = [w["b" + letter] for letter in letters if "b" + letter in w]
@@ -265,7 +265,7 @@ def final_hidden(x_BTD: jax.Array, w: Arrays, program: Program) -> jax.Array:
 
 
 def forward(
-    weights: Arrays, token_BT: jax.Array, config: Config, layout: Layout, dtype
+    weights: Arrays, token_BT: jax.Array, config: Config, layout: Layout, dtype: DTypeLike
 ) -> jax.Array:
     """The last hidden states [B, T, D] of whole rows, without a cache.
 
@@ -288,11 +288,10 @@ def forward(
     return final_hidden(x_BTD, outer, program)
 
 
-def logits(x_BTD: jax.Array, weights: Arrays, config: Config, layout: Layout, dtype) -> jax.Array:
-    """Logits [B, T, V] f32 over the true vocabulary, the same on every tensor rank.
-
-    x: from final_hidden.
-    """
+def logits(
+    x_BTD: jax.Array, weights: Arrays, config: Config, layout: Layout, dtype: DTypeLike
+) -> jax.Array:
+    """Logits [B, T, V] f32 over the true vocabulary, on every tensor rank; x: of final_hidden."""
     name = "embed" if config.tied else "head"
     head_VD = gather({name: weights[name]}, layout, dtype)[name]
     split = layout.vocab and layout.tensor > 1
@@ -304,7 +303,9 @@ def logits(x_BTD: jax.Array, weights: Arrays, config: Config, layout: Layout, dt
     return logits_MV[:, : config.V].reshape(B, T, config.V)
 
 
-def make_logits(config: Config, mesh: Mesh, layout: Layout, dtype=jnp.float32) -> Callable:
+def make_logits(
+    config: Config, mesh: Mesh, layout: Layout, dtype: DTypeLike = jnp.float32
+) -> Callable:
     """A jitted (weights, token_BT) -> logits [B, T, V] f32; B must divide by the data axis."""
 
     def local(weights, token_BT):
@@ -319,7 +320,7 @@ def make_logits(config: Config, mesh: Mesh, layout: Layout, dtype=jnp.float32) -
 # --- loss; docs/backward.md explains its gradient ---
 
 
-def fetch_layer(layers, program, i, x_BTD):
+def fetch_layer(layers: Arrays, program: Program, i: jax.Array | int, x_BTD: jax.Array) -> Arrays:
     """Layer i's weights, gathered over data from the stacked shards."""
     shards = {name: lax.dynamic_index_in_dim(w, i, keepdims=False) for name, w in layers.items()}
     if program.options.dtype != jnp.float32:
@@ -330,7 +331,9 @@ def fetch_layer(layers, program, i, x_BTD):
     return gather(shards, program.layout, program.options.dtype)
 
 
-def train_layer(program, x_BTD, w, rope, segment_BT):
+def train_layer(
+    program: Program, x_BTD: jax.Array, w: Arrays, rope: tuple | None, segment_BT: jax.Array
+) -> jax.Array:
     """run_layer with causal attention over whole rows."""
     kernel = program.options.attention
 
@@ -351,13 +354,13 @@ class Rows(NamedTuple):
     segment_BT: jax.Array
 
 
-def rows_of(token_BX, segment_BX, weight_BT):
+def rows_of(token_BX: jax.Array, segment_BX: jax.Array | None, weight_BT: jax.Array) -> Rows:
     token_BT, target_BT = token_BX[:, :-1], token_BX[:, 1:]
     segment_BT = jnp.ones_like(token_BT) if segment_BX is None else segment_BX[:, :-1]
     return Rows(token_BT, target_BT, weight_BT, positions_of(segment_BT), segment_BT)
 
 
-def stack_of(layers, rows, program):
+def stack_of(layers: Arrays, rows: Rows, program: Program) -> Stack:
     return Stack(
         program.config.L,
         functools.partial(fetch_layer, layers, program),
@@ -367,11 +370,8 @@ def stack_of(layers, rows, program):
     )
 
 
-def end_weights(outer, config):
-    """The weights outside the layers -> (those of embed_tokens, those of output_loss).
-
-    A tied embedding is in both.
-    """
+def end_weights(outer: Arrays, config: Config) -> tuple[Arrays, Arrays]:
+    """The weights outside the layers -> (embed_tokens', output_loss's); tied ones are in both."""
     first = {name: w for name, w in outer.items() if name in ("embed", "pos")}
     last = {name: w for name, w in outer.items() if name not in first}
     return first, last | ({"embed": outer["embed"]} if config.tied else {})
@@ -470,7 +470,7 @@ def loss_and_gradients(
     return loss, sums | (ends if into is None else {n: into[n] + g for n, g in ends.items()})
 
 
-def scatter(gradients, program):
+def scatter(gradients: Arrays, program: Program) -> Arrays:
     """name -> this data rank's shard of the sum of the ranks' gradients."""
     layout, dtype = program.layout, program.options.grad_dtype
     return {

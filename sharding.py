@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
+from jax.typing import DTypeLike
 
 DATA, TENSOR = "data", "tensor"
 # CPU devices made where a mesh is asked for and there is no accelerator: enough for every kind
@@ -81,7 +82,7 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def use_precision_of(dtype) -> None:
+def use_precision_of(dtype: DTypeLike) -> None:
     """Where the compute dtype is float32, products are too.
 
     Accelerators would round their operands.
@@ -133,7 +134,7 @@ def start_devices(
     return make_mesh(data, tensor, devices), note
 
 
-def check_process(coordinator, processes, process):
+def check_process(coordinator: str, processes: int | None, process: int | None) -> None:
     if processes is None or process is None:
         raise ValueError(
             f"--coordinator {coordinator} needs --processes N and --process I: "
@@ -240,7 +241,7 @@ def dim_over(spec: Spec, axis: str) -> int | None:
     return None
 
 
-def shardings(specs, mesh: Mesh):
+def shardings(specs: Any, mesh: Mesh) -> Any:
     """A tree of specs as a tree of NamedShardings."""
     as_sharding = functools.partial(NamedSharding, mesh)
     return jax.tree.map(as_sharding, specs, is_leaf=lambda s: isinstance(s, Spec))
@@ -260,7 +261,7 @@ def axis_groups(stages: tuple) -> list:
     ]
 
 
-def gather_weight(shard: jax.Array, spec: Spec, dtype, stages: tuple = ()) -> jax.Array:
+def gather_weight(shard: jax.Array, spec: Spec, dtype: DTypeLike, stages: tuple = ()) -> jax.Array:
     """This tensor rank's whole weight in the compute dtype, from its data shard.
 
     It is cast first, so half the bytes travel in bfloat16. stages: of gather_stages.
@@ -276,7 +277,9 @@ def gather_weight(shard: jax.Array, spec: Spec, dtype, stages: tuple = ()) -> ja
     return weight
 
 
-def scatter_gradient(gradient: jax.Array, spec: Spec, dtype, stages: tuple = ()) -> jax.Array:
+def scatter_gradient(
+    gradient: jax.Array, spec: Spec, dtype: DTypeLike, stages: tuple = ()
+) -> jax.Array:
     """The sum over the data ranks of a whole weight's gradient, each rank keeping its own shard.
 
     Reduced in `dtype`.
@@ -298,7 +301,7 @@ def scatter_gradient(gradient: jax.Array, spec: Spec, dtype, stages: tuple = ())
 
 
 @jax.custom_vjp
-def copy_in(x):
+def copy_in(x: jax.Array) -> jax.Array:
     """Enter a tensor-parallel region with x whole on every rank.
 
     Backwards the ranks' partial gradients are summed (Megatron's f).
@@ -310,7 +313,7 @@ copy_in.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, TENSOR),))
 
 
 @jax.custom_vjp
-def sum_out(x):
+def sum_out(x: jax.Array) -> jax.Array:
     """Exit a tensor-parallel region: the ranks' partial results are summed.
 
     Backwards each rank takes the gradient as it is (Megatron's g).
@@ -322,7 +325,7 @@ sum_out.defvjp(lambda x: (lax.psum(x, TENSOR), None), lambda _, g: (g,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather_in(x, dim):
+def gather_in(x: jax.Array, dim: int) -> jax.Array:
     """Enter, sequence-parallel: each rank's slice of `dim` -> whole.
 
     Backwards partial gradients are summed and sliced (reduce-scatter).
@@ -337,7 +340,7 @@ gather_in.defvjp(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def scatter_out(x, dim):
+def scatter_out(x: jax.Array, dim: int) -> jax.Array:
     """Exit, sequence-parallel: partial results are summed, each rank keeps its slice of `dim`.
 
     Backwards the slices are gathered.

@@ -4,6 +4,7 @@ LETTERS  those of model.py.
 """
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,23 +50,23 @@ class Config:
         return -(-self.V // 128) * 128
 
 
-def llama(V, D, L, N, F, P, eps, **more) -> Config:
+def llama(V: int, D: int, L: int, N: int, F: int, P: int, eps: float, **more: Any) -> Config:
     """A Config of the llama family; K defaults to N, H to D / N."""
     K, H = more.pop("K", None) or N, more.pop("H", None) or D // N
     return Config("llama", V, D, L, N, K, H, F, P, eps, **more)
 
 
-def gpt2(V, D, L, N, P=1024) -> Config:
+def gpt2(V: int, D: int, L: int, N: int, P: int = 1024) -> Config:
     """A Config of the gpt2 family."""
     return Config("gpt2", V, D, L, N, N, D // N, 4 * D, P, 1e-5, tied=True)
 
 
-def qwen2(V, D, L, N, F, P, **more) -> Config:
+def qwen2(V: int, D: int, L: int, N: int, F: int, P: int, **more: Any) -> Config:
     """A Config of Qwen2 and Qwen2.5: a llama with biases on q, k and v."""
     return llama(V, D, L, N, F, P, 1e-6, theta=1e6, qkv_bias=True, **more)
 
 
-def qwen3(D, L, N, F, tied=True) -> Config:
+def qwen3(D: int, L: int, N: int, F: int, tied: bool = True) -> Config:
     """A Config of Qwen3: a llama with norms on the heads of q and k, K 8 and H 128 whatever D."""
     sizes = dict(K=8, H=128, theta=1e6, tied=tied, qk_norm=True)
     return llama(151936, D, L, N, F, 40960, 1e-6, **sizes)

@@ -62,7 +62,13 @@ def reference_attention(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, block=128):
+def blockwise_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_BT: jax.Array | None,
+    block: int = 128,
+) -> jax.Array:
     """Causal attention without a [T, S] matrix: a block of queries against the keys up to its end.
 
     Blocks above the diagonal are not computed. segment_BT int32 or None (one document a row). Any
@@ -192,7 +198,9 @@ blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)
 # --- accelerators ---
 
 
-def splash_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT):
+def splash_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_BT: jax.Array | None
+) -> jax.Array:
     """Causal attention by the Pallas kernel that ships with jax for TPUs; inside shard_map.
 
     T and H must divide by 128. segment_BT int32 or None.

@@ -112,7 +112,7 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def lookup(table_VD, index_BT):
+def lookup(table_VD: jax.Array, index_BT: jax.Array) -> jax.Array:
     """table[index] [B, T, D]; an index outside the table gives 0 (another rank holds that row).
 
     The table's gradient is summed in float32 and rounded once.

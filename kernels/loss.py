@@ -36,7 +36,15 @@ def head_logits(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def head_cross_entropy(x_MD, head_VD, target_M, weight_M, vocab, axis, chunk):
+def head_cross_entropy(
+    x_MD: jax.Array,
+    head_VD: jax.Array,
+    target_M: jax.Array,
+    weight_M: jax.Array,
+    vocab: int,
+    axis: str | None,
+    chunk: int,
+) -> jax.Array:
     """cross_entropy(x head^T, target, weight), in chunks of `chunk` tokens.
 
     Inside shard_map, vocabulary-parallel over the mesh axis `axis` (None: whole head): x is whole

@@ -65,12 +65,14 @@ class Tape(NamedTuple):
     w_last: Arrays | None = None  # and its weights, gathered: its backward pass comes next
 
 
-def is_cudnn(primitive, *_, **__) -> bool:
+def is_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether this is cuDNN's attention: jax.nn names neither its output nor its log-sum."""
     return primitive.name.startswith("dot_product_attention_fwd")
 
 
-def layer_forward(layer, x_BTD, w, shared, remat):
+def layer_forward(
+    layer: Callable, x_BTD: jax.Array, w: Arrays, shared: tuple, remat: str
+) -> tuple[jax.Array, Residuals]:
     """(layer(x, w, *shared), its Residuals)."""
     if remat == "full":
         return layer(x_BTD, w, *shared), Residuals([x_BTD])
@@ -85,7 +87,7 @@ def layer_forward(layer, x_BTD, w, shared, remat):
     return y_BTD, Residuals(arrays, tree, tuple(slots))
 
 
-def rebuild_vjp(residuals, layer, w, shared):
+def rebuild_vjp(residuals: Residuals, layer: Callable, w: Arrays, shared: tuple) -> Callable:
     """The vjp dy -> (dx, dw) of layer(x, w, *shared), from the weights gathered again."""
     if residuals.tree is None:
         return jax.vjp(lambda x, w: layer(x, w, *shared), residuals.arrays[0], w)[1]
