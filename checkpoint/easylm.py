@@ -7,7 +7,9 @@ Source: EasyLM checkpoint.py `StreamingCheckpointer`, flax serialization.py.
 import math
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import msgpack
@@ -67,7 +69,7 @@ def index(path: str) -> dict[str, Tensor]:
     return tensors
 
 
-def unpack(data, at: int, read=msgpack.Unpacker.unpack):
+def unpack(data: mmap.mmap, at: int, read: Callable = msgpack.Unpacker.unpack) -> tuple[Any, int]:
     """(value, where it ends) of a small msgpack object at byte `at`; with `read`, of a header."""
     unpacker = msgpack.Unpacker(raw=False)
     unpacker.feed(data[at : at + 4096])
@@ -75,7 +77,7 @@ def unpack(data, at: int, read=msgpack.Unpacker.unpack):
     return value, at + unpacker.tell()
 
 
-def blob(data, at: int) -> tuple[int, int]:
+def blob(data: mmap.mmap, at: int) -> tuple[int, int]:
     """(start, end) of the payload of the bin, ext or str object at byte `at`, which is not read."""
     for kind, codes in BLOBS.items():
         if (power := codes.find(data[at])) >= 0:
@@ -86,7 +88,7 @@ def blob(data, at: int) -> tuple[int, int]:
     raise ValueError("no bytes where bytes were due")
 
 
-def flax_array(path: str, data, at: int, is_chunk: bool = False) -> Tensor:
+def flax_array(path: str, data: mmap.mmap, at: int, is_chunk: bool = False) -> Tensor:
     """The Tensor of flax's msgpack of one array.
 
     An ext object of (shape, dtype name, bytes), or a map of several for an array over 1 GiB.
@@ -128,7 +130,7 @@ def flax_array(path: str, data, at: int, is_chunk: bool = False) -> Tensor:
 # --- writing ---
 
 
-def write(path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+def write(path: str | Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write (name, array) pairs as EasyLM's StreamingCheckpointer does, headers by hand."""
     with open(path, "wb") as file:
         for name, x in arrays:
@@ -145,7 +147,7 @@ def write(path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
                 file.write(flat.view(np.uint8).data)
 
 
-def packed(value) -> bytes:
+def packed(value: Any) -> bytes:
     """msgpack's bytes of a small value."""
     content = msgpack.packb(value)
     assert content is not None

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 import model
 from checkpoint import easylm, huggingface, safetensors_files
@@ -19,7 +21,7 @@ Weights = Iterable[tuple[str, int | None, np.ndarray]]  # as load.read_weights g
 
 
 def file_arrays(
-    config: model.Config, kind: str, weights: Weights, dtype
+    config: model.Config, kind: str, weights: Weights, dtype: DTypeLike
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name in the file, array) of weights in `order`: as the file has them, cast."""
     parts = {}
@@ -45,7 +47,7 @@ def file_arrays(
 
 
 def write_hf(
-    dst,
+    dst: str | Path,
     config: model.Config,
     weights: Weights,
     tok: Tokenizer | None,
@@ -85,7 +87,7 @@ def end_ids(tok: Tokenizer, template: str | None) -> dict[str, Any]:
 
 
 def write_easylm(
-    dst,
+    dst: str | Path,
     config: model.Config,
     weights: Weights,
     dtype: Any = np.float32,

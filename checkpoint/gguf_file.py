@@ -16,7 +16,7 @@ import model
 from checkpoint.mapping import Place
 from checkpoint.tensors import cut_short
 from text import gguf_header
-from text.gguf_header import Info
+from text.gguf_header import Header, Info
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROWS = 256  # of a quantised tensor that are taken apart at once
@@ -75,7 +75,7 @@ class GgufTensor(NamedTuple):
         return read
 
 
-def read_config(path) -> model.Config:
+def read_config(path: str | Path) -> model.Config:
     """Config from the metadata; ValueError, one line, for another architecture."""
     header = gguf_header.read(path)
     meta, where = header.metadata, Path(path)
@@ -141,7 +141,7 @@ def check_rope(meta: dict[str, Any], family: str, where: Path, H: int) -> None:
         )
 
 
-def rope_scaling(meta: dict[str, Any], family: str, header, where: Path) -> tuple | None:
+def rope_scaling(meta: dict[str, Any], family: str, header: Header, where: Path) -> tuple | None:
     """Config.rope_scaling: linear's factor, or Llama 3.1's four out of the stored factors."""
     kind = meta.get(f"{family}.rope.scaling.type", "none")
     factor = meta.get(f"{family}.rope.scaling.factor", 0.0)
@@ -168,7 +168,9 @@ def rope_scaling(meta: dict[str, Any], family: str, header, where: Path) -> tupl
     return scaling
 
 
-def llama3_factors(n: int, theta: float, factor, low, high, original) -> np.ndarray:
+def llama3_factors(
+    n: int, theta: float, factor: float, low: float, high: float, original: float
+) -> np.ndarray:
     """What Llama 3.1 divides the n frequencies of RoPE by."""
     wavelength = 2 * np.pi * theta ** (np.arange(n) / n)
     smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
@@ -209,7 +211,7 @@ def tensor(path: str, info: Info, name: str) -> GgufTensor:
     return GgufTensor(path, info, (int(block[0]), int(block[1])))
 
 
-def place_kind(path) -> str:
+def place_kind(path: str | Path) -> str:
     """mapping's kind of file: converters interleave the rows of q and k of llama, not of qwen."""
     family = gguf_header.read(path).metadata.get("general.architecture")
     return "gguf" if family == "llama" else "gguf half-split"

@@ -3,6 +3,7 @@
 What would change the arithmetic and is not here is refused, named with its file and its key.
 """
 
+from pathlib import Path
 from typing import Any
 
 import model
@@ -20,7 +21,7 @@ DAMAGED = "copy it again from where the model came from"
 MOST = {"V": 2**24, "D": 2**20, "L": 4096, "N": 4096, "K": 4096, "H": 2**16, "F": 2**24, "P": 2**31}
 
 
-def read_config(record: dict[str, Any], where) -> model.Config:
+def read_config(record: dict[str, Any], where: str | Path) -> model.Config:
     """Config from the object in a config.json; ValueError for what is not here. where: its name."""
     family = family_of(record, where)
     require(record, where, "quantization_config", None)
@@ -42,14 +43,14 @@ def read_config(record: dict[str, Any], where) -> model.Config:
         raise ValueError(f"{where} has a value of the wrong type ({error}): {DAMAGED}") from None
 
 
-def check_sizes(fields: dict[str, Any], where) -> None:
+def check_sizes(fields: dict[str, Any], where: str | Path) -> None:
     """ValueError for a size of Config that no model has."""
     for letter, most in MOST.items():
         if type(fields[letter]) is not int or not 0 < fields[letter] <= most:
             raise ValueError(f"{where} gives {fields[letter]!r} for a size ({letter}): {DAMAGED}")
 
 
-def family_of(record: dict[str, Any], where) -> str:
+def family_of(record: dict[str, Any], where: str | Path) -> str:
     """A value of FAMILIES, by `architectures`, or by model_type where that is not there."""
     names = record.get("architectures")
     if not isinstance(names, list | None) or any(not isinstance(n, str) for n in names or []):
@@ -64,7 +65,7 @@ def family_of(record: dict[str, Any], where) -> str:
     return str(family)
 
 
-def require(record: dict[str, Any], where, key: str, *allowed) -> None:
+def require(record: dict[str, Any], where: str | Path, key: str, *allowed: Any) -> None:
     """ValueError where the record's key is none of the allowed values; the first is its default."""
     value = record.get(key, allowed[0])
     if not any(value is a or value == a and type(value) is type(a) for a in allowed):
@@ -74,7 +75,7 @@ def require(record: dict[str, Any], where, key: str, *allowed) -> None:
         )
 
 
-def flags_of(family: str, c: dict[str, Any], where, positions: int) -> dict[str, Any]:
+def flags_of(family: str, c: dict[str, Any], where: str | Path, positions: int) -> dict[str, Any]:
     """Config's fields in which a family differs from LLaMA."""
     if family == "qwen2":
         require(c, where, "use_sliding_window", False)
@@ -90,7 +91,7 @@ def flags_of(family: str, c: dict[str, Any], where, positions: int) -> dict[str,
     return {"P": min(positions, window or positions)}
 
 
-def gpt2_fields(c: dict[str, Any], where) -> dict[str, Any]:
+def gpt2_fields(c: dict[str, Any], where: str | Path) -> dict[str, Any]:
     """Config's fields, as the file has them, of a GPT-2's config.json."""
     require(c, where, "activation_function", "gelu_new", "gelu_pytorch_tanh")
     require(c, where, "scale_attn_weights", True)
@@ -110,7 +111,7 @@ def gpt2_fields(c: dict[str, Any], where) -> dict[str, Any]:
     }
 
 
-def llama_fields(c: dict[str, Any], where) -> dict[str, Any]:
+def llama_fields(c: dict[str, Any], where: str | Path) -> dict[str, Any]:
     """Config's fields, as the file has them, of a config.json of LLaMA's kin."""
     require(c, where, "hidden_act", "silu")
     require(c, where, "attention_bias", False, True)
@@ -138,7 +139,9 @@ def llama_fields(c: dict[str, Any], where) -> dict[str, Any]:
     } | biases
 
 
-def rope_scaling(c: dict[str, Any], rope: dict[str, Any], where) -> tuple[float, ...] | None:
+def rope_scaling(
+    c: dict[str, Any], rope: dict[str, Any], where: str | Path
+) -> tuple[float, ...] | None:
     """Config.rope_scaling of RoPE's entries in a LLaMA's config.json."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     share = rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1.0

@@ -7,6 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,7 @@ ORDER = (
 # fmt: on
 
 
-def read_config(path: str) -> model.Config:
+def read_config(path: str | Path) -> model.Config:
     """Config from the header; a negative vocabulary says that the output matrix is its own."""
     with open(path, "rb") as file:
         head = file.read(28)

@@ -9,12 +9,14 @@ modules.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+from numpy.typing import DTypeLike
 
 import model
 import sharding
@@ -32,7 +34,7 @@ View = Callable[[str, int | None], Read]  # view(name, layer) -> read
 
 
 def open_weights(
-    path, config: model.Config, step: int | None = None, difference: bool = False
+    path: str | Path, config: model.Config, step: int | None = None, difference: bool = False
 ) -> tuple[model.Config, View, dict[str, int]]:
     """(config with the file's V, view, checksums) of a model path.
 
@@ -71,7 +73,7 @@ def open_weights(
     return config, view, {}
 
 
-def check(path, preset: str | None = None) -> model.Config:
+def check(path: str | Path, preset: str | None = None) -> model.Config:
     """The Config of a model path whose weights are all there, by their headers alone.
 
     For a program to call before it does anything slow. ValueError as open_weights.
@@ -134,7 +136,7 @@ def check_tensors(
         raise ValueError(f"{where}: unexpected tensor {name} of shape {index[name].shape}: {hint}")
 
 
-def run_view(run, config: model.Config, step: int) -> tuple[View, dict[str, int]]:
+def run_view(run: str | Path, config: model.Config, step: int) -> tuple[View, dict[str, int]]:
     """open_weights' (view, checksums) of a run: slices of the stacked arrays in its checkpoint."""
     folder, shape_of, arrays = runs.folder_of(run, step), model.shapes(config), {}
     with runs.reading(run, step, "record"):
@@ -168,7 +170,7 @@ def run_view(run, config: model.Config, step: int) -> tuple[View, dict[str, int]
 
 
 def read_weights(
-    path, config: model.Config, step: int | None = None, difference: bool = False
+    path: str | Path, config: model.Config, step: int | None = None, difference: bool = False
 ) -> Iterator[tuple[str, int | None, np.ndarray]]:
     """(name, layer or None, array) of every weight of a model path, one at a time, in `order`.
 
@@ -186,7 +188,12 @@ def read_weights(
 
 
 def load_weights(
-    path, config: model.Config, mesh, layout, dtype=jnp.float32, step: int | None = None
+    path: str | Path,
+    config: model.Config,
+    mesh: Mesh,
+    layout: model.Layout,
+    dtype: DTypeLike = jnp.float32,
+    step: int | None = None,
 ) -> dict[str, jax.Array]:
     """The weights of a model path straight into their shards, as model.initialise makes them.
 
@@ -220,13 +227,15 @@ def load_weights(
     return weights
 
 
-def other_checksum(run, step: int | None, name: str) -> ValueError:
+def other_checksum(run: str | Path, step: int | None, name: str) -> ValueError:
     """The refusal of a run's array whose bits are not those that were saved."""
     return runs.damaged(run, runs.resolve_step(run, step), f"{name} has another checksum")
 
 
 @functools.cache
-def stack_of(shape, dtype, spec):
+def stack_of(
+    shape: tuple[int, ...], dtype: np.dtype, spec: NamedSharding
+) -> tuple[Callable, Callable]:
     """Jitted () -> zeros sharded by spec, and (stack, piece, layer) -> the stack with that layer.
 
     The layer is written in place.

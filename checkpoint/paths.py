@@ -15,13 +15,13 @@ from checkpoint.tensors import Tensor
 from host import files
 
 
-def file_of(path) -> str:
+def file_of(path: str | Path) -> str:
     """The file or folder of a model path; of a name on the hub, where its files were put."""
     where = str(path).removeprefix("params::")
     return hub.folder_of(where) if hub.is_name(where) else where
 
 
-def kind_of(path) -> str:
+def kind_of(path: str | Path) -> str:
     """Which of "run", "hf", "gguf", "easylm", "bin" a model path is; else ValueError."""
     path, place = str(path), Path(file_of(path))
     if "::" in str(place):
@@ -58,7 +58,7 @@ def kind_of(path) -> str:
     return "bin"
 
 
-def record_of(path) -> dict[str, Any]:
+def record_of(path: str | Path) -> dict[str, Any]:
     """The JSON that says what a model path is; {} where it has none.
 
     run.json, config.json, or FILE.json beside a stream written here.
@@ -69,7 +69,9 @@ def record_of(path) -> dict[str, Any]:
     return files.read_json(place) if kind not in ("bin", "gguf") and place.exists() else {}
 
 
-def model_config(path, preset: str | None = None, difference: bool = False) -> model.Config:
+def model_config(
+    path: str | Path, preset: str | None = None, difference: bool = False
+) -> model.Config:
     """The Config of a model path; its V is the file's.
 
     preset: for an EasyLM stream, which does not tell (one written here does). difference: `diff`
@@ -96,7 +98,7 @@ def model_config(path, preset: str | None = None, difference: bool = False) -> m
     return with_rows(model.preset(preset), easylm.index(file_of(path)))
 
 
-def stated_config(record: dict[str, Any], path) -> model.Config:
+def stated_config(record: dict[str, Any], path: str | Path) -> model.Config:
     """Config from the record of a run, or of a stream written here: dataclasses.asdict of one."""
     try:
         fields: dict[str, Any] = dict(record["config"])
@@ -116,7 +118,7 @@ def with_rows(config: model.Config, stream: dict[str, Tensor]) -> model.Config:
     return config if embed is None else dataclasses.replace(config, V=embed.shape[0])
 
 
-def fingerprint(path, step: int | None = None) -> str:
+def fingerprint(path: str | Path, step: int | None = None) -> str:
     """sha256 over a model's files: names, sizes and 64 blocks of each (small files whole).
 
     13B parameters take a second.

@@ -12,7 +12,7 @@ floods stderr where a file is damaged and lets a flipped bit pass.
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from checkpoint.tensors import put
 # --- reading ---
 
 
-def folder_of(run, step: int) -> Path:
+def folder_of(run: str | Path, step: int) -> Path:
     """The folder of a run's checkpoint."""
     return Path(run).resolve() / "checkpoints" / str(step)
 
 
-def steps(run) -> list[int]:
+def steps(run: str | Path) -> list[int]:
     """The steps of a run's whole checkpoints, in order.
 
     Orbax gives a checkpoint its name when all of it is there.
@@ -43,7 +43,7 @@ def steps(run) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and p.is_dir())
 
 
-def resolve_step(run, step: int | None = None) -> int:
+def resolve_step(run: str | Path, step: int | None = None) -> int:
     """`step`, or the last (None); ValueError where it is not there."""
     saved = steps(run)
     if not saved:
@@ -55,7 +55,7 @@ def resolve_step(run, step: int | None = None) -> int:
     return saved[-1] if step is None else step
 
 
-def record_of(run, step: int) -> dict[str, Any]:
+def record_of(run: str | Path, step: int) -> dict[str, Any]:
     """What Saver.save wrote beside the arrays: {"meta": …, "sums": {array: bits_sum}}."""
     try:
         record = json.loads((folder_of(run, step) / "meta" / "metadata").read_bytes())
@@ -64,7 +64,7 @@ def record_of(run, step: int) -> dict[str, Any]:
         raise ValueError(f"meta: {error}") from None
 
 
-def open_array(run, step: int, name: str):
+def open_array(run: str | Path, step: int, name: str) -> tensorstore.TensorStore:
     """The array `name` ("weights.wq") of a checkpoint: array[index].read().result() is a slice."""
     # not a URL, in which # ? and % would have to be escaped
     base = {"driver": "file", "path": f"{folder_of(run, step)}/state/"}
@@ -73,7 +73,7 @@ def open_array(run, step: int, name: str):
     return tensorstore.open(spec, context=context, open=True, read=True).result()
 
 
-def slices_of(array) -> Callable[[Any], np.ndarray]:
+def slices_of(array: tensorstore.TensorStore) -> Callable[[Any], np.ndarray]:
     """read(index) -> that slice of a checkpoint's array."""
     return lambda at: array[at].read().result()
 
@@ -87,7 +87,7 @@ def bits_sum(x: np.ndarray) -> int:
 
 
 @jax.jit
-def bits_sums(tree):
+def bits_sums(tree: Any) -> Any:
     """bits_sum of every array of a tree of sharded arrays, uint32, where they are."""
     unsigned = {2: jnp.uint16, 4: jnp.uint32}
 
@@ -98,7 +98,7 @@ def bits_sums(tree):
     return jax.tree.map(one, tree)
 
 
-def is_whole(run, step: int) -> bool:
+def is_whole(run: str | Path, step: int) -> bool:
     """Whether all of a checkpoint can be read and is what was saved."""
     try:
         for name, want in record_of(run, step)["sums"].items():
@@ -111,7 +111,7 @@ def is_whole(run, step: int) -> bool:
         return False
 
 
-def damaged(run, step: int, error) -> ValueError:
+def damaged(run: str | Path, step: int, error: ValueError | str) -> ValueError:
     """The ValueError for a checkpoint that cannot be read: says which earlier one can."""
     remedy = "no earlier one is whole, start again"
     earlier = next((s for s in reversed(steps(run)) if s < step and is_whole(run, s)), None)
@@ -124,7 +124,7 @@ def damaged(run, step: int, error) -> ValueError:
 
 
 @contextlib.contextmanager
-def reading(run, step: int, name: str) -> Iterator[None]:
+def reading(run: str | Path, step: int, name: str) -> Iterator[None]:
     """Around what reads a checkpoint's files: their ValueErrors become `damaged`."""
     try:
         yield
@@ -132,7 +132,7 @@ def reading(run, step: int, name: str) -> Iterator[None]:
         raise damaged(run, step, f"{name}: {error}") from None
 
 
-def named(tree) -> list[tuple[str, Any]]:
+def named(tree: Any) -> list[tuple[str, Any]]:
     """(name, leaf) of a tree of dicts, named as Orbax names its arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]
@@ -148,7 +148,7 @@ class LastAndBest:
         self.run, self.keep, self.best = run, keep, best
         self.losses: dict[int, float | None] = {}  # step -> held-out loss, of this process's saves
 
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """One bool a checkpoint; they come in the order of their steps."""
         steps = [info.step for info in checkpoints]
         kept = set(steps[-self.keep :] if self.keep else steps)
@@ -181,7 +181,7 @@ class Saver:
         )
         self.manager = ocp.CheckpointManager(self.run / "checkpoints", options=options)
 
-    def save(self, step: int, state, meta: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Start saving a tree of dicts of arrays; returns when they are copied and may be donated.
 
         meta: for JSON; "eval_loss" in it is what the best checkpoint has least of.
@@ -218,7 +218,9 @@ class Saver:
             for name in record_of(self.run, step)["sums"]:
                 open_array(self.run, step, name)
 
-    def restore(self, state_like, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self, state_like: dict[str, Any], step: int | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """(state, meta) of a step (None: the last).
 
         state_like: ShapeDtypeStructs with shardings, of any mesh.

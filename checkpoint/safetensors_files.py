@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from checkpoint.tensors import DTYPES, Tensor, cut_short
 from host import files
@@ -30,7 +31,7 @@ def is_buffer(name: str) -> bool:
     return BUFFERS.search(name) is not None
 
 
-def index(folder) -> dict[str, Tensor]:
+def index(folder: str | Path) -> dict[str, Tensor]:
     """name -> Tensor of a Hugging Face folder, one file or several."""
     folder = Path(folder)
     listing = folder / LISTING
@@ -139,7 +140,7 @@ def write(
     folder: Path,
     plan: list[tuple[str, tuple[int, ...]]],
     arrays: Iterable[tuple[str, np.ndarray]],
-    dtype,
+    dtype: DTypeLike,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write tensors into model.safetensors, or into shards of at most shard_bytes and their index.
@@ -168,7 +169,9 @@ def write(
         files.write_json(folder / LISTING, listing)
 
 
-def cut(plan, dtype: np.dtype, shard_bytes: int) -> dict[str, dict[str, dict]]:
+def cut(
+    plan: list[tuple[str, tuple[int, ...]]], dtype: np.dtype, shard_bytes: int
+) -> dict[str, dict[str, dict]]:
     """File name -> the entries of its header, of a plan cut into files of at most shard_bytes."""
     letter = next(n for n, d in DTYPES.items() if np.dtype(d) == dtype)
     shards, at = [], shard_bytes

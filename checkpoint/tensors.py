@@ -15,6 +15,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding
+from numpy.typing import DTypeLike
 
 # safetensors' names; U32 is for differences
 DTYPES: dict[str, Any] = {
@@ -40,7 +41,9 @@ class Tensor(NamedTuple):
         return (flat[0] if len(flat) == 1 else np.concatenate(flat)).reshape(self.shape)
 
 
-def cut_short(path, name: str, shape, dtype, held: int) -> ValueError:
+def cut_short(
+    path: str | Path, name: str, shape: tuple[int, ...], dtype: DTypeLike, held: int
+) -> ValueError:
     """The refusal of a file that ends within a tensor, of which it holds so many bytes."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     return ValueError(
@@ -50,7 +53,10 @@ def cut_short(path, name: str, shape, dtype, held: int) -> ValueError:
 
 
 def put(
-    read: Callable[[tuple[slice, ...]], np.ndarray], shape, spec: NamedSharding, dtype
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    spec: NamedSharding,
+    dtype: DTypeLike,
 ) -> jax.Array:
     """An array sharded by spec from read(index); the host holds one slice of it at a time."""
     holders = {}  # a slice -> the devices that hold it
@@ -65,7 +71,7 @@ def put(
     return jax.make_array_from_single_device_arrays(shape, spec, pieces)
 
 
-def dense(x: np.ndarray, dtype) -> np.ndarray:
+def dense(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """A copy of x in C order, never a file's own pages.
 
     A transposed view is copied 64 columns at a time, which is twice as fast.

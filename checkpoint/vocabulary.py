@@ -13,7 +13,7 @@ MOST_PADDING = 1024  # rows of no token that a vocabulary may have
 LEAST_SHARE = 8  # and at most one in so many
 
 
-def place_of(path, named: str | None = None) -> str:
+def place_of(path: str | Path, named: str | None = None) -> str:
     """Where the tokenizer of a model path lies, unless one is named."""
     kind, where = paths.kind_of(path), Path(paths.file_of(path))
     within = {"run": where / "tokenizer", "hf": where, "gguf": where}
@@ -21,7 +21,7 @@ def place_of(path, named: str | None = None) -> str:
 
 
 def model_tokenizer(
-    path, config: model.Config, named: str | None = None, add_roles: bool = False
+    path: str | Path, config: model.Config, named: str | None = None, add_roles: bool = False
 ) -> Tokenizer:
     """The tokenizer of a model path, with role tokens where the model has them, or gets them.
 
@@ -41,7 +41,7 @@ def model_tokenizer(
     return tokenizer.load(where, roles=roles or add_roles, rows=config.V - 2 * roles)
 
 
-def has_roles(path, rows: int, bare: Tokenizer) -> bool:
+def has_roles(path: str | Path, rows: int, bare: Tokenizer) -> bool:
     """Whether the last two of a model's rows are the role tokens."""
     says = paths.record_of(path).get("roles")
     if isinstance(says, bool):
@@ -51,7 +51,7 @@ def has_roles(path, rows: int, bare: Tokenizer) -> bool:
     return bare.has_role_names and rows == 2
 
 
-def roles_mark(path, config: model.Config, named: str | None) -> dict[str, bool]:
+def roles_mark(path: str | Path, config: model.Config, named: str | None) -> dict[str, bool]:
     """{"roles": whether the vocabulary ends in role tokens}, for a file that cannot say; or {}."""
     says = paths.record_of(path).get("roles")
     if isinstance(says, bool):
@@ -62,7 +62,7 @@ def roles_mark(path, config: model.Config, named: str | None) -> dict[str, bool]
         return {}
 
 
-def trained_template(path, tok: Tokenizer | None) -> str | None:
+def trained_template(path: str | Path, tok: Tokenizer | None) -> str | None:
     """The template of a model's conversations; None where it is the folder's own, or unknown."""
     if tok is None or tok.roles:
         return "roles" if tok else None

@@ -10,6 +10,7 @@ import functools
 import mmap
 import os
 import struct
+from pathlib import Path
 from typing import Any, NamedTuple
 
 MAGIC = b"GGUF"
@@ -37,13 +38,13 @@ class Header(NamedTuple):
     tensors: dict[str, Info]
 
 
-def is_gguf(path) -> bool:
+def is_gguf(path: str | Path) -> bool:
     """Whether a file begins as a GGUF file does."""
     with open(path, "rb") as file:
         return file.read(4) == MAGIC
 
 
-def read(path) -> Header:
+def read(path: str | Path) -> Header:
     """The head of a GGUF file; ValueError, one line, where it is damaged."""
     stat = os.stat(path)
     return _read(str(path), stat.st_size, stat.st_mtime_ns)
@@ -95,7 +96,7 @@ class Reader:
         tensors = {n: i._replace(offset=start + i.offset) for n, i in infos.items()}
         return Header(metadata, tensors)
 
-    def number(self, form: str):
+    def number(self, form: str) -> Any:
         """One number."""
         (value,) = struct.unpack_from(form, self.data, self.at)
         self.at += struct.calcsize(form)

@@ -6,6 +6,7 @@ tokenizer_config.json. Left out: the other kinds of llama.cpp, which are refused
 
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 from text import gguf_header
@@ -20,7 +21,7 @@ LLAMA3 = ("llama-bpe", "llama3")
 QWEN2_CUT = LLAMA3_CUT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
-def read(path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def read(path: str | Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """(all files of the tokenizer, those of them that are settings), name -> content."""
     meta = gguf_header.read(path).metadata
     kind = meta.get(ID + "model")
@@ -76,7 +77,7 @@ def split(cut: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
 
 
-def byte_level_json(meta: dict[str, Any], path) -> bytes:
+def byte_level_json(meta: dict[str, Any], path: str | Path) -> bytes:
     """tokenizer.json of a "gpt2" tokenizer, whose pre-tokenizer `pre` names."""
     pre = meta.get(ID + "pre", "gpt-2")
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -122,7 +123,7 @@ def byte_level_json(meta: dict[str, Any], path) -> bytes:
     return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def sentencepiece_model(meta: dict[str, Any], path) -> bytes:
+def sentencepiece_model(meta: dict[str, Any], path: str | Path) -> bytes:
     """A SentencePiece model of a "llama" tokenizer: its tokens, scores and kinds."""
     tokens, kinds = meta[ID + "tokens"], meta[ID + "token_type"]
     scores = list_of(meta, "scores", float)

@@ -99,10 +99,10 @@ class _Gunzipped(io.RawIOBase):
         self.path, self.raw, self.size = path, raw, 0
         self.gzip = gzip.GzipFile(filename=str(path), fileobj=raw)
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: memoryview) -> int:
         data = self.gzip.read(len(buffer))
         self.size += len(data)
         if self.size > max(UNMEASURED, MOST_EXPANDED * self.raw.tell()):

@@ -220,7 +220,7 @@ class Tokenizer:
         """
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def save(self, folder) -> None:
+    def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files and the folder's word of them, each whole or not at all."""
         folder = Path(folder)
         for file, content in zip(self.files, self.contents, strict=True):
@@ -246,7 +246,7 @@ def check_size(tok: Tokenizer, rows: int, what: str = "the model") -> None:
         )
 
 
-def load(path, roles: bool = True, rows: int | None = None) -> Tokenizer:
+def load(path: str | Path, roles: bool = True, rows: int | None = None) -> Tokenizer:
     """The tokenizer in `path`: a file, or a folder with its files.
 
     A folder is Hugging Face's, a run's or a run's tokenizer/; a file is a SentencePiece model, a

@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from host import files
 from text.byte_pairs import LLAMA3_PATTERN, byte_alphabet, read_gpt2, read_ranks
@@ -15,7 +16,7 @@ from text.tokenizer_json import vocabulary
 NORMAL = 1  # SentencePiece's kinds of piece: 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte
 
 
-def write_hf(tok: Tokenizer, folder, template: str | None = None) -> None:
+def write_hf(tok: Tokenizer, folder: str | Path, template: str | None = None) -> None:
     """Write what transformers' AutoTokenizer.from_pretrained(folder) needs, and load() here.
 
     Beside the weights' config.json: tokenizer.json, tokenizer_config.json, and the originals under
@@ -128,7 +129,7 @@ def post_processor(tok: Tokenizer, bos: str) -> dict:
     }
 
 
-def bpe_json(vocab: dict[str, int], merges: list[tuple[str, str]], **more) -> dict:
+def bpe_json(vocab: dict[str, int], merges: list[tuple[str, str]], **more: Any) -> dict:
     """tokenizer.json's BPE model."""
     return {
         "type": "BPE",

@@ -33,7 +33,7 @@ class Source:
         return JsonEncoder(self.files[0], first)
 
 
-def find(path) -> Source:
+def find(path: str | Path) -> Source:
     """The tokenizer at a path: a file, or a folder; ValueError, one line, where there is none."""
     path = Path(path)
     if not path.exists():

@@ -7,6 +7,7 @@ else.
 
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class JsonEncoder:
         return self.library.encode(text, add_special_tokens=False).ids
 
 
-def build(data: dict[str, Any]):
+def build(data: dict[str, Any]) -> Any:
     """The library's tokenizer of a tokenizer.json."""
     import tokenizers
 
@@ -112,13 +113,13 @@ def made_by_merges(model: dict[str, Any]) -> set[str]:
     return {a + b for a, b in map(pair, model.get("merges") or [])}
 
 
-def pair(merge) -> tuple[str, str]:
+def pair(merge: str | list[str]) -> tuple[str, str]:
     """A merge, which older files write as one string."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
-def reader_of_pieces(data: dict[str, Any]):
+def reader_of_pieces(data: dict[str, Any]) -> tuple[Callable[[str], bytes], bool]:
     """(token -> its bytes, whether a leading space is dropped), by the decoder in the file."""
     decoder = data.get("decoder") or {}
     steps = decoder.get("decoders", [decoder])
