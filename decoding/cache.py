@@ -8,6 +8,7 @@ CPUs the products of one query are twenty times as fast as with heads behind pos
 LETTERS as in model.py; S is the room of a cache.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as Spec
+from jax.typing import DTypeLike
 
 import model
 import sharding
@@ -77,7 +79,15 @@ def for_decoding(
     return outer | {"layers": layers}, outer_specs | {"layers": [specs] * config.L}
 
 
-def over_layers(body, x_BTD, weights, each, config, layout, dtype):
+def over_layers(
+    body: Callable,
+    x_BTD: jax.Array,
+    weights: dict,
+    each: tuple | list,
+    config: model.Config,
+    layout: model.Layout,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, tuple | list]:
     """x, y = body(x, a layer's weights, a layer's item of `each`) through the layers -> (x, ys).
 
     Stacked weights are scanned, and `each` and ys have a leading layer axis. Weights of
@@ -104,7 +114,7 @@ def over_layers(body, x_BTD, weights, each, config, layout, dtype):
     return x_BTD, ys
 
 
-def visible(tree_BT, branch_BT):
+def visible(tree_BT: jax.Array, branch_BT: jax.Array) -> jax.Array:
     """[B, T, T] bool: a token sees those before it in its tree's trunk (branch 0) and own branch.
 
     Trees are texts that share their beginning; rows hold several.
@@ -121,7 +131,15 @@ def visible(tree_BT, branch_BT):
     )
 
 
-def attend_after(q_BTNH, k_BTKH, v_BTKH, visible_BTT, prefix, length, block=256):
+def attend_after(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    visible_BTT: jax.Array,
+    prefix: tuple[jax.Array, jax.Array],
+    length: jax.Array | int,
+    block: int = 256,
+) -> jax.Array:
     """Attention over a row's own visible keys and the first `length` of a prefix -> [B, T, N, H].
 
     prefix: (k_KSH, v_KSH), which all rows see. It is read by blocks with a running softmax in
@@ -178,7 +196,15 @@ class Rows(NamedTuple):
     visible_BTT: jax.Array  # which of the new tokens a token sees
 
 
-def prefill(weights, rows, prefix, length, config, layout, dtype):
+def prefill(
+    weights: dict,
+    rows: Rows,
+    prefix: tuple | list,
+    length: jax.Array | int,
+    config: model.Config,
+    layout: model.Layout,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, tuple | list]:
     """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], their keys and values).
 
     Keys and values: each layer's [B, K, T, H]. prefix: each layer's (k, v) [K, S, H], S a multiple
@@ -202,7 +228,15 @@ def prefill(weights, rows, prefix, length, config, layout, dtype):
     return model.final_hidden(x_BTD, outer, program), new
 
 
-def decode_step(weights, token_B, position_B, cache, config, layout, dtype):
+def decode_step(
+    weights: dict,
+    token_B: jax.Array,
+    position_B: jax.Array,
+    cache: tuple | list,
+    config: model.Config,
+    layout: model.Layout,
+    dtype: DTypeLike,
+) -> tuple[jax.Array, tuple | list]:
     """One token more in every row -> (final hidden [B, 1, D], cache).
 
     weights: of for_decoding. cache: a (k, v) [B, K, S, H] a layer; a row sees its positions up to
@@ -285,7 +319,7 @@ class PrefixCache:
 
         return jax.tree.map(put, prefix, new)
 
-    def empty(self, room: int | None = None):
+    def empty(self, room: int | None = None) -> tuple | list:
         """Each layer's keys and values of a prefix of up to `room` tokens, none read yet."""
         shape = cache_heads(self.config, self.layout), room or self.room, self.config.H
         shape = shape if self.unrolled else (self.config.L, *shape)
@@ -298,7 +332,7 @@ class PrefixCache:
 
         return jax.jit(zeros, out_shardings=sharding.shardings(self.spec, self.mesh))()
 
-    def read(self, weights: dict, ids: list[int]):
+    def read(self, weights: dict, ids: list[int]) -> tuple | list:
         """Each layer's keys and values of `ids`; valid until the next call.
 
         Whole pieces that the last call has read already (with these very weights) are not read

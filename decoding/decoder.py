@@ -31,6 +31,7 @@ from decoding import cache
 from decoding.records import Output, Sampling, completion, shared_length
 from decoding.sampling import pick
 from sharding import DATA
+from text.tokenizer import Tokenizer
 
 ROW = 512  # tokens of waiting prompts read in one go (a longer prompt alone)
 CHUNK = 32  # tokens a slot between two looks of the host, at most
@@ -74,7 +75,9 @@ class Slot:
     text: str = ""
     margin: float = math.inf
 
-    def take(self, new: list[int], margins: np.ndarray, tok, positions: int) -> str | None:
+    def take(
+        self, new: list[int], margins: np.ndarray, tok: Tokenizer | None, positions: int
+    ) -> str | None:
         """Add the ids of one look of the host -> why the sample ends here, or None."""
         sample, before = self.sample, len(self.ids)
         strings = sample.sampling.stop_strings
@@ -229,7 +232,7 @@ class Decoder:
         weights: dict,
         prompts: list[list[int]],
         sampling: Sampling,
-        tok=None,
+        tok: Tokenizer | None = None,
         batch: int = 16,
         names: Sequence[int] | None = None,
         watch: Watch | None = None,

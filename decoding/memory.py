@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 import model
 import sharding
@@ -15,7 +16,7 @@ SHARE = 0.9  # of a device's memory for weights and cache, the rest for activati
 
 
 def bytes_needed(
-    config: model.Config, data: int, tensor: int, dtype, batch: int, length: int
+    config: model.Config, data: int, tensor: int, dtype: DTypeLike, batch: int, length: int
 ) -> tuple[int, int]:
     """(bytes of weights, bytes of cache) on one device of a mesh data x tensor.
 
@@ -50,7 +51,13 @@ def device_room(mesh: jax.sharding.Mesh) -> int | None:
 
 
 def check_fit(
-    config: model.Config, data: int, tensor: int, dtype, batch: int, length: int, room: float | None
+    config: model.Config,
+    data: int,
+    tensor: int,
+    dtype: DTypeLike,
+    batch: int,
+    length: int,
+    room: float | None,
 ) -> None:
     """ValueError where weights and cache do not fit `room` bytes a device.
 

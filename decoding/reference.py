@@ -1,9 +1,21 @@
 """The slow reference of decoding: the whole row through the full forward for every token."""
 
+from collections.abc import Callable, Container
+
 import numpy as np
 
 
-def plain(logits, prompts, *, length, rows, stop, max_new, temperature=0.0, seed=0):
+def plain(
+    logits: Callable,
+    prompts: list[list[int]],
+    *,
+    length: int,
+    rows: int,
+    stop: Container[int],
+    max_new: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
     """Continue prompts (lists of ids) by full forwards -> lists of the new ids, no stop id.
 
     logits: (token [rows, length] int32) -> [rows, length, V] f32, causal. At most `rows` prompts at

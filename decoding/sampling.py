@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def margin(logits_BV):
+def margin(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(best id [B] int32, difference between the best two logits [B])."""
     best_B = jnp.argmax(logits_BV, axis=1).astype(jnp.int32)
     is_best_BV = jnp.arange(logits_BV.shape[1])[None] == best_B[:, None]
@@ -17,7 +17,7 @@ def margin(logits_BV):
     return best_B, jnp.max(logits_BV, axis=1) - jnp.max(others_BV, axis=1)
 
 
-def filtered(scores_BV, top_k_B, top_p_B):
+def filtered(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
     """Scores with all but the top_k best (0: all), and all but the top_p mass of these, at -inf.
 
     Hugging Face's order: temperature, k, p.
@@ -35,7 +35,9 @@ def filtered(scores_BV, top_k_B, top_p_B):
     return jnp.where(scores_BV >= worst_B1, scores_BV, -jnp.inf)
 
 
-def pick(logits_BV, state, greedy, filters):
+def pick(
+    logits_BV: jax.Array, state: dict[str, jax.Array], greedy: bool, filters: bool
+) -> tuple[jax.Array, jax.Array]:
     """(next token [B] int32, margin [B], inf where it was drawn).
 
     state: temperature, top_k, top_p, seed, prompt, sample, position, each [B]; a temperature of 0

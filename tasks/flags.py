@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import pathlib
 import shlex
+from typing import Any
 
 from host.terminal import Parser, say
 from tasks import generate, humaneval, loglik, mmlu, nq, perplexity
@@ -213,7 +214,7 @@ def add_api_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
-def options_of(args: argparse.Namespace):
+def options_of(args: argparse.Namespace) -> Any:
     """The Options of a parsed task."""
     options = TASKS[args.task].Options
     return options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(options)})

@@ -8,6 +8,7 @@ There is no score: the outputs are what style, judges and raters read.
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from decoding.records import Sampling, finite
 from host.terminal import say
@@ -36,7 +37,7 @@ class Options:
         return sampling_of(self, tuple(self.stop or ()))
 
 
-def sampling_of(options, stop_strings: tuple = ()) -> Sampling:
+def sampling_of(options: Any, stop_strings: tuple = ()) -> Sampling:
     """The Sampling of options with the flags of add_sampling_flags."""
     return Sampling(
         max_new=options.max_new_tokens,
@@ -89,7 +90,7 @@ def add_template_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def said_template(model) -> str:
+def said_template(model: Any) -> str:
     """The template in force, which the user is told."""
     name = model.need_template()
     say(f"note: conversations are written in the template: {name}")

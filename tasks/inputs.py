@@ -90,7 +90,9 @@ def _load(text: str, wrong: str, remedy: str = "") -> Any:
         raise ValueError(f"{wrong} ({error}): {remedy}write one object a line") from None
 
 
-def clean(value: Any, text=lambda s: HALVES.sub("\ufffd", s), depth: int = 0) -> Any:
+def clean(
+    value: Any, text: Callable[[str], str] = lambda s: HALVES.sub("\ufffd", s), depth: int = 0
+) -> Any:
     """A JSON value with U+FFFD for each half of a surrogate pair; RecursionError beyond DEPTH."""
     if isinstance(value, str):
         return text(value)

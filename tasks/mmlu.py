@@ -14,7 +14,7 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -288,7 +288,7 @@ def accuracies(subjects: list[str], correct: list, seed: int = 0) -> dict:
 # --- the task ---
 
 
-def letter_ids(model, context: str) -> list[list[int]]:
+def letter_ids(model: Any, context: str) -> list[list[int]]:
     """The ids of " A" to " D" behind a context: one each with LLaMA's and GPT-2's tokenizers."""
     letters = []
     for letter in LETTERS:

@@ -235,7 +235,7 @@ class _Crew:
         for i in range(len(programs)):
             self.waiting.put(i)
 
-    def serve(self):
+    def serve(self) -> None:
         """Run programs until there are no more; `failures` receives what ends this thread."""
         worker = None
         try:

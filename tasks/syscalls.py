@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -22,7 +23,7 @@ MOUNT_SETATTR = 442
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
 
-def call(name: str | int, *args) -> int:
+def call(name: str | int, *args: Any) -> int:
     """A C library function, or a system call by number, with OSError where it fails."""
     result = libc.syscall(name, *args) if isinstance(name, int) else getattr(libc, name)(*args)
     if result < 0:
