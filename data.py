@@ -201,7 +201,7 @@ class _Packing:
     tok: tokenizer.Tokenizer
     record: dict[str, Any]
 
-    def run(self, out, workers):
+    def run(self, out: pathlib.Path, workers: int | None) -> dict[str, Any]:
         """Fill `out`, or find it filled; returns its pack.json."""
         with files.folder_once(out) as folder:
             if folder is None:

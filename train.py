@@ -20,14 +20,16 @@ import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
+from jax.typing import ArrayLike
 
 import model
 import sharding
@@ -35,7 +37,7 @@ from checkpoint import paths
 from decoding.opened import open_model
 from decoding.records import Sampling
 from host import terminal
-from model import Config, Layout
+from model import Config, Layout, StepOptions
 from sharding import DATA
 from training import batches, plan, screen
 from training.flags import Settings
@@ -48,12 +50,11 @@ Specs = dict[str, Spec]
 # --- schedule ---
 
 
-def learning_rate(count, *, lr: float, warmup: int, steps: int, schedule: str) -> jax.Array:
+def learning_rate(count: ArrayLike, *, lr: float, warmup: int, steps: int, schedule: str) -> Array:
     """Learning rate of the step after `count` steps.
 
-    Linear from 0 over `warmup` steps, then constant, or down to 0 at `steps` along a cosine or a
-    line. The schedule is read before the step, as optax does: the first step of a warm-up has rate
-    0. Works on Python and JAX numbers.
+    Linear from 0 over `warmup` steps, then constant, or down to 0 at `steps` by a cosine or a line.
+    The schedule is read before the step, as optax does: a warm-up's first step has rate 0.
     """
     count = jnp.asarray(count, jnp.float32)
     rise = jnp.minimum(count / warmup, 1.0) if warmup else 1.0
@@ -81,10 +82,7 @@ class Optimizer:
 
 
 def psum_by_axes(sums: Arrays, specs: Specs) -> Arrays:
-    """name -> a shard's sums [L or 1] -> the same over the whole weights.
-
-    One psum for all the weights that are split over the same axes.
-    """
+    """name -> a shard's sums [L or 1] -> those of the whole weights; one psum a set of axes."""
     groups = {}
     for name in sums:
         groups.setdefault(sharding.axes_of(specs[name]), []).append(name)
@@ -110,10 +108,7 @@ def layer_square_sums(tree: Arrays, table: dict[str, model.Weight]) -> Arrays:
 
 
 def rms_of(weights: Arrays, config: Config, specs: Specs) -> Arrays:
-    """name -> RMS of each layer's whole matrix, at least 1e-3, to be broadcast against the weight.
-
-    All shards count, padding rows do not.
-    """
+    """name -> RMS of each layer's whole matrix, no padding row, at least 1e-3, to be broadcast."""
     table, size = model.weight_table(config), model.sizes(config, padded=False)
     out = {}
     for name, s in psum_by_axes(layer_square_sums(weights, table), specs).items():
@@ -123,14 +118,16 @@ def rms_of(weights: Arrays, config: Config, specs: Specs) -> Arrays:
     return out
 
 
-def adam(g, m, v, t, opt: Optimizer) -> tuple[jax.Array, jax.Array, jax.Array]:
+def adam(g: Array, m: Array, v: Array, t: Array, opt: Optimizer) -> tuple[Array, Array, Array]:
     """(direction, first moment, second moment) of bias-corrected Adam at step t, from 1."""
     m = opt.b1 * m + (1 - opt.b1) * g
     v = opt.b2 * v + (1 - opt.b2) * g * g
     return m / (1 - opt.b1**t) / (jnp.sqrt(v / (1 - opt.b2**t)) + 1e-8), m, v
 
 
-def adafactor(g, m, v, t, opt: Optimizer, lr, scale) -> tuple[jax.Array, jax.Array]:
+def adafactor(
+    g: Array, m: Array, v: Array, t: Array, opt: Optimizer, lr: Array, scale: Array
+) -> tuple[Array, Array]:
     """(first moment, second moment) of what EasyLM runs; the first is what the weight loses.
 
     EasyLM's `adamw` with multiply_by_parameter_scale is optax.adafactor unfactored: b2 is an
@@ -141,7 +138,8 @@ def adafactor(g, m, v, t, opt: Optimizer, lr, scale) -> tuple[jax.Array, jax.Arr
     return opt.b1 * m + (1 - opt.b1) * (lr * g * lax.rsqrt(v) * scale), v
 
 
-def update(state, gradients, lr, ok, config, specs, opt) -> tuple[State, jax.Array]:
+def update(state: State, gradients: Arrays, lr: Array, ok: Array, config: Config, specs: Specs,
+           opt: Optimizer) -> tuple[State, Array]:  # fmt: skip
     """One step of the optimizer on shards -> (state, global gradient norm).
 
     Where `ok` and the norm are not sound, weights and moments stay. m keeps its dtype.
@@ -175,7 +173,7 @@ def update(state, gradients, lr, ok, config, specs, opt) -> tuple[State, jax.Arr
 # --- the step ---
 
 
-def token_weights(mask_ABT: jax.Array, loss_mean: str) -> tuple[jax.Array, jax.Array]:
+def token_weights(mask_ABT: Array, loss_mean: str) -> tuple[Array, Array]:
     """(weights [A, B, T] of the loss, the number of loss tokens of the global batch).
 
     token: 1 / loss tokens of the batch. row: EasyLM's 1 / (rows * loss tokens of the row).
@@ -189,7 +187,8 @@ def token_weights(mask_ABT: jax.Array, loss_mean: str) -> tuple[jax.Array, jax.A
     return mask_ABT / jnp.maximum(of_row, 1.0) / rows, count
 
 
-def batch_gradients(weights, batch, weight_ABT, config, layout, options) -> tuple[Any, Arrays]:
+def batch_gradients(weights: Arrays, batch: Arrays, weight_ABT: Array, config: Config,
+                    layout: Layout, options: StepOptions) -> tuple[Array, Arrays]:  # fmt: skip
     """(loss, gradients) of this data rank's rows, a micro-batch at a time."""
 
     def micro(i, into=None):
@@ -209,7 +208,8 @@ def batch_gradients(weights, batch, weight_ABT, config, layout, options) -> tupl
     return lax.scan(add, start, jnp.arange(weight_ABT.shape[0]))[0]
 
 
-def make_step(config: Config, mesh, layout, options, opt, schedule, loss_mean: str) -> Any:
+def make_step(config: Config, mesh: Mesh, layout: Layout, options: StepOptions, opt: Optimizer,
+              schedule: Callable, loss_mean: str) -> Any:  # fmt: skip
     """The jitted training step: (state, batch) -> (state, metrics); state is donated.
 
     batch: tokens and loss_mask (and segment) [A, B, T + 1], A micro-batches. metrics: loss,
@@ -242,7 +242,7 @@ def make_step(config: Config, mesh, layout, options, opt, schedule, loss_mean: s
     return step
 
 
-def make_eval_step(config: Config, mesh: Mesh, layout: Layout, options) -> Any:
+def make_eval_step(config: Config, mesh: Mesh, layout: Layout, options: StepOptions) -> Any:
     """Jitted (weights, batch of one micro-batch) -> (sum of the loss in nats, loss tokens)."""
 
     def local(weights, batch):
@@ -265,7 +265,9 @@ def make_eval_step(config: Config, mesh: Mesh, layout: Layout, options) -> Any:
 # --- a run ---
 
 
-def lower_step(settings: Settings, like, rows, length, config, mesh, layout, options) -> Any:
+def lower_step(settings: Settings, like: State, rows: dict[str, jax.ShapeDtypeStruct],
+               length: tuple[int, int], config: Config, mesh: Mesh, layout: Layout,
+               options: StepOptions) -> Any:  # fmt: skip
     """The training step lowered for a state and rows like these. length: steps, warm-up."""
     s, (steps, warmup) = settings, length
     opt = Optimizer(s.optimizer, s.b1, s.b2, s.weight_decay, s.clip)
@@ -289,7 +291,7 @@ def compile_steps(run: Run) -> tuple[Any, Any]:
     return step, eval_step.lower(like["weights"], rows).compile()
 
 
-def held_out_loss(run: Run, eval_step, weights: Arrays) -> float:
+def held_out_loss(run: Run, eval_step: Callable, weights: Arrays) -> float:
     """Mean loss over the loss tokens of the held-out rows, in nats."""
     assert run.held_out is not None
     total = count = 0.0

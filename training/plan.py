@@ -11,6 +11,7 @@ the host), overlap (the floor takes the slower of arithmetic and wire), latency,
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -273,7 +274,7 @@ def step_time_bounds(
     return flops / n / device.flops, link
 
 
-def hours(steps: int, *args, **kwargs) -> float:
+def hours(steps: int, *args: Any, **kwargs: Any) -> float:
     """Hours that `steps` steps take at least; the other arguments as for `step_time_bounds`.
 
     Start-up, compiling, held-out losses and checkpoints come on top.
@@ -415,7 +416,12 @@ def topology_devices(name: str) -> list:
         ) from None
 
 
-def plan(settings: Settings, config: model.Config, options_of, lower) -> tuple[dict, str | None]:
+def plan(
+    settings: Settings,
+    config: model.Config,
+    options_of: Callable[[str, int], model.StepOptions],
+    lower: Callable,
+) -> tuple[dict, str | None]:
     """(`figures` of the run that `settings` describe, the label of what was compiled or None).
 
     options_of(platform, data ranks) -> model.StepOptions. lower(mesh, layout, options, T) -> the
@@ -450,7 +456,12 @@ def plan(settings: Settings, config: model.Config, options_of, lower) -> tuple[d
     return counted | {"compiled": compiled.figures(program, mesh.devices.size)}, label
 
 
-def show(settings: Settings, config: model.Config, options_of, lower) -> None:
+def show(
+    settings: Settings,
+    config: model.Config,
+    options_of: Callable[[str, int], model.StepOptions],
+    lower: Callable,
+) -> None:
     """Print the plan: a table, or JSON with --json. Arguments as for `plan`."""
     counted, label = plan(settings, config, options_of, lower)
     if settings.json:

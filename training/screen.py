@@ -29,7 +29,12 @@ def silent(*lines: str) -> None:
 
 
 def opening(
-    settings: flags.Settings, origin, config: model.Config, mesh, options, out
+    settings: flags.Settings,
+    origin: dict[str, str],
+    config: model.Config,
+    mesh: Mesh,
+    options: model.StepOptions,
+    out: pathlib.Path,
 ) -> list[str]:
     """What matters of a run before its data is known, on one screen; every flag with --verbose."""
     s = settings
