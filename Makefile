@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-train: .venv/installed           # the quick start: two minutes, two CPU cores
+train: .venv/installed           # the quick start: a minute of training on two CPU cores
 	$(RUN) train.py --mesh 8x1
 
 test: .venv/installed-dev        # hermetic tests without those marked slow

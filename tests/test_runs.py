@@ -215,6 +215,7 @@ def test_a_missing_path_is_one_line_and_status_2(tmp_path):
     ) in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
     """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of
     processor time, most of it starting six programs and compiling.

@@ -219,6 +219,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_step_and_the_last_whole_one(
     saver.close()
 
 
+@pytest.mark.slow
 def test_a_single_flipped_bit_anywhere_in_use_is_found(three_checkpoints, tmp_path):
     source, state = three_checkpoints
     run = tmp_path / "run"

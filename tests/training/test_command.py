@@ -296,6 +296,7 @@ def test_killed_ten_times_and_started_again_the_weights_are_bit_for_bit_the_same
     )
 
 
+@pytest.mark.slow
 def test_resumed_on_another_mesh_the_losses_agree(straight, tmp_path, home):
     out = tmp_path / "run"
     finish(*SMALL, "--mesh", "2x1", "--steps", 8, "--save-every", 4, "--out", out, home=home)
@@ -442,6 +443,7 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
     assert share(mixed) > share(alone) + 0.1, "all tokens of the text carry loss"
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path, home):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
