@@ -34,10 +34,10 @@ class JsonEncoder:
                 t["content"]: (t["id"], bool(t["special"])) for t in data["added_tokens"] or []
             }
             vocab = vocabulary(data["model"])
-            self.library = build(mute(data, added))
-            self.library.encode_special_tokens = True
-            self.library.no_truncation()
-            self.library.no_padding()
+            self.backend = build(mute(data, added))
+            self.backend.encode_special_tokens = True
+            self.backend.no_truncation()
+            self.backend.no_padding()
         except Exception as error:  # the library raises Exception itself
             why = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
             raise ValueError(
@@ -56,14 +56,14 @@ class JsonEncoder:
         for i, token in names.items():
             is_added = token in self.added
             self.pieces[i] = token.encode("utf-8", "replace") if is_added else to_bytes(token)
-        plain = self.library.encode("a", add_special_tokens=False).ids
-        full = self.library.encode("a", add_special_tokens=True).ids
+        plain = self.backend.encode("a", add_special_tokens=False).ids
+        full = self.backend.encode("a", add_special_tokens=True).ids
         at = next((k for k in range(len(full)) if full[k : k + len(plain)] == plain), 0)
         self.start: list[int] = full[:at]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text without half surrogates."""
-        return self.library.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
 
 def build(data: dict[str, Any]) -> Any:
