@@ -6,9 +6,10 @@ answers needs no device. Ids are those of the model's own tokenizer.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from text.tokenizer import Tokenizer
+if TYPE_CHECKING:  # --help reads these records and needs no tokenizer
+    from text.tokenizer import Tokenizer
 
 TIE_NATS = 1e-4  # where the best two tokens are closer than this, rounding may decide
 
@@ -61,7 +62,7 @@ def shared_length(a: list, b: list) -> int:
     return next((i for i in range(end) if a[i] != b[i]), end)
 
 
-def completion(tok: Tokenizer, prompt: list, ids: list, stops: tuple = ()) -> tuple[str, bool]:
+def completion(tok: "Tokenizer", prompt: list, ids: list, stops: tuple = ()) -> tuple[str, bool]:
     """(text that `ids` add to `prompt`, whether a stop string cut it).
 
     Decoded behind the prompt's last token, so that a space between them stays.
