@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPINE = ("data", "eval", "model", "sharding", "train")
 FLOORS = {  # room: the rooms it may import
     "host": "",
+    "web": "host",
     "kernels": "",
     "sharding": "",
     "text": "host",
@@ -34,14 +35,14 @@ FLOORS = {  # room: the rooms it may import
     "tasks": "decoding data text host",
     "train": "training decoding checkpoint model sharding data host",
     "eval": "tasks decoding checkpoint host",
-    "serve": "decoding checkpoint data text host",
-    "study": "tasks data text host",
+    "serve": "web decoding checkpoint data text host",
+    "study": "web tasks data text host",
     "samples": "host",
 }
 WITH_JAX = set(
     "families model sharding kernels checkpoint decoding training train eval serve".split()
 )
-STUDY_ONLY = {"study"}
+STUDY_ONLY = {"study", "web"}
 HEAVY = ("jax", "jaxlib", "tensorflow_datasets", "orbax", "sklearn", "matplotlib", "scipy")
 HELP_SECONDS = 0.3  # of processor time, on a machine that imports NumPy in NUMPY_SECONDS
 NUMPY_SECONDS = 0.1  # a machine that needs more is given as much more

@@ -21,9 +21,9 @@ import numpy as np
 
 from host import files
 from study import answers
-from study.rate.votes import Store
 from tasks import results, scores
 from tasks.page import page as result_page
+from web.votes import Store
 
 VALUES = {"b": 0, "tie": 1, "a": 2}  # the order that the ordinal alpha needs
 VERDICT = {"b": 0.0, "tie": 0.5, "a": 1.0}

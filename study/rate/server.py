@@ -1,20 +1,15 @@
 """The server of the rating page: who may ask, what they get, how votes come in.
 
 A rater never meets a name: the page, its addresses and its traffic carry the texts and an opaque
-lease; which answer stands first is drawn anew for each showing and kept here. The page's policy
-runs no script but page.js and loads no image. A request must name this server in Host (DNS
-rebinding) and, if it changes something, in Origin, as JSON, with a same-site cookie (forgery from
-other pages). Left out: TLS (put a reverse proxy before it, and name it with --name), payment.
+lease; which answer stands first is drawn anew for each showing and kept here. Requests and answers
+are guarded by web/guard.py, and a rater is known by a same-site cookie. Left out: TLS (put a
+reverse proxy before it, and name it with --name), payment.
 """
 
-import collections
 import hmac
 import pathlib
-import re
 import signal
 import sys
-import threading
-import time
 from typing import NamedTuple
 
 import flask
@@ -22,53 +17,20 @@ import waitress
 from werkzeug.exceptions import BadRequest, HTTPException
 
 from host import terminal
-from study.rate.items import load_items, read_tokens, render
-from study.rate.votes import Store
+from study.rate.items import load_items, read_tokens
+from web import guard
+from web.markdown import render
+from web.votes import Store
 
 PAGE = pathlib.Path(__file__).parent / "page"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FILES = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 SIDES = ("first", "second", "equal")
-GUESSES, GUESS_S = 10, 60  # wrong tokens of one address in so many seconds, then it has to wait
 # A client that sends half a request holds a connection, not a thread, and not for long.
 CONNECTIONS, SILENT_S = 1000, 20
-
-
-class Guesses:
-    """Wrong tokens by address: whether one more may be tried."""
-
-    def __init__(self, most=GUESSES, seconds=GUESS_S):
-        self.most, self.seconds = most, seconds
-        self.times, self.lock = collections.defaultdict(collections.deque), threading.Lock()
-
-    def allowed(self, address: str | None, now: float | None = None) -> bool:
-        now = time.monotonic() if now is None else now
-        with self.lock:
-            times = self.times[address]
-            while times and now - times[0] > self.seconds:
-                times.popleft()
-            if not times:
-                del self.times[address]
-            return len(times) < self.most
-
-    def wrong(self, address: str | None, now: float | None = None) -> None:
-        with self.lock:
-            self.times[address].append(time.monotonic() if now is None else now)
 
 
 class Pages:
@@ -78,22 +40,21 @@ class Pages:
     """
 
     def __init__(self, store: Store, hosts, tokens):
-        self.store, self.hosts, self.tokens, self.guesses = store, hosts, tokens, Guesses()
+        self.store, self.hosts, self.tokens, self.guesses = store, hosts, tokens, guard.Guesses()
 
     # --- every request ---
 
     def check(self) -> tuple | None:
         """Refuse what does not come from the page itself."""
         request = flask.request
-        host = request.headers.get("Host", "").lower()
-        if host not in self.hosts:
-            return flask.jsonify(error="this address is not served"), 421
-        if request.method == "POST":
-            origin = request.headers.get("Origin", "").lower()
-            own = origin in (f"http://{host}", f"https://{host}")
-            if not own or request.mimetype != "application/json":
-                return flask.jsonify(error="requests come from the page only"), 403
-        return None
+        refused = guard.refusal(
+            request.method,
+            request.headers.get("Host"),
+            request.headers.get("Origin"),
+            request.mimetype,
+            self.hosts,
+        )
+        return refused and (flask.jsonify(error=refused[1]), refused[0])
 
     def field(self, name: str, longest: int = 200) -> str:
         """A text out of the request's JSON; 400 where there is none."""
@@ -190,7 +151,7 @@ def application(store: Store, hosts: set[str], tokens: dict[str, str] | None = N
 
     @app.after_request
     def guarded(response):
-        response.headers.update(HEADERS)
+        response.headers.update(guard.HEADERS)
         return response
 
     @app.errorhandler(HTTPException)
@@ -225,18 +186,14 @@ class Place(NamedTuple):
     tokens: str | None = None
     names: tuple = ()
 
-    @property
-    def wildcard(self) -> bool:
-        return self.host in ("0.0.0.0", "::", "")
-
     def check(self) -> None:
         """ValueError, one line, for a place that must not or cannot be served."""
-        if self.host not in LOOPBACK and not self.tokens:
+        if self.host not in guard.LOOPBACK and not self.tokens:
             raise ValueError(
                 f"--host {self.host} is reached by others: give --tokens FILE, one line `name "
                 "token` a person, or serve 127.0.0.1"
             )
-        if self.wildcard and not self.names:
+        if guard.is_wildcard(self.host) and not self.names:
             raise ValueError(
                 f"--host {self.host or '(empty)'} serves every address: say with --name HOST under "
                 "which names it is opened"
@@ -246,23 +203,12 @@ class Place(NamedTuple):
 
     def hosts(self, port: int | str) -> set:
         """What a Host header may say."""
-        own = (self.host,)
-        if self.host in LOOPBACK:
-            own = LOOPBACK
-        elif self.wildcard:
-            own = ()
-        return {h for name in (*own, *self.names) for h in spellings(name.lower(), port)}
+        return guard.host_names(self.host, port, self.names)
 
     def address(self, port: int | str) -> str:
         """Where a browser goes."""
-        return f"http://{spellings(self.names[0] if self.wildcard else self.host, port)[0]}/"
-
-
-def spellings(name: str, port: int | str) -> list:
-    """How a browser may write this host: with the port, and without it (80, 443, a proxy's)."""
-    if ":" in name and not re.search(r"^\[|^[^:]*:\d+$", name):
-        name = f"[{name}]"
-    return [f"{name}:{port}", name]
+        name = self.names[0] if guard.is_wildcard(self.host) else self.host
+        return f"http://{guard.spellings(name, port)[0]}/"
 
 
 def serve(

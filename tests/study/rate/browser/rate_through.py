@@ -25,7 +25,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 sys.path.insert(0, str(ROOT))
-from study.rate.votes import Store  # noqa: E402
+from web.votes import Store  # noqa: E402
 
 NASTY = (
     "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\n\n"

@@ -7,8 +7,8 @@ Every item has `per_item` slots. A rater takes a slot for a while (a lease) and 
 or gives it back; a lease that ran out goes to whoever comes next, and until somebody did, a late
 vote still counts. Gold items (whose answer is known) have a slot for every rater. Slots are taken
 under BEGIN IMMEDIATE and UNIQUE constraints, so two raters, threads or servers cannot hold one; a
-vote is committed with synchronous=FULL before vote() returns. Left out: who a rater is (rate.py),
-what the votes say (preference.py).
+vote is committed with synchronous=FULL before vote() returns. Left out: who a rater is, what the
+votes say (study/rate/preference.py).
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from study.rate.votes import Store
+from web.votes import Store
 
 ITEMS = [
     {"id": n, "instruction": f"question {n}", "a": f"this {n}", "b": f"that {n}"} for n in range(5)

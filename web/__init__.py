@@ -1,0 +1,1 @@
+"""What every page of this project needs: guards, Markdown made harmless, the votes' file."""
