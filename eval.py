@@ -4,6 +4,8 @@
     python eval.py run mmlu nq humaneval --model LLAMA-7B --data BENCHMARKS --out results/7b
     python eval.py compare results/7b/mmlu results/7b-20m/mmlu
 
+    python eval.py commands FILE       # such commands, one a line: one start for all of them
+
 Each leaves --out with results.json, samples.jsonl and index.html; stopped, the same command goes
 on. What a task reads, asks and scores is in its file in tasks/, the model's part in decoding/. Left
 out: judges and style (study), several processes.
@@ -12,6 +14,7 @@ out: judges and style (study), several processes.
 import argparse
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from host import terminal
@@ -34,6 +37,30 @@ def open_model(args: argparse.Namespace) -> "Opened":
     )
     model.use_template(getattr(args, "template", None))
     return model
+
+
+class Opener:
+    """Opens the models of several commands, one at a time.
+
+    The model that the last command used stays open, with its weights; one of the same shape takes
+    over its compiled programs.
+    """
+
+    def __init__(self):
+        self.flags, self.model = None, None
+
+    def __call__(self, args: argparse.Namespace) -> "Opened":
+        flags_of_model = [getattr(args, name, None) for name in flags.OPENED_BY]
+        if flags_of_model != self.flags:
+            self.flags = None  # of what could not be opened
+            before, self.model = self.model, open_model(args)
+            if before:
+                self.model.take_over(before)
+            self.flags = flags_of_model
+        assert self.model
+        if self.model.step is not None:  # a command went over the checkpoints
+            self.model.at(None)
+        return self.model
 
 
 # --- one task ---
@@ -182,13 +209,13 @@ def compare(one: str, other: str, seed: int) -> int:
 # --- several tasks ---
 
 
-def evaluate_several(args: argparse.Namespace) -> int:
+def evaluate_several(args: argparse.Namespace, opener: Callable) -> int:
     """Several tasks on a model that is opened once, each into OUT/TASK, and one table of scores."""
     out = args.out or str(terminal.new_out("run"))
     commands = [flags.parser().parse_args(line) for line in flags.commands_of(args, out)]
     for command in commands:
         flags.check(command)
-    model = open_model(args)
+    model = opener(args)
     tasks = [flags.TASKS[c.task].Task(flags.options_of(c), model) for c in commands]
     table = [("task", "score", "95 % interval", "n", "")]
     for command, task in zip(commands, tasks, strict=True):
@@ -206,11 +233,26 @@ def evaluate_several(args: argparse.Namespace) -> int:
     return 0
 
 
+def evaluate_commands(path: str) -> int:
+    """The commands of a file; one that fails is named, and the rest goes on -> exit status."""
+    commands, opener, failed = flags.read_commands(path), Opener(), []
+    for number, args in commands:
+        line = f"eval.py: line {number} of {path}"
+        status = terminal.program(lambda args=args: run(args, opener), line)
+        if status == 130:  # interrupted
+            return status
+        failed += [number] if status else []
+    print(f"{len(commands)} commands, {len(failed)} failed")
+    return 2 if failed else 0
+
+
 # --- command line ---
 
 
-def run(args: argparse.Namespace) -> int | None:
-    """A parsed command -> the exit status, None for 0."""
+def run(args: argparse.Namespace, opener: Callable = open_model) -> int | None:
+    """A parsed command -> the exit status, None for 0. opener: parsed flags -> Opened."""
+    if args.task == "commands":
+        return evaluate_commands(args.file)
     if args.task == "compare":
         return compare(args.a, args.b, args.seed)
     flags.check(args)
@@ -223,12 +265,12 @@ def run(args: argparse.Namespace) -> int | None:
                 f"it: leave it out for {args.model or args.task}"
             )
     if args.task == "run":
-        return evaluate_several(args)
+        return evaluate_several(args, opener)
     if args.task == "chat":
         from decoding import conversation
 
         return conversation.converse(open_model(args), sampling_of(args))
-    model = open_model(args) if flags.needs_model(args) else None
+    model = opener(args) if flags.needs_model(args) else None
     task = flags.TASKS[args.task].Task(flags.options_of(args), model)
     if getattr(args, "write_prompts", None):
         inputs.write_prompts(args.write_prompts, task.prompts())

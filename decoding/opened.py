@@ -110,6 +110,15 @@ class Opened:
         """Go to a checkpoint of a run; programs stay compiled."""
         self.step, self._weights = step, {}
 
+    def take_over(self, before: "Opened") -> None:
+        """Use the compiled programs of a model of the same shape, which then holds no weights."""
+        before._weights = {}
+        shapes = [(o.config, o.mesh, o.layout, o.dtype) for o in (before, self)]
+        if shapes[0] == shapes[1]:
+            self._decoder = before._decoder
+            if "scorer" in before.__dict__:  # made already
+                self.scorer = before.scorer
+
     def _load(self):
         self._weights = {}  # before the next are read: two forms would take twice the memory
         return load_weights(self.path, self.config, self.mesh, self.layout, self.dtype, self.step)

@@ -50,6 +50,8 @@ SHARED = (
     "seed",
     "checkpoints",
 )
+# what of the flags a model is opened by
+OPENED_BY = "model", "tokenizer", "model_preset", "mesh", "dtype", "batch", "template"
 # what says where a result goes and what it is of, but is no setting of the measurement
 NO_SETTINGS = (
     "task",
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         prog="eval.py",
         description="Evaluate a model: any of "
         + ", ".join([*TASKS, "chat"])
-        + "; several of them (run); or compare two results.",
+        + "; several of them (run); the commands of a file (commands); or compare two results.",
         epilog="Each leaves --out with results.json, samples.jsonl and index.html; stopped, the "
         "same command goes on.",
     )
@@ -86,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
     generate.add_sampling_flags(chat, 0.7, 512)
     text = "several tasks on one model, and one table of their scores"
     add_run_flags(commands.add_parser("run", help=text, description=text, parents=[common]))
+    text = "commands of a file, one a line, in one start; models of one shape are compiled once"
+    listed = commands.add_parser("commands", help=text, description=text)
+    listed.add_argument(
+        "file", metavar="FILE", help="lines such as: nq --model M --data FILE --shots 3 --out DIR"
+    )
     compare = commands.add_parser(
         "compare",
         help="paired difference of two result directories",
@@ -147,6 +154,19 @@ def commands_of(args: argparse.Namespace, out: str) -> list[list[str]]:
     if twice:
         raise ValueError(f"{twice} is there twice: give it an eval.py call of its own")
     return commands
+
+
+def read_commands(path: str) -> list[tuple[int, argparse.Namespace]]:
+    """[(number of its line, parsed command)] of a file of commands; empty lines are passed over."""
+    texts = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    lines = [(number, shlex.split(text)) for number, text in enumerate(texts, 1) if text.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no command: write them one a line, without eval.py")
+    for number, line in lines:
+        if line[0] in ("chat", "commands"):
+            raise ValueError(f"{path}, line {number}: {line[0]} is no command of a file: remove it")
+    one = parser()
+    return [(number, one.parse_args(line)) for number, line in lines]
 
 
 def shared_flags() -> Parser:
