@@ -20,8 +20,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from host import files, terminal
 from study import answers
 from tasks import results, scores
@@ -146,15 +144,12 @@ def unigram_overlap(ours: str, teacher: str) -> float:
     return 2 * (a & b).total() / (a.total() + b.total()) if a or b else 1.0
 
 
-def pearson(
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> tuple:
+def pearson(x: scores.Numbers, y: scores.Numbers, resamples: int = 10_000, seed: int = 0) -> tuple:
     """Pearson's r of x [n] and y [n] and its 95 % bootstrap interval over pairs -> (r, (low,
     high)); (None, None) where one side does not vary.
     """
+    import numpy as np
+
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None, None
@@ -184,7 +179,7 @@ def share(values: Sequence[float], seed: int = 0) -> dict:
         interval = scores.wilson(sum(values), len(values))
     else:
         interval = scores.bootstrap(values, seed=seed)
-    return {"score": float(np.mean(values)), "n": len(values), "interval": interval}
+    return {"score": scores.mean(values), "n": len(values), "interval": interval}
 
 
 def measure(items: list[dict], seed: int = 0) -> dict:

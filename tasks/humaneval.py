@@ -14,8 +14,6 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
-
 from decoding.records import Output, Sampling
 from host.files import json_lines
 from host.terminal import Progress, say
@@ -311,11 +309,7 @@ class Task:
                 interval = scores.wilson(int(sum(each)), len(each))
             else:
                 interval = scores.bootstrap(each, seed=self.options.seed)
-            by_k[f"pass@{k}"] = {
-                "score": float(np.mean(each)),
-                "interval": interval,
-                "n": len(each),
-            }
+            by_k[f"pass@{k}"] = {"score": scores.mean(each), "interval": interval, "n": len(each)}
         isolation = {
             "level": self.level.name,
             "user": self.level.user,

@@ -7,8 +7,6 @@ import argparse
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
-
 from decoding.records import Request
 from tasks import inputs, scores
 
@@ -66,10 +64,10 @@ class Task:
                 "id": str(i),
                 "prompt": self.rows[i]["prefix"],
                 "gold": text,
-                "loglik": float(logp.sum(dtype=np.float64)),
+                "loglik": float(logp.sum(dtype="float64")),
                 "tokens": len(best),
                 "bytes": len(text.encode()),
-                "greedy": bool((best == np.array(self.requests[i].want)[:, 0]).all()),
+                "greedy": [[k] for k in best] == self.requests[i].want,
                 "gap": float(margins.min()),
             }
 
@@ -78,7 +76,7 @@ class Task:
         tokens = [i["tokens"] for i in items]
         nats = [-i["loglik"] / i["tokens"] for i in items]
         return {
-            "score": float(np.average(nats, weights=tokens)),
+            "score": scores.mean(nats, tokens),
             "unit": "nats a token",
             "n": len(items),
             "interval": scores.bootstrap(nats, tokens, seed=self.options.seed),

@@ -16,8 +16,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from decoding.records import Request
 from host.terminal import say
 from tasks import inputs, scores
@@ -268,6 +266,8 @@ def accuracies(subjects: list[str], correct: list, seed: int = 0) -> dict:
             groups.setdefault(group_of[subject], []).append(subject)
         return {name: measure(group) for name, group in groups.items()}
 
+    import numpy as np
+
     hits, n = np.array([tally[s] for s in sorted(tally)]).T
     random = np.random.default_rng(seed)
     drawn = random.binomial(n, hits / n, size=(10_000, len(n))) / n  # [resamples, subjects]
@@ -387,11 +387,14 @@ class Task:
             parts.setdefault(name, {})[k % per_item] = logp.sum() if whole else logp[0]
             if len(parts[name]) == per_item:
                 four = parts.pop(name)
-                logp = np.array([four[i] for i in range(4)]) if whole else four[0]
+                logp = [four[i] for i in range(4)] if whole else four[0]
                 yield self._measured_item(self.questions[name], fitted[name], logp)
 
     def _measured_item(self, q, fitted, logp):
+        import numpy as np
+
         _, prompt, shots, cut = fitted
+        logp = np.asarray(logp)
         p = np.exp(logp - logp.max())
         letter = LETTERS[int(np.argmax(logp))]
         return item(q, prompt, f" {letter}", letter) | {

@@ -12,8 +12,6 @@ import pathlib
 import random
 from collections.abc import Iterator
 
-import numpy as np
-
 from decoding.records import Sampling, finite
 from host.terminal import say
 from tasks import inputs, scores
@@ -213,7 +211,7 @@ class Task:
         """Exact match with Wilson's interval, token F1, and what the score hangs on."""
         f1, seed = [i["f1"] for i in items], self.options.seed
         found = scores.share([i["verdict"] for i in items])
-        found["f1"] = {"score": float(np.mean(f1)), "interval": scores.bootstrap(f1, seed=seed)}
+        found["f1"] = {"score": scores.mean(f1), "interval": scores.bootstrap(f1, seed=seed)}
         found |= wordless_golds(items)
         if self.options.predictions:
             return found

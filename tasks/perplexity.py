@@ -9,9 +9,6 @@ import math
 import pathlib
 from collections.abc import Iterator
 
-import numpy as np
-
-import data
 from decoding.records import Request
 from tasks import inputs, scores
 from text import packed
@@ -68,6 +65,10 @@ class Task:
 
     def _packed(self) -> Iterator[tuple[str, Request]]:
         """The documents of each row, each with its loss tokens."""
+        import numpy as np
+
+        import data
+
         path, positions = self.options.input, self.model.config.P
         train, validation = data.open_dataset([path], self.model.tok)
         rows = validation or train
@@ -111,11 +112,11 @@ class Task:
     def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""
         for k, logp, _, _ in self.model.score([self.requests[name] for name in todo]):
-            wanted = np.array(self.requests[todo[k]].want)[:, 0].tolist()
+            wanted = [ids[0] for ids in self.requests[todo[k]].want]
             yield {
                 "id": todo[k],
                 "tokens": len(logp),
-                "nats": -float(logp.sum(dtype=np.float64)),
+                "nats": -float(logp.sum(dtype="float64")),
                 "gold": self.model.tok.decode(wanted),
             }
 

@@ -15,13 +15,14 @@ import os
 import pathlib
 import time
 from collections.abc import Iterable
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from host.files import dumps, json_lines, lock, read_json, write_json, write_whole
 from host.terminal import printable
 from tasks.page import page
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # settings that may differ between a run and its resumption: they do not change what is measured
 Path = str | os.PathLike
@@ -190,13 +191,15 @@ def short(value: Any, width: int = 80) -> str:
 # --- two results ---
 
 
-def pair(a: Path, b: Path, metric: str = "verdict") -> tuple[str, np.ndarray, np.ndarray, dict]:
+def pair(a: Path, b: Path, metric: str = "verdict") -> "tuple[str, np.ndarray, np.ndarray, dict]":
     """Two result directories of one task over the same items.
 
     -> (task, values of a [n], values of b [n] float64, settings that differ {name: [a, b]}). Items
     are paired by id, in a's order. ValueError where tasks, items or gold answers differ, or where
     an item has no number under `metric`.
     """
+    import numpy as np
+
     heads, items = [read_result(p) for p in (a, b)], []
     for path, head in zip((a, b), heads, strict=True):
         if not head.get("finished"):

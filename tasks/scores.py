@@ -13,13 +13,18 @@ import re
 import statistics
 import string
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from decoding.records import TIE_NATS
 
+if TYPE_CHECKING:  # at run time it is imported where arrays are: --help does without
+    import numpy as np
+
+    Numbers = Sequence | np.ndarray
+else:
+    Numbers = Sequence
+
 Interval = tuple[float, float]
-Numbers = Sequence | np.ndarray
 
 # --- text ---
 
@@ -66,6 +71,13 @@ def proportion(hits: int, n: int) -> dict:
     return {"score": hits / n, "n": n, "interval": wilson(hits, n)}
 
 
+def mean(values: Numbers, weights: Numbers | None = None) -> float:
+    """The mean, weighted where there are weights."""
+    import numpy as np
+
+    return float(np.average(values, weights=weights))
+
+
 def share(verdicts: Sequence) -> dict:
     """Score, n and Wilson's interval of a share of right items."""
     return proportion(int(sum(verdicts)), len(verdicts))
@@ -92,6 +104,8 @@ def expected_calibration_error(confidence: Numbers, correct: Numbers, bins: int 
     confidence [n] is the probability of the answer given, among the choices; correct [n] 0/1.
     Source: Guo et al. 2017, section 2 (their 15 bins).
     """
+    import numpy as np
+
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
     assert len(confidence) == len(correct) > 0
     assert 0 <= confidence.min() and confidence.max() <= 1 + 1e-6
@@ -146,6 +160,8 @@ def bootstrap(
     with their weights (perplexity: nats a token, weighted by tokens). ValueError where there is no
     item.
     """
+    import numpy as np
+
     values = np.asarray(values, np.float64)
     n = len(values)
     if n == 0:
@@ -173,6 +189,8 @@ def bootstrap(
 
 def percentiles(draws: Numbers, confidence: float = 0.95) -> Interval:
     """The middle `confidence` of the draws."""
+    import numpy as np
+
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -181,6 +199,8 @@ def paired_bootstrap(
     a: Numbers, b: Numbers, resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, Interval]:
     """mean(b) - mean(a) over the same items, and its bootstrap interval, drawn in pairs."""
+    import numpy as np
+
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape
     interval = bootstrap(b - a, resamples=resamples, seed=seed, confidence=confidence)
@@ -194,6 +214,8 @@ def mcnemar(a: Numbers, b: Numbers) -> tuple[int, int, float]:
     coin; p is 1 where none differs. Integers throughout, so that thousands of such items neither
     overflow nor round to 0.
     """
+    import numpy as np
+
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     assert a.shape == b.shape
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())

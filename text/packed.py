@@ -13,16 +13,18 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from host import files, terminal
 from text import tokenizer
-from text.rows import Row, Spill, document_rows, single_rows, stream_rows
+
+if TYPE_CHECKING:  # at run time it is imported where rows are: --help does without
+    import numpy as np
+
+    from text.rows import Row, Spill
 
 # The columns of a packed row, in the order in which they are written.
-DTYPES = {"tokens": np.int32, "loss_mask": np.int8, "segment": np.int32}
+DTYPES = {"tokens": "int32", "loss_mask": "int8", "segment": "int32"}
 SHARD = 1 << 16  # rows a file
 NAME = "mynah"  # of the data set, as TFDS wants one
 KINDS = {  # TFDS's names of the features that are read
@@ -47,7 +49,7 @@ DEEPEST = 8  # features within features
 # --- writing ---
 
 
-def write_rows(folder: pathlib.Path, split: str, rows: Iterable[Row]) -> list[int]:
+def write_rows(folder: pathlib.Path, split: str, rows: "Iterable[Row]") -> list[int]:
     """Write the rows of one split into files of SHARD rows -> how many each file holds."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -75,12 +77,16 @@ def write_rows(folder: pathlib.Path, split: str, rows: Iterable[Row]) -> list[in
 
 
 def write_split(
-    folder: pathlib.Path, split: str, spill: Spill, chosen: np.ndarray, pack: str, block: int
+    folder: pathlib.Path, split: str, spill: "Spill", chosen: "np.ndarray", pack: str, block: int
 ) -> dict[str, Any]:
     """Write the rows of the dialogues `chosen`; returns its counts, and the rows of each file.
 
     Padding has id, mask and segment 0.
     """
+    import numpy as np
+
+    from text.rows import document_rows, single_rows, stream_rows
+
     n, read = spill.lengths[chosen], spill.read
     longer, total = int((n > block + 1).sum()), int(n.sum())
     counts = {"rows": 0, "dialogues": len(chosen), "tokens": total, "loss_tokens": 0}
@@ -131,9 +137,13 @@ def write_metadata(
     folder: pathlib.Path, columns: Sequence[str], width: int, shards: dict[str, list[int]]
 ) -> None:
     """What makes the folder a TFDS directory: dataset_info.json and features.json."""
+    import numpy as np
     import tensorflow_datasets as tfds
 
-    features = {name: tfds.features.Tensor(shape=(width,), dtype=DTYPES[name]) for name in columns}
+    features = {
+        name: tfds.features.Tensor(shape=(width,), dtype=np.dtype(DTYPES[name]).type)
+        for name in columns
+    }
     names = tfds.core.ShardedFileTemplate(
         tfds.core.Path(folder), dataset_name=NAME, filetype_suffix="array_record"
     )
@@ -306,6 +316,7 @@ def _parser(path) -> Any:
 
 def _features(described, where, depth):
     """TFDS's feature for a piece of features.json; TFDS itself would import the class it names."""
+    import numpy as np
     import tensorflow_datasets as tfds
 
     kinds = tfds.features
@@ -359,9 +370,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._records)
 
-    def rows(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
+    def rows(self, indices: Iterable[int]) -> "dict[str, np.ndarray]":
         """{"tokens" int32, "loss_mask" int8, and "segment" int32 where packed so}, [n, block +
         1]."""
+        import numpy as np
+
         indices = [int(i) for i in indices]
         examples, columns = self._records.items(indices), {}
         for name, width in self.columns.items():
@@ -372,6 +385,8 @@ class Dataset:
 
     def _check(self, name, values, indices):
         """ValueError that names the first row whose values cannot be what the column is."""
+        import numpy as np
+
         end = {"tokens": self.vocabulary, "loss_mask": 2}.get(name, 2**31)
         wrong = np.argwhere((values < 0) | (values >= end) | (values != np.floor(values)))
         if len(wrong):
@@ -437,6 +452,8 @@ def show(
     tok: tokenizer.Tokenizer | None = None,
 ) -> str:
     """One row of a packed directory without its padding: loss tokens green, controls as escapes."""
+    import numpy as np
+
     path = pathlib.Path(path)
     if not is_packed(path):
         raise ValueError(f"{path} is no packed directory: make one with `data.py pack`")
@@ -463,6 +480,8 @@ def show(
 
 
 def _coloured(ids, mask, segment, tok):
+    import numpy as np
+
     cuts = [0, *(np.flatnonzero(np.diff(mask) | np.diff(segment)) + 1).tolist(), len(ids)]
     text, parts = tok.decode_bytes(ids.tolist()), []
     # A head of the ids gives a head of the bytes, on to where a character begins: a row may start

@@ -13,8 +13,6 @@ import pathlib
 import sys
 from typing import Any
 
-import numpy as np
-
 from host import files, terminal
 
 Lines = list[dict[str, Any]]  # of metrics.jsonl
@@ -57,6 +55,8 @@ def plot(lines: Lines) -> list[str]:
     values = points(lines, "loss")
     if len(values) < 8:
         return []
+    import numpy as np  # --help and the page do without
+
     means = bins(values, 2 * WIDTH)
     places, heights = [x for x, _ in means], [y for _, y in means]
     low, high = min(heights), max(heights)

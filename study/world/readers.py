@@ -21,10 +21,9 @@ import sys
 
 from host import files, terminal
 from study import answers
-from study.judge.verdicts import share
 from study.style import has_list, has_summary, words
 from study.world.facts import RELATIONS
-from tasks import results
+from tasks import results, scores
 
 RULES = {
     "hurried": "a simulated reader, no person: looks at form alone (sentences, list, summary, "
@@ -112,7 +111,7 @@ def compare(how: str, pairs: list[tuple[answers.Answer, answers.Answer]], facts:
 def summary(how: str, items: list[dict], left: int) -> dict:
     """The figures of a reader's verdicts."""
     verdicts = [i["verdict"] for i in items]
-    good = share(sum(v >= 0.5 for v in verdicts), len(items))
+    good = scores.proportion(sum(v >= 0.5 for v in verdicts), len(items))
     outcomes = (("win", 1.0), ("tie", 0.5), ("lose", 0.0))
     return {
         **good,
