@@ -40,22 +40,28 @@ def say(text: object) -> None:
 
 class Progress:
     """How far something is and when it ends, on stderr: in place on a terminal, else a line every
-    ten seconds."""
+    ten seconds. The pace is that since the first report: before it come compiling, and what an
+    earlier start has done.
+    """
 
     def __init__(self, what: str, total: int, unit: str):
-        self.what, self.total, self.unit, self.started = what, max(total, 1), unit, time.monotonic()
+        self.what, self.total, self.unit = what, max(total, 1), unit
         in_place = sys.stderr.isatty()
         self.every, self.begin, self.end = (0.3, "\r\033[K", "") if in_place else (10, "", "\n")
-        self.next = self.started + self.every
+        self.next = time.monotonic() + self.every
+        self.first: tuple[float, int] | None = None  # (when, how much was done) at first
 
     def __call__(self, done: int) -> None:
         now, share = time.monotonic(), min(done / self.total, 1)
+        since, before = self.first = self.first or (now, done)
         if now >= self.next and share:
             self.next = now + self.every
-            left, bar = (now - self.started) * (1 - share) / share, "#" * round(30 * share)
+            bar = "#" * round(30 * share)
             text = f"{self.what} [{bar:<30}] {share:4.0%} of {self.total:,} {self.unit}"
-            text = f"{self.begin}{text}, {left:,.0f} s left"
-            print(text, end=self.end, file=sys.stderr, flush=True)
+            if done > before:
+                left = (now - since) * max(self.total - done, 0) / (done - before)
+                text += f", {left:,.0f} s left"
+            print(self.begin + text, end=self.end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Clear the line, where it is one that was rewritten in place."""

@@ -323,6 +323,7 @@ def figures(
         "weights": model.parameter_count(config),
         "model": {"family": config.family} | {x: getattr(config, x) for x in "LDNKFV"},
         "mesh": [layout.data, layout.tensor],
+        "notes": model.replication_notes(config, layout),
         "rows": batch,
         "block": T,
         "tokens": tokens,
@@ -352,6 +353,7 @@ def lines(f: dict) -> list[str]:
         f"micro-batch{'es' * (f['accumulate'] > 1)}; mesh {f['mesh'][0]}x{f['mesh'][1]}; "
         f"{f['dtype']} compute, gradients {f['grad_dtype']}, first moment {f['moment_dtype']}, "
         f"remat {f['remat']}, prefetch {'on' if f['prefetch'] else 'off'}",
+        *(f"note: {text}" for text in f["notes"]),
         "",
         "memory of one device, counted by hand          GiB",
         *(f"  {name:<42} {value / GIB:5.2f}" for name, value in f["memory"].items()),

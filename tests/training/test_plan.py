@@ -203,6 +203,16 @@ def test_the_plan_as_json_holds_the_figures_of_the_table(capsys):
     assert h100["fits"] is True and h100["floor_s"] == max(h100["arithmetic_s"], h100["wire_s"])
 
 
+def test_the_plan_says_what_the_mesh_does_not_split(capsys):
+    """SmolLM2's 9 heads go over no 2 tensor ranks; with them whole, each rank has all of them."""
+    asked = ["--plan", "--model", "smollm2-135m", "--batch", "4", "--block", "512"]
+    assert train.main([*asked, "--mesh", "4x2"]) == 0
+    note = "attention replicated over tensor: 9 heads (3 key/value) do not divide over 2 ranks"
+    assert f"note: {note}\n" in capsys.readouterr().out
+    assert train.main([*asked, "--mesh", "4x1"]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_json_without_plan_is_refused(capsys):
     assert train.main(["--json"]) == 2
     assert "--json without --plan" in capsys.readouterr().err
