@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from decoding.opened import Opened
 
 
-def open_model(args: argparse.Namespace) -> "Opened":
-    """The model of the command line. JAX is imported here, so that --help need not wait for it."""
+def open_model(source: flags.Source) -> "Opened":
+    """The model of a command line. JAX is imported here, so that --help need not wait for it."""
     from decoding import opened
 
-    model = opened.open_model(
-        args.model, args.tokenizer, args.model_preset, args.mesh, args.dtype, args.batch
-    )
-    model.use_template(getattr(args, "template", None))
+    *place, template = source
+    model = opened.open_model(*place)
+    model.use_template(template)
     return model
 
 
@@ -47,16 +46,15 @@ class Opener:
     """
 
     def __init__(self):
-        self.flags, self.model = None, None
+        self.source, self.model = None, None
 
-    def __call__(self, args: argparse.Namespace) -> "Opened":
-        flags_of_model = [getattr(args, name, None) for name in flags.OPENED_BY]
-        if flags_of_model != self.flags:
-            self.flags = None  # of what could not be opened
-            before, self.model = self.model, open_model(args)
+    def __call__(self, source: flags.Source) -> "Opened":
+        if source != self.source:
+            self.source = None  # of what could not be opened
+            before, self.model = self.model, open_model(source)
             if before:
                 self.model.take_over(before)
-            self.flags = flags_of_model
+            self.source = source
         assert self.model
         if self.model.step is not None:  # a command went over the checkpoints
             self.model.at(None)
@@ -66,27 +64,27 @@ class Opener:
 # --- one task ---
 
 
-def evaluate(args: argparse.Namespace, model: "Opened | None", task: Any) -> dict | None:
-    """One task over the checkpoints asked for, each in a directory that goes on when stopped.
+def evaluate(
+    head: flags.Head, model: "Opened | None", task: Any, out: str | None, every_checkpoint: bool
+) -> dict | None:
+    """One task on the model, or on every checkpoint of it, in a directory that goes on when
+    stopped.
 
-    -> its last results.json; None where there is no score yet.
+    out: None for a new directory. -> its last results.json; None where there is no score yet.
     """
-    out = pathlib.Path(args.out or terminal.new_out(args.task))
-    head = args.task, flags.settings_of(args) | task.settings, args.model
+    folder = pathlib.Path(out or terminal.new_out(head.task))
+    head = head._replace(settings=head.settings | task.settings)
     try:
-        if model and args.checkpoints:
-            return evaluate_checkpoints(head, model, task, out)
-        return evaluate_one(head, model, task, out)
+        if model and every_checkpoint:
+            return evaluate_checkpoints(head, model, task, folder)
+        return evaluate_one(head, model, task, folder)
     except Finished as finished:
         say(finished)
         return None
 
 
-def evaluate_one(head: tuple, model: "Opened | None", task: Any, folder: pathlib.Path) -> dict:
-    """Evaluate into one result directory, as far as that is not done -> its results.json.
-
-    head: the task's name, the settings, the model's path.
-    """
+def evaluate_one(head: flags.Head, model: "Opened | None", task: Any, folder: pathlib.Path) -> dict:
+    """Evaluate into one result directory, as far as that is not done -> its results.json."""
     name, settings, path = head
     if model:
         settings = settings | model.fingerprints() | {"dtype": str(model.dtype)}
@@ -140,21 +138,21 @@ def ran_on(model: "Opened | None") -> dict:
     return {"device": model.device, "jax": jax.__version__}
 
 
-def line_of(head: tuple, model: "Opened | None", report: dict) -> str:
+def line_of(head: flags.Head, model: "Opened | None", report: dict) -> str:
     """A result in one line."""
     step = f" step {model.step}" if model and model.step is not None else ""
     low, high = report["interval"] or (None, None)
     score = "" if report["score"] is None else f"{report['score']:.4f}"
     parts = [score + (f" {report['unit']}" if score and "unit" in report else "")]
     parts.append("" if low is None else f"95 % interval {low:.4g} to {high:.4g}")
-    parts.append(f"n {report['n']}" + "; a sample" * ("sample" in head[1]))
-    return f"{head[0]}{step}: " + ", ".join(filter(None, parts))
+    parts.append(f"n {report['n']}" + "; a sample" * ("sample" in head.settings))
+    return f"{head.task}{step}: " + ", ".join(filter(None, parts))
 
 
 # --- every checkpoint of a run ---
 
 
-def evaluate_checkpoints(head: tuple, model: "Opened", task: Any, out: pathlib.Path) -> dict:
+def evaluate_checkpoints(head: flags.Head, model: "Opened", task: Any, out: pathlib.Path) -> dict:
     """Evaluate each saved checkpoint into OUT/step-N, and draw the curve of their scores."""
     from checkpoint import runs
 
@@ -170,7 +168,7 @@ def evaluate_checkpoints(head: tuple, model: "Opened", task: Any, out: pathlib.P
     series = {k: report[k] for k in ("task", "model", "settings", "unit", "chance") if k in report}
     series |= {k: points[-1][k] for k in ("score", "n", "interval")} | {"checkpoints": points}
     results.write_json(out / "results.json", series)
-    curve = curve_svg(points, head[0], is_share(series, points))
+    curve = curve_svg(points, head.task, is_share(series, points))
     results.write_whole(out / "index.html", page(series, points, curve))
     print(f"{len(points)} checkpoints: {out / 'index.html'}")
     return report
@@ -215,12 +213,12 @@ def evaluate_several(args: argparse.Namespace, opener: Callable) -> int:
     commands = [flags.parser().parse_args(line) for line in flags.commands_of(args, out)]
     for command in commands:
         flags.check(command)
-    model = opener(args)
+    model = opener(flags.source_of(args))
     tasks = [flags.TASKS[c.task].Task(flags.options_of(c), model) for c in commands]
     table = [("task", "score", "95 % interval", "n", "")]
     for command, task in zip(commands, tasks, strict=True):
         model.at(None)
-        report = evaluate(command, model, task) or {"score": None, "interval": None, "n": 0}
+        report = measured(command, model, task) or {"score": None, "interval": None, "n": 0}
         low, high = report["interval"] or (None, None)
         ends = "-" if low is None else f"{low:.4g} to {high:.4g}"
         score = "-" if report["score"] is None else f"{report['score']:.4f}"
@@ -231,6 +229,12 @@ def evaluate_several(args: argparse.Namespace, opener: Callable) -> int:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print(line.rstrip())
     return 0
+
+
+def measured(args: argparse.Namespace, model: "Opened | None", task: Any) -> dict | None:
+    """What `evaluate` says of a parsed task."""
+    head = flags.Head(args.task, flags.settings_of(args), args.model)
+    return evaluate(head, model, task, args.out, bool(args.checkpoints))
 
 
 def evaluate_commands(path: str) -> int:
@@ -250,7 +254,7 @@ def evaluate_commands(path: str) -> int:
 
 
 def run(args: argparse.Namespace, opener: Callable = open_model) -> int | None:
-    """A parsed command -> the exit status, None for 0. opener: parsed flags -> Opened."""
+    """A parsed command -> the exit status, None for 0. opener: flags.Source -> Opened."""
     if args.task == "commands":
         return evaluate_commands(args.file)
     if args.task == "compare":
@@ -269,13 +273,13 @@ def run(args: argparse.Namespace, opener: Callable = open_model) -> int | None:
     if args.task == "chat":
         from decoding import conversation
 
-        return conversation.converse(open_model(args), sampling_of(args))
-    model = opener(args) if flags.needs_model(args) else None
+        return conversation.converse(open_model(flags.source_of(args)), sampling_of(args))
+    model = opener(flags.source_of(args)) if flags.needs_model(args) else None
     task = flags.TASKS[args.task].Task(flags.options_of(args), model)
     if getattr(args, "write_prompts", None):
         inputs.write_prompts(args.write_prompts, task.prompts())
         return 0
-    result = evaluate(args, model, task)
+    result = measured(args, model, task)
     if result and getattr(args, "self_test", False):
         right = round(result["score"] * result["n"])
         print(f"self-test: {right} of {result['n']} canonical solutions pass")

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import pathlib
 import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
 from host.terminal import Parser, say
 from tasks import generate, humaneval, loglik, mmlu, nq, perplexity
@@ -50,8 +50,6 @@ SHARED = (
     "seed",
     "checkpoints",
 )
-# what of the flags a model is opened by
-OPENED_BY = "model", "tokenizer", "model_preset", "mesh", "dtype", "batch", "template"
 # what says where a result goes and what it is of, but is no setting of the measurement
 NO_SETTINGS = (
     "task",
@@ -63,6 +61,26 @@ NO_SETTINGS = (
     "run_untrusted_code",
     "template",  # the one in force is a setting of the task
 )
+
+
+class Source(NamedTuple):
+    """Which model, and how it is opened."""
+
+    model: str  # a model path
+    tokenizer: str | None
+    model_preset: str | None
+    mesh: str | None
+    dtype: str | None
+    batch: int
+    template: str | None  # of conversations, where the task has them
+
+
+class Head(NamedTuple):
+    """What a result says of its measurement before there is a score."""
+
+    task: str
+    settings: dict
+    model: str | None  # a model path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -238,6 +256,11 @@ def options_of(args: argparse.Namespace) -> Any:
     """The Options of a parsed task."""
     options = TASKS[args.task].Options
     return options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(options)})
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """The Source of a parsed task."""
+    return Source(*(getattr(args, name, None) for name in Source._fields))
 
 
 def settings_of(args: argparse.Namespace) -> dict:
