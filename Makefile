@@ -21,7 +21,7 @@ lint: .venv/installed-dev
 	$(RUN) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-study.txt .venv/installed
+.venv/installed-dev: requirements-dev.txt requirements-serve.txt requirements-study.txt .venv/installed
 	$(RUN) -m pip install -q -r requirements-dev.txt
 	touch $@
 

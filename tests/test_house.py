@@ -42,7 +42,8 @@ FLOORS = {  # room: the rooms it may import
 WITH_JAX = set(
     "families model sharding kernels checkpoint decoding training train eval serve".split()
 )
-STUDY_ONLY = {"study", "web"}
+# the requirements files of a room besides requirements.txt
+REQUIRED = {"web": ("serve",), "serve": ("serve",), "study": ("serve", "study")}
 HEAVY = set("jax jaxlib numpy tensorflow_datasets orbax sklearn matplotlib scipy".split())
 HELP_SECONDS = 0.3  # of processor time
 
@@ -196,6 +197,7 @@ def test_files_functions_and_parameter_lists_keep_their_limits(group):
 # --- requirements ---
 
 
+@functools.cache
 def distributions(*names: str) -> set[str]:
     """The packages that these requirements files name, without what they include."""
     lines = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
@@ -225,19 +227,19 @@ def third_party(room: str, item: Import) -> str | None:
 
 
 def test_what_a_room_imports_is_in_its_requirements_file():
-    core = distributions("requirements.txt")
-    study = core | distributions("requirements-study.txt")
     wrong = []
     for room, item in ALL_IMPORTS:
         package = third_party(room, item)
-        if package and package not in (study if room in STUDY_ONLY else core):
+        names = [f"requirements-{name}.txt" for name in REQUIRED.get(room, ())]
+        if package and package not in distributions("requirements.txt", *names):
             wrong.append(f"{item.where}: {package} is not in the requirements file of {room}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_a_requirements_file_names_nothing_that_nobody_imports():
     imported = {third_party(room, item) for room, item in ALL_IMPORTS} | {"jaxlib"}
-    listed = distributions("requirements.txt", "requirements-study.txt")
+    files = [f"requirements{name}.txt" for name in ("", "-serve", "-study")]
+    listed = distributions(*files)
     assert not listed - imported, f"not imported: {', '.join(sorted(listed - imported))}"
 
 

@@ -1,0 +1,73 @@
+"""Serve models by OpenAI's protocol.
+
+python -m serve --model out/run
+python -m serve --model BASE IMITATION TEACHER.gguf --name base imitation teacher
+"""
+
+import argparse
+import json
+import shlex
+import sys
+
+from host import terminal
+from host.terminal import say
+from serve import flags
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open the models, serve them until stopped."""
+    place, bounds = flags.place_of(args), flags.bounds_of(args)
+    names = flags.names_of(args.model, args.name)
+    from serve import app, protocol, server
+
+    sockets = server.Server(place, bounds)  # a port that is taken is said before the models load
+    settings = app.Settings(
+        place.hosts(sockets.number),
+        place.key,
+        protocol.Limits(bounds.prompt_tokens, bounds.queue, bounds.seconds),
+        lambda: len(sockets.active_channels),
+    )
+    from serve import engine as engines
+
+    models = engines.open_models(
+        dict(zip(names, args.model, strict=True)),
+        args.tokenizer,
+        args.template,
+        args.mesh,
+        args.dtype,
+        args.batch,
+    )
+    engine = engines.Engine(models, args.batch, bounds.queue)
+    engine.start()
+
+    def stop():
+        settings.stopping = True
+        say(f"\nstopping: running requests get {args.grace:g} seconds, Ctrl-C ends at once")
+        engine.stop(args.grace)
+
+    server.stop_on_signals(sockets, stop)
+    sockets.open(app.application(engine, settings))
+    say(ready(place.address(sockets.number), names[0], bool(place.key)))
+    sockets.run_until_finished()
+    say("stopped")
+    return 0
+
+
+def ready(address: str, name: str, key: bool) -> str:
+    """Where it is served, and a line to try."""
+    body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+    return (
+        f"serving {address}/ (Ctrl-C stops it); to try it:\n"
+        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json'"
+        + " -H 'Authorization: Bearer KEY'" * key
+        + f" -d {shlex.quote(json.dumps(body))}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = flags.parser().parse_args(argv)
+    return terminal.program(lambda: run(args), "python -m serve")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
