@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from jax.typing import DTypeLike
@@ -69,9 +70,13 @@ def make_mesh(data: int, tensor: int, devices: list | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     axes = AxisType.Auto, AxisType.Auto
-    if data * tensor == len(devices):  # in the order of the interconnect
-        return jax.make_mesh((data, tensor), (DATA, TENSOR), axis_types=axes, devices=devices)
     grid = np.array(devices[: data * tensor]).reshape(data, tensor)
+    if data * tensor == len(devices):  # in the order of the interconnect
+        try:
+            return jax.make_mesh((data, tensor), (DATA, TENSOR), axis_types=axes, devices=devices)
+        except NotImplementedError:  # 32 x 2 on a torus of 4 x 4 x 4: one of its axes is shared
+            shape = (data, tensor)
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, (DATA, TENSOR), axis_types=axes)
 
 
@@ -209,17 +214,19 @@ def partition(
     """The spec of one weight (without its layer axis).
 
     shape: its sizes. tensor_dim: the dimension split over "tensor", or None; splits: whether that
-    split is possible (whole heads on each rank). data_dim: the dimension split over "data". Where
-    both fall on one dimension, tensor is the outer split: gathering over data then gives this
-    tensor rank's contiguous slice. What does not divide is left whole (replicated).
+    split is possible (whole heads on each rank). data_dim: the dimension split over "data", or the
+    first other one that divides. Where both fall on one dimension, tensor is the outer split:
+    gathering over data then gives this tensor rank's contiguous slice. What does not divide is left
+    whole (replicated).
     """
     data, tensor = mesh_shape
     axes: list[tuple[str, ...]] = [()] * len(shape)
     if tensor_dim is not None and splits:
         axes[tensor_dim] = (TENSOR,)
-    local = shape[data_dim] // (tensor if axes[data_dim] else 1)
-    if local % data == 0:
-        axes[data_dim] += (DATA,)
+    for dim in (data_dim, *(d for d in range(len(shape)) if d != data_dim)):
+        if shape[dim] // (tensor if axes[dim] else 1) % data == 0:
+            axes[dim] += (DATA,)
+            break
     return Spec(*(a[0] if len(a) == 1 else a or None for a in axes))
 
 

@@ -3,13 +3,27 @@
     python train.py --plan v5p:2x2x2 --model llama-13b --mesh 8x1
 
 compiles for that topology with libtpu (pip install "jax[tpu]"); no TPU is needed.
+
+    python bench/compiled.py --table docs/performance.md
+
+compiles every row of that file's tables and writes them with the date, between its two marks.
 It reads the text of optimised HLO as XLA prints it, which no contract holds stable. Left out: time.
 """
 
 import collections
+import datetime
+import importlib.metadata
+import json
 import math
+import pathlib
 import re
+import subprocess
+import sys
 from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from host import files, terminal
 
 GIB = 2**30
 BYTES = {
@@ -273,3 +287,120 @@ def lines(compiled: dict, label: str) -> list[str]:
             f"({loop['share']:.0%} of the bytes)"
         )
     return out
+
+
+# --- the tables of docs/performance.md ---
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MARKS = "<!-- compiled: begin -->", "<!-- compiled: end -->"
+NARROW = "--grad-dtype bfloat16 --moment-dtype bfloat16"
+
+
+class Row(NamedTuple):
+    """A step that is compiled, with --prefetch as well where `ahead`."""
+
+    topology: str
+    model: str
+    mesh: str
+    flags: str = ""
+    goal: float | None = None  # GiB a chip
+    ahead: bool = False
+
+
+ROWS = (
+    Row("v5p:2x2x2", "llama-7b", "8x1", goal=16, ahead=True),
+    Row("v5p:2x2x2", "llama-7b", "8x1", NARROW, goal=13),
+    Row("v5p:2x2x2", "llama-13b", "8x1", goal=29, ahead=True),
+    Row("v5p:2x2x2", "llama-13b", "8x1", NARROW, goal=23.5),
+    Row("v5p:2x2x2", "llama-13b", "4x2"),
+    Row("v5p:2x2x2", "llama-13b", "2x4"),
+    Row("v5p:4x4x4", "llama-65b", "64x1", "--batch 64", ahead=True),
+    Row("v5p:4x4x4", "llama-65b", "32x2", "--batch 64"),
+    Row("v5p:8x8x8", "llama-7b", "512x1", "--batch 512"),
+    Row("v5e:2x4", "llama-7b", "8x1", "--accumulate 2", goal=15.75, ahead=True),
+)
+
+
+def measured(row: Row, prefetch: bool) -> dict:
+    """The plan of a row as train.py prints it, compiled in a process of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), "--json", "--plan", row.topology]
+    command += ["--model", row.model, "--mesh", row.mesh, *row.flags.split()]
+    command += ["--prefetch"] if prefetch else ["--no-prefetch"]
+    print(" ".join(command[1:]), file=sys.stderr, flush=True)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def cells(row: Row, plan: dict, ahead: dict | None) -> list[str]:
+    """A row of the first table: plan without --prefetch, and with it."""
+
+    def received(figures):
+        return sum(kind["bytes"] for kind in figures["compiled"]["received"].values()) / GIB
+
+    extra = row.flags.replace(NARROW, "").replace("--", "").strip()
+    return [
+        ", ".join(filter(None, (row.model, row.mesh, row.topology, extra))),
+        plan["grad_dtype"],
+        f"{plan['compiled']['peak'] / GIB:.2f}",
+        f"{ahead['compiled']['peak'] / GIB:.2f}" if ahead else "",
+        f"{row.goal:g}" if row.goal else "",
+        f"{received(plan):.1f}",
+        f"{received(ahead):.1f}" if ahead else "",
+        f"{plan['fsdp_minimum'] / GIB:.1f}",
+    ]
+
+
+def shares(row: Row, plan: dict, prefetch: bool) -> list[str] | None:
+    """A row of the second table; None where the loops are not those of one forward, one backward.
+
+    The backward loop is compiled with the larger body, hence gathers again what the forward does.
+    """
+    loops = [loop for loop in plan["compiled"]["loops"] if loop["total"] > 2]
+    if len(loops) != 2:
+        return None
+    name = ", ".join((row.model, row.mesh, row.topology)) + ", `--prefetch`" * prefetch
+    return [name, *(f"{loop['share']:.0%}" for loop in loops)]
+
+
+def markdown(head: str, rows: list[list[str]]) -> str:
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def tables() -> str:
+    """Both tables, every row compiled anew."""
+    first, second = [], []
+    for row in ROWS:
+        plan = measured(row, False)
+        ahead = measured(row, True) if row.ahead else None
+        first.append(cells(row, plan, ahead))
+        second += filter(None, [shares(row, plan, False), ahead and shares(row, ahead, True)])
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    today = datetime.date.today()
+    date = f"{today:%B} {today.day}, {today.year}"
+    head = (
+        "| model, mesh, topology | gradients, first moment | peak | with `--prefetch` | goal "
+        "| received | with `--prefetch` | FSDP minimum over data |"
+    )
+    share_head = "| gathered bytes beside products | forward | backward |"
+    return (
+        f"Compiled on {date} with {', '.join(versions)}.\n\n{markdown(head, first)}\n\n"
+        f"{markdown(share_head, second)}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = terminal.Parser(description="Compile for TPUs what docs/performance.md shows.")
+    about = "a page with the marks between which the tables are written"
+    p.add_argument("--table", metavar="FILE", required=True, help=about)
+    page = pathlib.Path(p.parse_args(argv).table)
+    text = page.read_text(encoding="utf-8")
+    begin, end = MARKS
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} does not hold {begin} and {end} once each: add them")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    files.write_whole(page, f"{before}{begin}\n\n{tables()}\n\n{end}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(terminal.program(main, "bench/compiled.py"))

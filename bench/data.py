@@ -1,10 +1,13 @@
 """Packing in tokens a second of one core, and how long a training step waits for its batch.
 
     python bench/data.py packing DIALOGUES --tokenizer LLAMA GPT2    # folders of tokenizers
+    python bench/data.py scale DIALOGUES --tokenizer LLAMA           # data.py pack, 150M tokens
     python bench/data.py loader DIALOGUES --tokenizer LLAMA          # 32 x 2048, steps of 20 ms
 
 `packing` runs `data.pack` in this process (--workers 1) and takes processor time, which counts on a
-busy machine: reading and tokenizing apart from writing the rows. `loader` packs, then takes batches
+busy machine: reading and tokenizing apart from writing the rows. `scale` draws real dialogues until
+there are --tokens of them, each with its number in the first turn, and packs them with the command
+that a user types, on all cores. `loader` packs, then takes batches
 as train.py's loop does (batches.prefetch over device_batch, one CPU device) while a step sleeps,
 as a host does beside an accelerator; the wait is what the loop stands still for, first batch left
 out. With --steps-ms 0 nothing is hidden: what a batch costs. Left out: disks slower than the page
@@ -12,7 +15,10 @@ cache, several hosts.
 """
 
 import argparse
+import json
+import os
 import pathlib
+import random
 import statistics
 import sys
 import tempfile
@@ -20,11 +26,14 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import mix  # this folder's
 import numpy as np
 
 import data  # the repository's own: its folder stands before this one in the path
-from text import packed, tokenizer
+from host import terminal
+from text import dialogues, packed, tokenizer
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOAL_TOKENS, GOAL_MINUTES, CORES = 150e6, 30, 2
 
 
@@ -71,6 +80,39 @@ def packing(args):
             f"  {GOAL_TOKENS / 1e6:.0f}M tokens on {CORES} cores: {minutes:.1f} minutes, calculated"
             f" (tokenizing on {CORES}, writing on one; goal {GOAL_MINUTES})"
         )
+
+
+def drawn(sources, tok, path, tokens):
+    """Write dialogues drawn at random until there are so many tokens -> how many dialogues."""
+    real = [d for source in sources for d in dialogues.read_dialogues(source)]
+    sizes = [len(data.tokenize_dialogue(d, tok, "roles")[0]) for d in real]
+    draw, written, n = random.Random(0), 0, 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < tokens:
+            k = draw.randrange(len(real))
+            first, *rest = real[k]["conversations"]
+            turns = [first | {"value": f"{first['value']} ({n})"}, *rest]
+            file.write(json.dumps({"id": f"{n}", "conversations": turns}) + "\n")
+            written, n = written + sizes[k], n + 1
+    return n
+
+
+def scale(args):
+    for path in args.tokenizer:
+        with tempfile.TemporaryDirectory() as folder:
+            source, out = f"{folder}/drawn.jsonl", f"{folder}/packed"
+            tok = tokenizer.load(path)
+            n = drawn(args.dialogues, tok, source, terminal.count(args.tokens))
+            print(f"{n:,} dialogues, {os.path.getsize(source) / 1e6:,.0f} MB", flush=True)
+            command = [sys.executable, str(ROOT / "data.py"), "pack", source, "--out", out]
+            command += ["--tokenizer", path, "--block", str(args.block), "--pack", args.pack]
+            code, figures = mix.watched(command)
+            rows = len(data.open_dataset([out], tok)[0])
+            made = rows * args.block
+            print(
+                f"exit {code}, {tok.kind}, {rows:,} rows of {args.block}, {made:,} tokens: "
+                f"{figures}, {made / figures.seconds:,.0f} tokens/s"
+            )
 
 
 def loader(args):
@@ -127,7 +169,7 @@ def loader(args):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("what", choices=["packing", "loader"])
+    p.add_argument("what", choices=["packing", "scale", "loader"])
     p.add_argument(
         "dialogues", nargs="+", metavar="DIALOGUES", help="files of dialogues, as for data.py pack"
     )
@@ -135,8 +177,9 @@ def main(argv=None):
     p.add_argument("--block", type=int, default=2048, metavar="T")
     p.add_argument("--batch", type=int, default=32, metavar="B")
     p.add_argument(
-        "--pack", choices=data.PACKS, default="stream", help="for loader [default %(default)s]"
+        "--pack", choices=data.PACKS, default="stream", help="but for packing [default %(default)s]"
     )
+    p.add_argument("--tokens", default="150M", metavar="N", help="for scale [default %(default)s]")
     p.add_argument(
         "--steps", type=int, default=300, metavar="S", help="for loader [default %(default)s]"
     )
@@ -150,7 +193,7 @@ def main(argv=None):
     )
     args = p.parse_args(argv)
     try:
-        {"packing": packing, "loader": loader}[args.what](args)
+        {"packing": packing, "scale": scale, "loader": loader}[args.what](args)
     except (ValueError, FileNotFoundError) as error:
         print(f"bench/data.py: {error}", file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -199,6 +200,38 @@ def memory(pid):
     return total
 
 
+class Figures(NamedTuple):
+    """What a program took, its workers included."""
+
+    seconds: float
+    cpu: float
+    memory: int  # bytes resident at once, at most
+
+    def __str__(self):
+        load, cores = os.getloadavg()[1], os.cpu_count()
+        return (
+            f"{self.seconds:.0f} s ({self.cpu:.0f} s of CPU; load {load:.1f} on {cores} cores), at"
+            f" most {self.memory / 2**30:.2f} GiB"
+        )
+
+
+def watched(command):
+    """(exit status, Figures) of a command run in the repository."""
+    started, most, done = time.perf_counter(), [0], threading.Event()
+    child = subprocess.Popen(command, cwd=ROOT)
+
+    def watch():
+        while not done.wait(0.5):
+            most[0] = max(most[0], memory(child.pid))
+
+    threading.Thread(target=watch, daemon=True).start()
+    code = child.wait()
+    done.set()
+    seconds = time.perf_counter() - started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return code, Figures(seconds, used.ru_utime + used.ru_stime, most[0])
+
+
 def scale(folder, n, tokenizers):
     with tempfile.TemporaryDirectory() as temp:
         temp = pathlib.Path(temp)
@@ -216,26 +249,11 @@ def scale(folder, n, tokenizers):
             "--out",
             str(temp / "out"),
         ]
-        started, most, done = time.perf_counter(), [0], threading.Event()
-        child = subprocess.Popen(
-            command + (["--tokenizer", *tokenizers] if tokenizers else []), cwd=ROOT
-        )
-
-        def watch():
-            while not done.wait(0.5):
-                most[0] = max(most[0], memory(child.pid))
-
-        threading.Thread(target=watch, daemon=True).start()
-        code = child.wait()
-        done.set()
-        seconds = time.perf_counter() - started
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = used.ru_utime + used.ru_stime
+        code, figures = watched(command + (["--tokenizer", *tokenizers] if tokenizers else []))
         written = os.path.getsize(temp / "out" / "mix.jsonl.gz")
         print(
-            f"exit {code}, {seconds:.0f} s ({cpu:.0f} s of CPU; load {os.getloadavg()[1]:.1f} on"
-            f" {os.cpu_count()} cores), {n / seconds:.0f} dialogues/s, at most"
-            f" {most[0] / 2**30:.2f} GiB, mix.jsonl.gz {written / 1e6:.0f} MB"
+            f"exit {code}, {figures}, {n / figures.seconds:.0f} dialogues/s, mix.jsonl.gz"
+            f" {written / 1e6:.0f} MB"
         )
         with gzip.open(temp / "out" / "mix.jsonl.gz", "rt", encoding="utf-8") as f:
             print(f"{sum(1 for _ in f):,} dialogues in the mix")

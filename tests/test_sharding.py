@@ -192,13 +192,11 @@ def test_what_does_not_divide_is_left_whole_and_a_note_says_so():
     assert (
         specs["w1"] == Spec(None, None)
         and specs["attn_norm"] == Spec(None)
-        and specs["embed"] == Spec(TENSOR, None)
+        and specs["embed"] == Spec((TENSOR, DATA), None)
     )
     notes = notes_of(config, 8, 4)
     assert notes[0] == "MLP replicated over tensor: F 42 does not divide by 4"
-    assert notes[1].startswith(
-        "replicated over data (not divisible by 8): embed, attn_norm, wq, wk, wv, mlp_norm, w1"
-    )
+    assert notes[1].startswith("replicated over data (not divisible by 8): attn_norm, mlp_norm, w1")
     assert notes_of(config, 1, 3) == [
         "attention replicated over tensor: 8 heads (8 key/value) do not divide over 3 ranks",
         "vocabulary replicated over tensor: 128 rows do not divide by 3",
