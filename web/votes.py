@@ -1,14 +1,16 @@
 """The store behind the rating page: items, slots that raters take, votes, in one SQLite file.
 
     python -m study.rate A B --db votes.sqlite                # what fills it
+    python -m serve --model A B --votes votes.sqlite          # ... or a talk that was voted on
     sqlite3 votes.sqlite 'select * from slots'                # ... and reads it
 
 Every item has `per_item` slots. A rater takes a slot for a while (a lease) and fills it with a vote
 or gives it back; a lease that ran out goes to whoever comes next, and until somebody did, a late
 vote still counts. Gold items (whose answer is known) have a slot for every rater. Slots are taken
 under BEGIN IMMEDIATE and UNIQUE constraints, so two raters, threads or servers cannot hold one; a
-vote is committed with synchronous=FULL before vote() returns. Left out: who a rater is, what the
-votes say (study/rate/preference.py).
+vote is committed with synchronous=FULL before vote() returns. A talk's file has no items at first:
+each vote brings its own, and says in `talks` which two models it compares (`add`). Left out: who a
+rater is, what the votes say (study/rate/preference.py).
 """
 
 import contextlib
@@ -20,6 +22,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 APPLICATION = 0x6D796E61  # PRAGMA application_id: "myna"
 SCHEMA = """
@@ -35,6 +38,23 @@ create table slots (lease text primary key, item text not null references items,
                     unique (item, place), unique (item, rater));
 create table sessions (digest text primary key, rater text not null);
 """
+TALKS = """create table if not exists talks (
+                    item text primary key references items, a text not null, b text not null,
+                    settings text not null)"""
+
+
+class Compared(NamedTuple):
+    """One vote of a talk: a question, the answers of models a and b to it, and which is better."""
+
+    lease: str  # names this vote: the same again is no second one
+    rater: str
+    question: str
+    answers: dict  # {"a", "b"}: texts
+    models: dict  # {"a", "b"}: names
+    first: str  # "a" or "b": which stood first
+    choice: str  # "a", "b" or "tie"
+    seconds: float  # from the last answer's end to the vote
+    settings: dict  # how they were asked, and the talk until there
 
 
 class Store:
@@ -57,25 +77,25 @@ class Store:
     ):
         self.path, self.lease_s, self.gold_every = pathlib.Path(path), lease_s, gold_every
         if items is None and not self.path.is_file():
-            raise ValueError(f"{path} does not exist: name the --db of a rating")
+            raise ValueError(f"{path} does not exist: name a file of votes")
         if not self.path.parent.is_dir():
             raise ValueError(
-                f"--db {path}: the folder {self.path.parent} does not exist: make it, or name "
-                "another"
+                f"{path}: the folder {self.path.parent} does not exist: make it, or name another"
             )
         with self.transaction() as c:
             known = c.execute("pragma application_id").fetchone()[0]
             tables = c.execute("select count(*) from sqlite_master").fetchone()[0]
             if known != APPLICATION and (tables or items is None):
-                raise ValueError(f"{path} is a database of something else: name another --db")
+                raise ValueError(f"{path} is a database of something else: name another file")
             if not tables:
                 self._fill(c, items, names or {"a": "A", "b": "B"}, per_item)
+            c.execute(TALKS)  # a file of an older version has none
             rows = c.execute("select name, value from meta").fetchall()
             self.meta = {name: json.loads(value) for name, value in rows}
         if items is not None and self.meta["fingerprint"] != fingerprint(items, per_item):
             raise ValueError(
-                f"{path} holds votes on other inputs (answers, gold items or --raters differ): "
-                "give the ones it was made with, or name another --db"
+                f"{path} holds votes on other inputs (answers, gold items or --raters differ, or "
+                "they are a talk's): give the ones it was made with, or name another file"
             )
         self.per_item, self.names = self.meta["per_item"], self.meta["names"]
 
@@ -132,9 +152,8 @@ class Store:
             raise  # a bug
         except sqlite3.DatabaseError as error:
             raise ValueError(
-                f"{self.path} cannot be read as votes ({error}): name another --db, restore a "
-                "copy, "
-                f"or save what is left with `sqlite3 {self.path} .recover | sqlite3 NEW`"
+                f"{self.path} cannot be read as votes ({error}): name another file, restore a "
+                f"copy, or save what is left with `sqlite3 {self.path} .recover | sqlite3 NEW`"
             ) from None
         finally:
             c.close()
@@ -278,6 +297,35 @@ class Store:
                 )
         return slot["choice"] in (None, choice)
 
+    def add(self, votes: list[Compared]) -> bool:
+        """Keep the votes of one question of a talk: all or none, on disk when this returns.
+
+        True for the same votes again; False where one of them was cast before, in another way.
+        """
+        with self.transaction() as c:
+            rows = c.execute("select lease, choice from slots where choice is not null")
+            known = {row["lease"]: row["choice"] for row in rows}
+            if any(known.get(v.lease, v.choice) != v.choice for v in votes):
+                return False
+            for v in votes:
+                if v.lease in known:
+                    continue
+                item, now = secrets.token_hex(8), time.time()
+                a, b = v.answers["a"], v.answers["b"]
+                c.execute(
+                    "insert into items values (?, ?, ?, ?, ?, null)",
+                    (item, v.lease, v.question, a, b),
+                )
+                c.execute(
+                    "insert into slots values (?, ?, 0, ?, ?, ?, ?, ?, ?)",
+                    (v.lease, item, v.rater, v.first, now - v.seconds, now, v.choice, now),
+                )
+                c.execute(
+                    "insert into talks values (?, ?, ?, ?)",
+                    (item, v.models["a"], v.models["b"], json.dumps(v.settings)),
+                )
+        return True
+
     # --- counts ---
 
     def progress(self, rater: str | None = None, now: float | None = None) -> dict:
@@ -305,15 +353,22 @@ class Store:
 
     def votes(self) -> list:
         """Every vote as a dict: item, source, instruction, a, b, gold, rater, first, choice,
-        seconds, voted; in the order they came.
+        seconds, voted, models {"a", "b"}; in the order they came.
         """
         with self.transaction() as c:
             rows = c.execute(
-                "select item, source, instruction, a, b, gold, rater, first, choice, "
-                "voted - taken as seconds, voted from slots join items on items.id = item "
+                "select slots.item, source, instruction, items.a, items.b, gold, rater, first, "
+                "choice, voted - taken as seconds, voted, "
+                "talks.a as model_a, talks.b as model_b "
+                "from slots join items on items.id = slots.item "
+                "left join talks on talks.item = slots.item "
                 "where choice is not null order by voted, lease"
             ).fetchall()
-        return [dict(r) for r in rows]
+        votes = []
+        for row in map(dict, rows):
+            of_talk = {"a": row.pop("model_a"), "b": row.pop("model_b")}
+            votes.append(row | {"models": of_talk if of_talk["a"] is not None else self.names})
+        return votes
 
 
 def digest(secret: str) -> str:

@@ -104,7 +104,15 @@ def results_parser() -> terminal.Parser:
         prog="python -m study.rate results",
         description="Majority, win / tie / lose, intervals, agreement, time.",
     )
-    p.add_argument("--db", metavar="FILE", help="votes of the rating page")
+    p.add_argument(
+        "--db", metavar="FILE", help="votes of the rating page, or of a talk (serve --votes)"
+    )
+    p.add_argument(
+        "--pair",
+        nargs=2,
+        metavar=("A", "B"),
+        help="of a talk with more than two models: only the votes on these two",
+    )
     p.add_argument(
         "--votes",
         metavar="FILE",
@@ -152,7 +160,7 @@ def run_results(args: argparse.Namespace) -> None:
         )
     if not 0 <= args.min_gold <= 1:
         raise ValueError(f"--min-gold {args.min_gold} is out of range: use a share from 0 to 1")
-    preference.report(args.db, args.votes, args.min_gold, args.seed, args.out)
+    preference.report(args.db, args.votes, args.min_gold, args.seed, args.out, args.pair)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -300,25 +300,52 @@ def write(
     return result
 
 
+def pairs_of(votes: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """{(name of A, name of B): votes}: one pair of a rating, the pairs that a talk compared."""
+    pairs = collections.defaultdict(list)
+    for vote in votes:
+        pairs[vote["models"]["a"], vote["models"]["b"]].append(vote)
+    return dict(pairs)
+
+
+def choose_pair(pairs: dict, wanted: list[str] | None, db: str, out: object) -> dict:
+    """The pairs to report; ValueError where the wanted is not there, or `out` needs one."""
+    listed = "; ".join(" ".join(map(answers.plain_name, pair)) for pair in pairs)
+    if wanted:
+        if tuple(wanted) not in pairs:
+            raise ValueError(f"{db} has no votes on --pair {' '.join(wanted)}: it has {listed}")
+        return {tuple(wanted): pairs[tuple(wanted)]}
+    if out and len(pairs) > 1:
+        raise ValueError(f"{db} has votes on {len(pairs)} pairs: choose with --pair: {listed}")
+    return pairs
+
+
 def report(
     db: str | None,
     votes_file: str | None,
     min_gold: float,
     seed: int,
     out: str | pathlib.Path | None,
+    pair: list[str] | None = None,
 ) -> None:
-    """The command: print what the votes say, and write it where `out` is given."""
+    """The command: print what the votes say, and write it where `out` is given.
+
+    pair: the names of A and B, of a talk in which more than two were compared.
+    """
     if db:
         store = Store(db)
-        votes, names, per_item = store.votes(), store.names, store.per_item
+        votes, per_item = store.votes(), store.per_item
+        pairs = pairs_of(votes) or {(store.names["a"], store.names["b"]): []}
         settings = {"db": db, "fingerprint": store.meta["fingerprint"]}
     else:
         votes, per_item = read_votes(votes_file)
-        names = {"a": "first", "b": "second"}
+        pairs = {("first", "second"): votes}
         settings = {"votes_file": votes_file, "fingerprint": answers.fingerprint(votes_file)}
-    figures, items = summary(votes, per_item, min_gold, seed)
-    print("\n".join(lines(figures, names)))
-    if out:
-        settings |= {"raters_per_item": per_item, "min_gold": min_gold, "seed": seed}
-        write(out, figures, items, votes, names, settings)
-        print(f"{out}/results.json, samples.jsonl, index.html, votes.csv")
+    settings |= {"raters_per_item": per_item, "min_gold": min_gold, "seed": seed}
+    for (a, b), votes in choose_pair(pairs, pair, str(db or votes_file), out).items():
+        names = {"a": a, "b": b}
+        figures, items = summary(votes, per_item, min_gold, seed)
+        print("\n".join(lines(figures, names)))
+        if out:
+            write(out, figures, items, votes, names, settings)
+            print(f"{out}/results.json, samples.jsonl, index.html, votes.csv")

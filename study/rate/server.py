@@ -6,6 +6,7 @@ are guarded by web/guard.py, and a rater is known by a same-site cookie. Left ou
 reverse proxy before it, and name it with --name), payment.
 """
 
+import functools
 import hmac
 import pathlib
 import signal
@@ -31,6 +32,8 @@ FILES = {
 SIDES = ("first", "second", "equal")
 # A client that sends half a request holds a connection, not a thread, and not for long.
 CONNECTIONS, SILENT_S = 1000, 20
+
+shown = functools.lru_cache(maxsize=4096)(render)  # an item is met by several raters
 
 
 class Pages:
@@ -120,8 +123,8 @@ class Pages:
         item = {
             "lease": slot["lease"],
             "instruction": slot["instruction"],
-            "first": render(first),
-            "second": render(*texts.values()),
+            "first": shown(first),
+            "second": shown(*texts.values()),
         }
         return flask.jsonify(state | {"item": item, "hold_s": self.store.lease_s / 3})
 

@@ -53,3 +53,13 @@ def test_markdown_of_200_000_characters_is_shown_at_once(shape):
 
 def test_links_have_no_title():
     assert "title" not in markdown.render('[a](https://example.org/ "what it says") ![b](c "d")')
+
+
+def test_characters_that_turn_text_or_are_not_seen_are_shown_by_their_numbers():
+    for hidden in "\u202e\u2066\u200b\u2060\ufeff\x1b\x9b\U000e0041":
+        for text in (f"a{hidden}b", f"`a{hidden}b`", f"a&#x{ord(hidden):x};b"):
+            shown = markdown.render(text)
+            assert hidden not in shown, (hidden, text)
+        assert f"U+{ord(hidden):04X}" in markdown.render(f"a{hidden}b")
+    for kept in ("👩‍🚀", "می‌خواهم", "\u200fשלום\u200f", "क्‍ष", "a\tb", "❤️"):
+        assert kept in markdown.render(f"`{kept}`"), ascii(kept)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from web.votes import Store
+from web.votes import Compared, Store
 
 ITEMS = [
     {"id": n, "instruction": f"question {n}", "a": f"this {n}", "b": f"that {n}"} for n in range(5)
@@ -153,3 +153,47 @@ def test_a_file_of_other_inputs_or_of_something_else_is_refused_in_one_line(tmp_
         Store(tmp_path / "text", ITEMS)
     with pytest.raises(ValueError, match="does not exist"):
         Store(tmp_path / "nothing")
+
+
+# --- votes of a talk ---
+
+
+def compared(lease="r-01", choice="a", **more):
+    values = {
+        "lease": lease,
+        "rater": "me",
+        "question": "q",
+        "answers": {"a": "x", "b": "y"},
+        "models": {"a": "one", "b": "two"},
+        "first": "b",
+        "choice": choice,
+        "seconds": 4.0,
+        "settings": {"seed": 1},
+    }
+    return Compared(**(values | more))
+
+
+def test_votes_of_a_talk_bring_their_items(tmp_path):
+    store = Store(tmp_path / "v", [], per_item=1)
+    assert store.votes() == [] and store.add([compared(), compared("r-02", "tie")])
+    assert Store(tmp_path / "v", [], per_item=1).votes() == store.votes()
+    vote = store.votes()[0]
+    assert vote["models"] == {"a": "one", "b": "two"} and round(vote["seconds"]) == 4
+    assert (vote["instruction"], vote["a"], vote["b"]) == ("q", "x", "y")
+    assert (vote["first"], vote["choice"], vote["rater"]) == ("b", "a", "me")
+
+
+def test_all_votes_of_a_question_are_kept_or_none(tmp_path):
+    store = Store(tmp_path / "v", [], per_item=1)
+    assert store.add([compared()]) and store.add([compared()])
+    assert not store.add([compared("r-02"), compared(choice="b")])
+    assert [v["source"] for v in store.votes()] == ["r-01"]
+
+
+def test_votes_of_a_rating_have_the_names_of_its_file_also_where_it_is_old(tmp_path):
+    store = make(tmp_path)
+    rate(store, "x", 1)
+    with store.transaction() as c:
+        c.execute("drop table talks")
+    votes = make(tmp_path).votes()
+    assert [v["models"] for v in votes] == [{"a": "secret-a", "b": "secret-b"}]
