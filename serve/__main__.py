@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
     place, bounds = flags.place_of(args), flags.bounds_of(args)
     names = flags.names_of(args.model, args.name)
     from serve import app, protocol, server
+    from web.votes import Store
 
     sockets = server.Server(place, bounds)  # a port that is taken is said before the models load
     settings = app.Settings(
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         place.key,
         protocol.Limits(bounds.prompt_tokens, bounds.queue, bounds.seconds),
         lambda: len(sockets.active_channels),
+        Store(args.votes, [], per_item=1) if args.votes else None,
     )
     from serve import engine as engines
 

@@ -17,10 +17,12 @@ import flask
 from werkzeug.exceptions import HTTPException
 
 from host.terminal import printable, say
-from serve import body, metrics, protocol
+from serve import body, metrics, pages, protocol
 from serve.body import Refusal
 from serve.records import Busy, Delta, End, Failed, Serving, Ticket
 from serve.replies import Reply
+from serve.talk import Talks
+from web.votes import Store
 
 LOOK_S = 0.25  # how often a request that waits looks whether its client is still there
 ALIVE_S = 10.0  # how often a stream without news says that it lives
@@ -32,12 +34,16 @@ WHY = {"timeout": 503, "stopped": 503, "error": 500}  # Failed.reason -> status
 
 @dataclasses.dataclass
 class Settings:
-    """What the addresses need to know. hosts: what a Host header may say, None for anything."""
+    """What the addresses need to know. hosts: what a Host header may say, None for anything.
+
+    votes: where the page's are kept.
+    """
 
     hosts: set[str] | None
     key: str | None = None
     limits: protocol.Limits = dataclasses.field(default_factory=protocol.Limits)
     connections: Callable[[], int] = lambda: 0
+    votes: Store | None = None
     stopping: bool = False
 
 
@@ -281,4 +287,6 @@ def application(engine: Serving, settings: Settings) -> flask.Flask:
             path, view.__name__, view, methods=[method], provide_automatic_options=False
         )
         service.paths.add(path)
+    talks = app.extensions["talks"] = Talks(engine, settings.votes, settings.limits.seconds)
+    service.paths.update(pages.add_to(app, talks))
     return app

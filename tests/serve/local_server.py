@@ -16,7 +16,7 @@ from serve.server import Server
 class LocalServer:
     """engine: started here and stopped at the end."""
 
-    def __init__(self, engine, key=None, limits=None, **bounds):
+    def __init__(self, engine, key=None, limits=None, votes=None, **bounds):
         self.engine, bounds = engine, flags.Bounds(**bounds)
         place = flags.Place(port=0, key=key)
         self.sockets = Server(place, bounds)
@@ -26,12 +26,14 @@ class LocalServer:
             key,
             limits or protocol.Limits(bounds.prompt_tokens, bounds.queue, bounds.seconds),
             lambda: len(self.sockets.active_channels),
+            votes,
         )
+        self.app = app.application(engine, self.settings)
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
         self.engine.start()
-        self.sockets.open(app.application(self.engine, self.settings))
+        self.sockets.open(self.app)
         self.thread = threading.Thread(target=self.sockets.run_until_finished, daemon=True)
         self.thread.start()
         return self
