@@ -287,6 +287,6 @@ def application(engine: Serving, settings: Settings) -> flask.Flask:
             path, view.__name__, view, methods=[method], provide_automatic_options=False
         )
         service.paths.add(path)
-    talks = app.extensions["talks"] = Talks(engine, settings.votes, settings.limits.seconds)
+    talks = app.extensions["talks"] = Talks(engine, settings.votes, settings.limits)
     service.paths.update(pages.add_to(app, talks))
     return app

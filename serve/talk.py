@@ -9,7 +9,6 @@ Left out: talks that outlive the server.
 import collections
 import dataclasses
 import itertools
-import math
 import re
 import secrets
 import threading
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator
 
 from decoding.records import Sampling
+from serve.protocol import Limits
 from serve.records import Ask, Busy, Delta, End, Failed, Serving, Ticket
 from web import markdown
 from web.votes import Compared, Store
@@ -197,11 +197,11 @@ def round_off(seconds: float) -> float:
 class Talks:
     """The talks of one server.
 
-    seconds: how long an answer may take. votes: where votes are kept, or None.
+    votes: where they are kept, or None. limits: tokens of a prompt, seconds of an answer.
     """
 
-    def __init__(self, engine: Serving, votes: Store | None = None, seconds: float = math.inf):
-        self.engine, self.votes, self.seconds = engine, votes, seconds
+    def __init__(self, engine: Serving, votes: Store | None = None, limits: Limits | None = None):
+        self.engine, self.votes, self.limits = engine, votes, limits or Limits()
         self.rounds: collections.OrderedDict[str, Round] = collections.OrderedDict()
         self.lock = threading.Lock()
 
@@ -258,7 +258,7 @@ class Talks:
                 prompt, cut = self._prompt(new, before, answer.model, settings["max_tokens"])
                 if cut:
                     notes.add("The beginning of this talk no longer fits and is not read.")
-                ask = Ask(answer.model, [prompt], sampling, seconds=self.seconds)
+                ask = Ask(answer.model, [prompt], sampling, seconds=self.limits.seconds)
                 new.tickets.append(self.engine.submit(ask))
             except (Busy, ValueError) as error:
                 answer.note = str(error) or "the server is busy: try again in a moment"
@@ -298,10 +298,20 @@ class Talks:
         system = [{"from": "system", "value": new.system}] if new.system.strip() else []
         turns = turns_of(before, model)
         opened = self.engine.models[model]
-        room = opened.config.P - min(max_tokens, opened.config.P // 2)
+        if opened.template is None:
+            raise ValueError(
+                f"{model} does not say how conversations are written: serve it with --template"
+            )
+        positions = opened.config.P
+        most = min(self.limits.prompt_tokens or positions, positions - 1)
+        room = min(most, positions - min(max_tokens, positions // 2))
         last, cut = [{"from": "human", "value": new.question}], False
         while len(ids := opened.chat_ids(system + turns + last)) > room and turns:
             turns, cut = turns[2:], True
+        if len(ids) > most:
+            raise ValueError(
+                f"the question has {len(ids):,} tokens: {model} takes {most:,} at most"
+            )
         return ids, cut
 
     def _forget(self):

@@ -86,7 +86,7 @@ function nameOf(turn, place) { return turn.names ? turn.names[place] : `Answer $
 function newTurn(question, parent) {
   const el = copy("turn");
   el.querySelector(".text").textContent = question;
-  const turn = { el, question, parent, round: null, names: null, answers: [], blind: at("blind").checked };
+  const turn = { el, question, parent, round: null, names: null, answers: [] };
   el.querySelector(".edit").addEventListener("click", () => edit());
   el.querySelector(".retry").addEventListener("click", () => ask(turn.question, turn.parent, turn));
   return turn;
@@ -151,25 +151,23 @@ function tell(answer, stats, turn) {
 async function ask(question, parent, old) {
   if (running || !question.trim() || !settle()) return;
   const turn = newTurn(question, parent), abort = new AbortController();
-  const models = served.models.filter((_, n) => at(`model-${n}`)?.checked ?? true).slice(0, served.most);
+  const models = served.models.filter((_, n) => at(`model-${n}`).checked);
   const seed = at("seed").value;
   running = { turn, abort };
   say("");
   show();
   if (old) old.el.replaceWith(turn.el); else at("turns").append(turn.el);
   at("empty").hidden = true;
-  turn.el.scrollIntoView({ block: "nearest" });
+  turn.el.scrollIntoView(); // to the top, where it stays while the answers grow below
   try {
     const response = await send("/page/ask", {
-      question, parent, models, blind: turn.blind, system: at("system").value,
+      question, parent, models, blind: at("blind").checked && models.length > 1, system: at("system").value,
       temperature: Number(at("temperature").value), max_tokens: Number(at("tokens").value),
       seed: seed === "" ? null : Number(seed),
     }, abort.signal);
     if (!response.ok) throw await failure(response);
     for await (const event of events(response)) {
-      const low = innerHeight + scrollY >= document.documentElement.scrollHeight - 60;
       if (event.round) begin(turn, event); else grow(turn, event);
-      if (low) scrollTo(0, document.documentElement.scrollHeight);
     }
     if (!turn.round || turn.answers.some(a => !a.ended)) throw new Error("the answer broke off");
   } catch (error) {
@@ -375,6 +373,10 @@ addEventListener("keydown", e => {
   if (!/^[0-3]$/.test(e.key) || !last?.open?.length) return;
   const place = Number(e.key) - 1;
   if (place < 0) vote(last, "equal"); else if (last.open.includes(place)) vote(last, String(place));
+});
+if (!CSS.supports("field-sizing", "content")) at("question").addEventListener("input", () => {
+  at("question").style.height = "auto";
+  at("question").style.height = `${at("question").scrollHeight + 2}px`;
 });
 at("stop").addEventListener("click", stop);
 at("leave").addEventListener("click", () => { at("question").value = ""; leave(); at("question").focus(); });

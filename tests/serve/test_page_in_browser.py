@@ -176,6 +176,20 @@ def test_a_finished_answer_is_markdown_and_is_heard_once(window):
     assert [e.get_attribute("id") for e in live] == ["said", "heard"]
 
 
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_new_question_comes_to_the_top_and_stays_there(window, width):
+    page = window(width)
+    page.ask("first")
+    page.write("talk for long")
+    page.flow()
+    for _ in range(2):
+        top = page.locator(".turn:last-child .question").bounding_box()["y"]
+        assert 0 <= top < 60
+        page.wait_for_timeout(300)
+    page.press("#question", "Escape")
+    page.wait_for_selector("#send:not([hidden])")
+
+
 @pytest.mark.parametrize("how", ["Escape", "button"])
 def test_stopping_frees_the_slots_and_the_talk_goes_on(window, how):
     page = window()

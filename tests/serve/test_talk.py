@@ -9,6 +9,7 @@ from conftest import ROOT
 from scripted_engine import ScriptedEngine
 
 from serve import talk
+from serve.protocol import Limits
 from serve.talk import Forgotten, Refused, Talks
 from study.rate import __main__ as rate
 from web.votes import Store
@@ -124,6 +125,15 @@ def test_a_model_that_cannot_take_a_question_fails_alone(engine):
         1: ("stop", ""),
         2: ("stop", ""),
     }
+
+
+def test_a_question_that_is_too_long_or_a_model_without_a_template_is_said(engine):
+    talks = Talks(engine, limits=Limits(prompt_tokens=100))
+    engine.models["teacher"].template = None
+    _, events = ask(talks, "long " * 20)
+    notes = [e["note"] for e in events if "end" in e]
+    assert notes[:2] == [f"the question has 132 tokens: {n} takes 100 at most" for n in NAMES[:2]]
+    assert "--template" in notes[2] and engine.asked == []
 
 
 def test_the_oldest_turns_go_where_a_talk_no_longer_fits_and_that_is_said(engine):
