@@ -1,11 +1,13 @@
 """Answers of models in every public form -> one form, and two sets of them paired.
 
     python -m study.answers answer_vicuna-13b.jsonl answer_gpt35.jsonl     # how they pair, counts
+    python -m study.answers ask questions.jsonl --endpoint URL --endpoint-model NAME --out DIR
 
 A source is told apart by content and never by name:
   a result directory of `eval.py generate`: its samples.jsonl ("prompt", "output"; the file's own
     "id" or "question_id" where it had one)
-  AlpacaEval   {"instruction", "output", "generator"}, a JSON list
+  AlpacaEval   {"instruction", "output", "generator"}, a JSON list; or a folder whose answers.jsonl
+    has such rows, as `ask` leaves it ("sample": which of several answers to one question)
   Vicuna       {"question_id", "text", "model_id"}, JSON lines; the texts of the questions from
     --questions, or from question.jsonl one folder up, where upstream keeps it
   Alpaca       {"instruction", "input", "output" or "response"}
@@ -16,6 +18,7 @@ Plain or .gz. Left out: conversations of several turns beyond their last questio
 untrusted: nothing here runs or prints them.
 """
 
+import argparse
 import collections
 import json
 import pathlib
@@ -25,7 +28,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from host import files, terminal
-from study import rows
+from study import access, rows
 from study.rows import clean
 from tasks import results
 from text.sources import raw_chunks
@@ -50,7 +53,8 @@ def rows_of(path: str | pathlib.Path) -> list[tuple[str, dict]]:
     if not path.is_file():
         wrong = "is a folder without samples.jsonl" if path.is_dir() else "does not exist"
         raise ValueError(
-            f"{path} {wrong}: name a file of answers or a result directory of eval.py generate"
+            f"{path} {wrong}: name a file of answers, or a result directory of eval.py generate or "
+            "of study.answers ask"
         )
     read = []
     for chunk, _ in raw_chunks(path):
@@ -104,6 +108,11 @@ def read_questions(path: str | pathlib.Path) -> dict[str, dict]:
     return questions
 
 
+def source_file(path: pathlib.Path) -> pathlib.Path:
+    """The file that `ask` left in its folder; any other path as it is."""
+    return path / "answers.jsonl" if (path / "answers.jsonl").is_file() else path
+
+
 def read(path: str | pathlib.Path, questions: str | pathlib.Path | None = None) -> list[Answer]:
     """[{"id", "instruction" (or None), "output", "model"}] of a source, in its order.
 
@@ -115,6 +124,7 @@ def read(path: str | pathlib.Path, questions: str | pathlib.Path | None = None) 
     path = pathlib.Path(path)
     if (path / "samples.jsonl").is_file():
         return _read_result(path)
+    path = source_file(path)
     given = rows_of(path)
     beside = path.absolute().parent.parent / "question.jsonl"
     if questions is None and "question_id" in given[0][1] and beside.is_file():
@@ -148,7 +158,7 @@ def _answer(row, number, name, question, place):
         "output": clean(output),
         "model": "",
         "own_id": name is not None,
-        "sample": 0,
+        "sample": row["sample"] if isinstance(row.get("sample"), int) else 0,
     }
     category = row.get("category") or question.get("category")
     if category:
@@ -302,7 +312,7 @@ def counted(pairs: list, left: dict[str, int], what: str = "pairs") -> str:
 
 def fingerprint(path: str | pathlib.Path) -> str:
     """sha256 of a source's content: of the file, or of a result directory's samples."""
-    path = pathlib.Path(path)
+    path = source_file(pathlib.Path(path))
     return files.sha256(path / "samples.jsonl" if path.is_dir() else path)
 
 
@@ -315,16 +325,18 @@ def report(paths: list, questions: str | pathlib.Path | None) -> None:
     print(f"{name_of(a)}: {len(a)} answers, {name_of(b)}: {len(b)} answers: {counted(*pair(a, b))}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def pairing_parser() -> terminal.Parser:
     p = terminal.Parser(
         prog="python -m study.answers",
         description="What two sets of answers hold and how they pair; counts only.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="another command:\n    ask   every question of a file, of an endpoint (ask --help)",
     )
     p.add_argument(
         "a",
         metavar="A",
-        help="a result directory of eval.py generate, AlpacaEval JSON, Vicuna JSON lines, Alpaca "
-        "rows; .gz or not",
+        help="a result directory of eval.py generate or of ask, AlpacaEval JSON, Vicuna JSON "
+        "lines, Alpaca rows; .gz or not",
     )
     p.add_argument("b", metavar="B", help="the same")
     p.add_argument(
@@ -332,12 +344,69 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="Vicuna's question.jsonl [default: one folder up from its answers]",
     )
+    return p
+
+
+def asking_parser() -> terminal.Parser:
+    p = terminal.Parser(
+        prog="python -m study.answers ask",
+        description="Every question of a file asked of an endpoint; the answers in a form that "
+        "style, judge, rate and data.py read.",
+        epilog="Leaves --out with answers.jsonl, report.json and log.jsonl; stopped or killed, "
+        "the same command goes on and asks nothing twice.",
+    )
+    p.add_argument(
+        "prompts",
+        nargs="+",
+        metavar="FILE",
+        help="rows with a prompt, an instruction (and input), a text, a question or turns; or "
+        "dialogues; of several turns the first is asked",
+    )
+    g = p.add_argument_group("endpoint")
+    access.add_flags(g, "endpoint")
+    access.add_sampling_flags(g, 1.0, None, "")
+    g = p.add_argument_group("asking")
+    g.add_argument("--system", metavar="TEXT", help="a system message before each question")
+    g.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="answers to each [%(default)s]"
+    )
+    g.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="sent with the first answer to a question, N + 1 with the second, … [default: none]",
+    )
+    g.add_argument("--limit", type=int, metavar="N", help="only the first N questions")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of answers, report.json and log.jsonl"
+    )
+    return p
+
+
+def pairing_command(argv: list[str]) -> None:
+    args = pairing_parser().parse_args(argv)
+    report([args.a, args.b], args.questions)
+
+
+def asking_command(argv: list[str]) -> None:
+    args = asking_parser().parse_args(argv)
+    from study import questions
+
+    model = access.Model(args.endpoint_model, args.temperature, args.max_tokens)
+    asking = questions.Asking(args.system, args.samples, args.seed)
+    reach = access.of_flags(args, "endpoint")
+    with rows.locked(args.out) as out:
+        questions.collect(args.prompts, asking, model, reach, out, args.limit)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    named = argv[:1] == ["ask"]
 
     def run():
-        args = p.parse_args(argv)
-        report([args.a, args.b], args.questions)
+        asking_command(argv[1:]) if named else pairing_command(argv)
 
-    return terminal.program(run, "study.answers")
+    return terminal.program(run, "study.answers", "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -223,9 +223,10 @@ class Endpoint:
 
         bodies: dicts of what the endpoint takes ("model", "messages", "temperature", …) and perhaps
         "draw". answer: {"text": str or None, "finish": str or None, "prompt_tokens",
-        "completion_tokens": int, "error": None or str, "cached": bool, "date": ISO}; it is on disk
-        before it is yielded. An answer with an error is asked again by the next run, and so is one
-        that readable(answer) says cannot be used.
+        "completion_tokens": int, "error": None or str, "cached": bool, "date": ISO}, and "refused"
+        where further tries had no point; it is on disk before it is yielded. An answer with an
+        error is asked again by the next run, and so is one that readable(answer) says cannot be
+        used.
         """
         places = distinct(bodies)
         known = {key for key in places if key in self.done}
@@ -287,7 +288,7 @@ class Endpoint:
                 with self.lock:
                     self.failures_in_a_row = 0
             except Refused as refused:
-                answer = failure(str(refused))
+                answer = failure(str(refused)) | {"refused": True}
             except Again as again:
                 reason, wait = str(again), again.wait
             if stop.is_set():

@@ -91,22 +91,27 @@ def instruction_of(row: dict) -> str | None:
     return row["instruction"]
 
 
-def prompt_of(row: dict, name: str) -> list:
-    """A parse for `each`: [(id, prompt, row)] of a row of a public evaluation, or of a dialogue.
-
-    Read are Koala's test set, Self-Instruct's, AlpacaEval's, Vicuna's and NQ's questions.
-    """
-    row = parse_object(row)
+def own_id(row: dict) -> str | None:
+    """The row's own name of its prompt, or None."""
     ids = ("id", "question_id", "prompt_id")
-    name = str(next((row[k] for k in ids if isinstance(row.get(k), (str, int))), name))
-    if isinstance(row.get("prompt"), str):
-        return [(name, row["prompt"], row)]
+    return next((str(row[k]) for k in ids if isinstance(row.get(k), (str, int))), None)
+
+
+def prompts_of(row: dict, name: str) -> list[str]:
+    """What a human says in a row of a public evaluation, or in a dialogue, turn by turn.
+
+    Read are Koala's test set, Self-Instruct's, AlpacaEval's, Vicuna's, MT-bench's,
+    RealToxicityPrompts' and NQ's questions. ValueError, a reason without the place, for others.
+    """
+    prompt = row.get("prompt")
+    prompt = prompt.get("text") if isinstance(prompt, dict) else prompt
     instruction = instruction_of(row)
-    if instruction is not None:
-        return [(name, instruction, row)]
-    for key in ("text", "question"):
-        if isinstance(row.get(key), str):
-            return [(name, row[key], row)]
+    for text in (prompt, instruction, row.get("text"), row.get("question")):
+        if isinstance(text, str):
+            return [text]
+    turns = row.get("turns")
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        return turns
     queries = [
         turn["value"]
         for dialogue in forms.parse_row(row, name)
@@ -115,4 +120,16 @@ def prompt_of(row: dict, name: str) -> list:
     ]
     if not queries:
         raise ValueError("no prompt in it")
-    return [(name, queries[0], row)]
+    return queries
+
+
+def prompt_of(row: dict, name: str) -> list:
+    """A parse for `each`: [(id, first prompt, row)] of a row."""
+    row = parse_object(row)
+    return [(own_id(row) or name, prompts_of(row, name)[0], row)]
+
+
+def dialogue(name: str, query: str, answer: str, source: str) -> dict:
+    """A dialogue of one question, in ShareGPT's form."""
+    turns = [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": turns, "source": source}

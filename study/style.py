@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from host import files, terminal
-from study import answers
+from study import access, answers
 from tasks import results, scores
 from tasks.page import page as result_page
 
@@ -250,13 +250,11 @@ def add_tone(items: list[dict], endpoint: Any, judge_model: str) -> dict:
     Items get "tone": True, False or None (an error, or a reply that is neither).
     """
     counts, tokens = collections.Counter(), collections.Counter()
-    bodies = []
+    judge, bodies = access.Model(judge_model, 0, 4), []
     for item in items:
         text = TONE.format(question=item["prompt"] or "", answer=item["output"])
-        message = {"role": "user", "content": text}
-        body = {"model": judge_model, "temperature": 0, "max_tokens": 4, "messages": [message]}
-        bodies.append(body)
-    for k, reply in endpoint.ask_all(bodies):
+        bodies.append(judge.body([{"role": "user", "content": text}]))
+    for k, reply in access.answers(endpoint, bodies, "tone", "replies"):
         tone = None if reply["error"] else read_tone(reply["text"])
         items[k]["tone"] = tone
         what = "errors" if reply["error"] else "unreadable" if tone is None else "judged"
@@ -321,20 +319,13 @@ def html_table(columns: dict[str, dict]) -> str:
 
 
 class Judge(NamedTuple):
-    """The judge of the tone: an endpoint and a model there."""
+    """The judge of the tone: how it is reached, and its name there."""
 
-    url: str
+    reach: access.Access
     model: str
-    key_file: str | None = None
-    concurrency: int = 8
-    replay: bool = False
 
     def add_tone(self, items: list[dict], log: str | pathlib.Path) -> dict:
-        from study.endpoint import Endpoint
-
-        with Endpoint(
-            self.url, log, key_file=self.key_file, concurrency=self.concurrency, replay=self.replay
-        ) as endpoint:
+        with self.reach.endpoint(log) as endpoint:
             return add_tone(items, endpoint, self.model)
 
 
@@ -427,30 +418,8 @@ def parser() -> terminal.Parser:
     p.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the intervals [default %(default)s]"
     )
-    g = p.add_argument_group("tone")
-    g.add_argument(
-        "--judge",
-        metavar="URL",
-        help="an OpenAI-compatible endpoint that judges the tone; without it tone is left out",
-    )
-    g.add_argument("--judge-model", metavar="NAME", help="the model's name there")
-    g.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help="a file with the key [default: the openai package's own variable]",
-    )
-    g.add_argument(
-        "--concurrency",
-        type=int,
-        default=8,
-        metavar="N",
-        help="requests at once [default %(default)s]",
-    )
-    g.add_argument(
-        "--replay",
-        action="store_true",
-        help="answer from OUT/requests.jsonl alone and open no connection",
-    )
+    about = "asked for the tone of every answer; without one tone is left out"
+    access.add_flags(p.add_argument_group("tone", about), "judge", required=False, replay="out")
     return p
 
 
@@ -464,9 +433,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         judge = None
         if args.judge:
-            judge = Judge(
-                args.judge, args.judge_model, args.api_key_file, args.concurrency, args.replay
-            )
+            judge = Judge(access.of_flags(args, "judge"), args.judge_model)
         sources = {"model": args.outputs, "teacher": args.teacher}
         if args.teacher2:
             sources["teacher2"] = args.teacher2

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from host import terminal
+from study import access
 
 
 def price(text: str) -> tuple:
@@ -48,21 +49,13 @@ def judge_parser() -> terminal.Parser:
     judge_flags(p.add_argument_group("judge"))
     g = p.add_argument_group("run")
     g.add_argument("--out", required=True, metavar="DIR", help="result directory")
-    g.add_argument(
-        "--replay",
-        action="store_true",
-        help="answer from OUT/requests.jsonl alone and open no connection",
-    )
     g.add_argument("--limit", type=int, metavar="N", help="only the first N pairs")
     seed_flag(g)
     return p
 
 
 def judge_flags(g: argparse._ArgumentGroup) -> None:
-    g.add_argument(
-        "--judge", metavar="URL", help="an OpenAI-compatible endpoint: http://localhost:8000/v1"
-    )
-    g.add_argument("--judge-model", required=True, metavar="NAME", help="the judge's name there")
+    access.add_flags(g, "judge", replay="out")
     g.add_argument(
         "--style",
         choices=["vicuna", "abtie"],
@@ -80,24 +73,7 @@ def judge_flags(g: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="Vicuna's question.jsonl [default: one folder up from its answers]",
     )
-    g.add_argument(
-        "--temperature", type=float, default=0.2, metavar="T", help="[%(default)s, Vicuna's]"
-    )
-    g.add_argument(
-        "--max-tokens",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="of a reply [%(default)s, Vicuna's]",
-    )
-    g.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help="a file with the key alone [default: the openai package's own variable]",
-    )
-    g.add_argument(
-        "--concurrency", type=int, default=8, metavar="N", help="requests at once [%(default)s]"
-    )
+    access.add_sampling_flags(g, 0.2, 1024, ", Vicuna's")
     g.add_argument(
         "--price",
         type=price,
@@ -167,11 +143,12 @@ def agreement_parser() -> terminal.Parser:
     return p
 
 
-def run_judge(args: argparse.Namespace) -> None:
+def judge_command(argv: list[str]) -> None:
+    args = judge_parser().parse_args(argv)
     from study.judge import asking, prompts
 
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit {args.limit} is out of range: use 1 or more")
+    if args.limit is not None:
+        access.at_least("--limit", args.limit, 1)
     sources = asking.Sources(args.a, args.b, args.questions, args.limit)
     style = prompts.Style(
         args.style,
@@ -180,45 +157,46 @@ def run_judge(args: argparse.Namespace) -> None:
         args.temperature,
         args.max_tokens,
     )
-    access = asking.Access(args.judge, args.api_key_file, args.concurrency, args.replay, args.price)
-    asking.judge(sources, style, access, args.out, args.seed)
+    reach = access.of_flags(args, "judge")
+    asking.judge(sources, style, reach, args.out, args.seed, args.price)
 
 
-def run_review(args: argparse.Namespace) -> None:
+def review_command(argv: list[str]) -> None:
+    args = review_parser().parse_args(argv)
     from study.judge import existing
 
     existing.review(args.files, args.answers)
 
 
-def run_annotations(args: argparse.Namespace) -> None:
+def annotations_command(argv: list[str]) -> None:
+    args = annotations_parser().parse_args(argv)
     from study.judge import existing
 
     existing.annotations(args.file)
 
 
-def run_agreement(args: argparse.Namespace) -> None:
+def agreement_command(argv: list[str]) -> None:
+    args = agreement_parser().parse_args(argv)
     from study.judge import agreement
 
     agreement.agreement(args.verdicts, args.human, args.json, args.seed)
 
 
 COMMANDS = {
-    None: (judge_parser, run_judge),
-    "review": (review_parser, run_review),
-    "annotations": (annotations_parser, run_annotations),
-    "agreement": (agreement_parser, run_agreement),
+    "review": review_command,
+    "annotations": annotations_command,
+    "agreement": agreement_command,
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    name = argv[0] if argv and argv[0] in COMMANDS else None
-    parser, run = COMMANDS[name]
+    named = bool(argv) and argv[0] in COMMANDS
 
-    def parse_and_run():
-        run(parser().parse_args(argv[1:] if name else argv))
+    def run():
+        COMMANDS[argv[0]](argv[1:]) if named else judge_command(argv)
 
-    return terminal.program(parse_and_run, "study.judge", "stopped; the same command goes on")
+    return terminal.program(run, "study.judge", "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

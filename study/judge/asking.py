@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from host import files, terminal
-from study import answers
+from study import access, answers
 from study.endpoint import Endpoint, request_key
 from study.judge import prompts, replies, verdicts
 from tasks import results
@@ -185,26 +185,19 @@ class Sources(NamedTuple):
         return [answers.fingerprint(p) for p in (self.a, self.b) if p]
 
 
-class Access(NamedTuple):
-    """How the judge is reached. price: of a million prompt and completion tokens, or None."""
-
-    url: str | None
-    key_file: str | None = None
-    concurrency: int = 8
-    replay: bool = False
-    price: tuple | None = None
-
-
 def judge(
-    sources: Sources, style: prompts.Style, access: Access, out: str | pathlib.Path, seed: int
+    sources: Sources,
+    style: prompts.Style,
+    reach: access.Access,
+    out: str | pathlib.Path,
+    seed: int,
+    price: tuple | None = None,
 ) -> None:
-    """Ask about every pair in both orders, and write the result directory."""
+    """Ask about every pair in both orders, and write the result directory.
+
+    price: of a million prompt and completion tokens.
+    """
     pairs, left, names = sources.read()
-    if not access.replay and not access.url:
-        raise ValueError(
-            "the judge needs an endpoint: --judge URL (or --replay, with the requests.jsonl of an "
-            "earlier run in --out)"
-        )
     out = pathlib.Path(out)
     settings = {
         "teacher": names[1],
@@ -218,13 +211,7 @@ def judge(
         "fingerprints": sources.fingerprints(),
     }
     ids = answers.unique_ids(pairs)
-    with Endpoint(
-        access.url,
-        out / "requests.jsonl",
-        key_file=access.key_file,
-        concurrency=access.concurrency,
-        replay=access.replay,
-    ) as endpoint:
+    with reach.endpoint(out / "requests.jsonl") as endpoint:
         result = results.Result(out, "judge", settings, names[0])
         try:
             used = ask(pairs, ids, style, endpoint, result)
@@ -233,9 +220,9 @@ def judge(
             raise
     figures = summarise([result.done[i] for i in ids], seed)
     figures |= {"counts": {"pairs": len(pairs)} | left, "tokens": dict(used)}
-    if access.price:
+    if price:
         tokens = used["prompt_tokens"], used["completion_tokens"]
-        cost = sum(n * price for n, price in zip(tokens, access.price, strict=True))
+        cost = sum(n * each for n, each in zip(tokens, price, strict=True))
         figures["cost"] = round(cost / 1e6, 4)
     finish(result, ids, figures)
 
@@ -253,27 +240,22 @@ def ask(
     for k, body in enumerate(bodies):
         first.setdefault(request_key(body), k)
     paid, said, used = set(first.values()), {}, collections.Counter()
-    progress = terminal.Progress("judge", len(bodies), "replies")
 
     def readable(reply):
         return judged(style.name, reply)["verdict"] is not None
 
-    try:
-        for k, reply in endpoint.ask_all(bodies, readable):
-            said[k] = judged(style.name, reply)
-            if k in paid:
-                used.update({n: reply[n] or 0 for n in ("prompt_tokens", "completion_tokens")})
-                used["from_log" if reply["cached"] else "asked"] += 1
-            n = k // 2
-            if {2 * n, 2 * n + 1} <= said.keys():
-                item = item_of(ids[n], *pairs[n], said[2 * n], said[2 * n + 1])
-                if item["id"] in result.done:  # what failed in an earlier run may be there now
-                    result.done[item["id"]] = json.loads(files.dumps(item))
-                else:
-                    result.add(item)
-            progress(len(said))
-    finally:
-        progress.close()
+    for k, reply in access.answers(endpoint, bodies, "judge", "replies", readable):
+        said[k] = judged(style.name, reply)
+        if k in paid:
+            used.update({n: reply[n] or 0 for n in ("prompt_tokens", "completion_tokens")})
+            used["from_log" if reply["cached"] else "asked"] += 1
+        n = k // 2
+        if {2 * n, 2 * n + 1} <= said.keys():
+            item = item_of(ids[n], *pairs[n], said[2 * n], said[2 * n + 1])
+            if item["id"] in result.done:  # what failed in an earlier run may be there now
+                result.done[item["id"]] = json.loads(files.dumps(item))
+            else:
+                result.add(item)
     return used
 
 

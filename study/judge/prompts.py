@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from study import answers
+from study import access, answers
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 FORM = (
@@ -128,12 +128,7 @@ class Style(NamedTuple):
             "answer_2": second["output"],
         }
         content = re.sub(r"\{(question|answer_1|answer_2)\}", lambda m: texts[m[1]], template)
-        return {
-            "model": self.judge_model,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "messages": [
-                {"role": "system", "content": system},
-                {"role": "user", "content": content},
-            ],
-        }
+        model = access.Model(self.judge_model, self.temperature, self.max_tokens)
+        return model.body(
+            [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        )

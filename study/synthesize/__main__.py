@@ -14,6 +14,7 @@ import argparse
 import sys
 
 from host import terminal
+from study import access
 
 
 def parser(command: str) -> terminal.Parser:
@@ -24,7 +25,9 @@ def parser(command: str) -> terminal.Parser:
         epilog=about[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    teacher_flags(p.add_argument_group("teacher"))
+    g = p.add_argument_group("teacher")
+    access.add_flags(g, "teacher")
+    access.add_sampling_flags(g, 1.0, None, ", the paper's")
     if command == "answers":
         g = p.add_argument_group("prompts")
         g.add_argument(
@@ -68,70 +71,37 @@ def parser(command: str) -> terminal.Parser:
     return p
 
 
-def teacher_flags(g: argparse._ArgumentGroup) -> None:
-    g.add_argument(
-        "--teacher",
-        metavar="URL",
-        default="",
-        help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1",
-    )
-    g.add_argument("--teacher-model", metavar="NAME", required=True, help="its name there")
-    g.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help="a file with the key alone [default: the variable OPENAI_API_KEY]; written nowhere",
-    )
-    g.add_argument(
-        "--temperature", type=float, default=1.0, metavar="X", help="[%(default)s, the paper's]"
-    )
-    g.add_argument(
-        "--max-tokens", type=int, metavar="N", help="longest answer [default: the teacher's]"
-    )
-    g.add_argument(
-        "--concurrency", type=int, default=8, metavar="N", help="requests at once [%(default)s]"
-    )
-    g.add_argument(
-        "--timeout", type=float, default=120, metavar="S", help="seconds for one try [%(default)s]"
-    )
-    g.add_argument(
-        "--retries",
-        type=int,
-        default=6,
-        metavar="N",
-        help="further tries on 429, 5xx, time-outs and broken answers, each after twice the wait "
-        "[default %(default)s]",
-    )
-    g.add_argument(
-        "--replay", metavar="LOG", help="answer from the log of an earlier run; no network"
-    )
-
-
-def run(command: str, args: argparse.Namespace) -> None:
-    from study.synthesize.teacher import Access, Teacher
-
-    teacher = Teacher(args.teacher_model, args.temperature, args.max_tokens)
-    access = Access(
-        args.teacher, args.replay, args.api_key_file, args.concurrency, args.timeout, args.retries
-    )
+def pairs_command(argv: list[str]) -> None:
+    args = parser("pairs").parse_args(argv)
     from study import rows
-    from study.synthesize import answers, pairs
+    from study.synthesize import pairs
 
+    teacher = access.Model(args.teacher_model, args.temperature, args.max_tokens)
+    reach = access.of_flags(args, "teacher")
     with rows.locked(args.out) as out:
-        if command == "answers":
-            prompts = answers.Prompts(args.prompts, args.system, args.samples)
-            answers.collect(prompts, teacher, access, out)
-        else:
-            pairs.synthesize(args.n, args.seeds, args.exclude, args.seed, teacher, access, out)
+        pairs.synthesize(args.n, args.seeds, args.exclude, args.seed, teacher, reach, out)
+
+
+def answers_command(argv: list[str]) -> None:
+    args = parser("answers").parse_args(argv)
+    from study import questions, rows
+    from study.synthesize import answers
+
+    teacher = access.Model(args.teacher_model, args.temperature, args.max_tokens)
+    reach = access.of_flags(args, "teacher")
+    asking = questions.Asking(args.system, args.samples)
+    with rows.locked(args.out) as out:
+        answers.collect(args.prompts, asking, teacher, reach, out)
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    command = "answers" if argv[:1] == ["answers"] else "pairs"
+    named = argv[:1] == ["answers"]
 
-    def parse_and_run():
-        run(command, parser(command).parse_args(argv[command == "answers" :]))
+    def run():
+        answers_command(argv[1:]) if named else pairs_command(argv)
 
-    return terminal.program(parse_and_run, "study.synthesize", "stopped; the same command goes on")
+    return terminal.program(run, "study.synthesize", "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

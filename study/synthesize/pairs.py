@@ -15,8 +15,7 @@ import random
 import re
 
 from host import terminal
-from study import rows
-from study.synthesize.teacher import Access, Teacher, at_least, dialogue, finish
+from study import access, rows
 from tasks import scores
 
 # Table 3 of the paper, as written there.
@@ -233,21 +232,21 @@ def synthesize(
     seeds_path: str | pathlib.Path | None,
     exclude: list[str] | None,
     seed: int,
-    teacher: Teacher,
-    access: Access,
+    teacher: access.Model,
+    reach: access.Access,
     out: pathlib.Path,
 ) -> None:
     """The command: ask in rounds until there are n pairs, write the dialogues and the report."""
     seeds = read_seeds(seeds_path)
     excluded = [text for _, text, _ in rows.each(exclude, rows.prompt_of)] if exclude else []
-    at_least("--n", n, 1)
+    access.at_least("--n", n, 1)
     collection, k = Collection(n, seeds, excluded), 0
-    with access.endpoint(out) as endpoint:
+    with reach.endpoint(out / "log.jsonl") as endpoint:
         progress = terminal.Progress("synthesize", n, "pairs")
         try:
             while size := collection.next_round():
                 bodies = [
-                    teacher.body([{"role": "user", "content": prompt(seeds, seed, i)}], i)
+                    teacher.body([{"role": "user", "content": prompt(seeds, seed, i)}], draw=i)
                     for i in range(k, k + size)
                 ]
                 k += size
@@ -267,11 +266,11 @@ def synthesize(
         finally:
             progress.close()
     dialogues = [
-        dialogue(f"nq-synthetic-{i:06d}", q, a, "nq-synthetic")
+        rows.dialogue(f"nq-synthetic-{i:06d}", q, a, "nq-synthetic")
         for i, (q, a) in enumerate(collection.pairs)
     ]
     settings = {
-        "teacher_model": teacher.model,
+        "teacher_model": teacher.name,
         "n": n,
         "seed": seed,
         "temperature": teacher.temperature,
@@ -279,4 +278,4 @@ def synthesize(
         "seeds": len(seeds),
         "excluded_questions": len(excluded),
     }
-    finish(out, dialogues, settings, collection.counts, endpoint)
+    access.write(out / "dialogues.jsonl", dialogues, settings, collection.counts, endpoint)

@@ -239,7 +239,7 @@ def test_another_input_into_the_same_folder_is_refused_in_one_line(tmp_path, cap
 class FakeJudge:
     """Says Yes to answers with "sure" in them, fails on "broken", mumbles on "odd"."""
 
-    def ask_all(self, bodies):
+    def ask_all(self, bodies, readable=None):
         for k, body in enumerate(bodies):
             text = body["messages"][0]["content"]
             reply = {
