@@ -271,6 +271,7 @@ def application(engine: Serving, settings: Settings) -> flask.Flask:
     """The WSGI application over an engine that runs."""
     app, service = flask.Flask("serve", static_folder=None), Service(engine, settings)
     app.json.sort_keys = False
+    app.url_map.merge_slashes = False  # else a redirect, to wherever Host says
     app.before_request(service.begin)
     app.after_request(service.end)
     app.register_error_handler(Refusal, service.refused)

@@ -116,10 +116,12 @@ def stream_of(fields: Fields) -> tuple[bool, bool]:
     return stream, include_usage
 
 
-def check_room(prompts: list[list[int]], n: int, model: Model, limits: Limits, param: str) -> None:
+def check_room(
+    prompts: list[list[int]], sampling: Sampling, model: Model, limits: Limits, param: str
+) -> None:
     """400 for prompts that are too long or too many."""
     positions = model.config.P
-    most = min(limits.prompt_tokens or positions, positions - 1)
+    most = min(limits.prompt_tokens or positions, positions - (sampling.max_new > 0))
     for ids in prompts:
         if len(ids) > most:
             refuse(
@@ -128,8 +130,9 @@ def check_room(prompts: list[list[int]], n: int, model: Model, limits: Limits, p
                 " are served as a prompt",
                 "context_length_exceeded",
             )
-    if len(prompts) * n > limits.samples:
-        refuse("n", f"times the prompts is {len(prompts) * n}: at most {limits.samples}")
+    samples = len(prompts) * sampling.n
+    if samples > limits.samples:
+        refuse("n", f"times the prompts is {samples:,}: at most {limits.samples:,}")
 
 
 def check_length(text: str, model: Model, param: str) -> None:
@@ -157,7 +160,7 @@ def completion(body: dict, models: dict[str, Model], limits: Limits) -> Query:
     stream, include_usage = stream_of(fields)
     fields.only("best_of", sampling.n)
     refuse_others(fields)
-    check_room(prompts, sampling.n, model, limits, "prompt")
+    check_room(prompts, sampling, model, limits, "prompt")
     ask = Ask(name, prompts, sampling, logprobs, echo, limits.seconds)
     return Query(ask, False, texts, stream, include_usage)
 
@@ -230,7 +233,7 @@ def chat(body: dict, models: dict[str, Model], limits: Limits) -> Query:
         ids = model.chat_ids(turns)
     except ValueError as error:  # the model's own template does not take these turns
         raise Refusal(400, str(error), "messages") from None
-    check_room([ids], sampling.n, model, limits, "messages")
+    check_room([ids], sampling, model, limits, "messages")
     ask = Ask(name, [ids], sampling, (top or 0) if wanted else None, False, limits.seconds)
     return Query(ask, True, [None], stream, include_usage)
 

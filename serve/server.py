@@ -5,9 +5,11 @@ added here: answers to what it refuses itself in OpenAI's form, a bound on the s
 request must have come, and a stop that lets running requests finish.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from serve.flags import Bounds, Place
 
 IDLE_S = 75  # an open connection without a request; a minute is what clients keep theirs
 READING_S = 60  # a client that reads nothing of what waits for it
+LINGER_S = 2  # in which the rest of a refused request is read and dropped
 SPARE_THREADS = 8
 OVERFLOW = 64  # connections beyond the bound that are told so; more wait to be accepted
 
@@ -40,33 +43,59 @@ class Refused(ErrorTask):
     """The answer to what waitress itself refuses, in OpenAI's form."""
 
     def execute(self):
-        error = self.request.error
-        refusal = Refusal(error.code, str(error.body), retry_s=2 if error.code == 503 else None)
+        error, bounds = self.request.error, self.channel.server.bounds
+        message = {
+            413: f"the body is larger than {bounds.body_bytes:,} bytes",
+            431: f"the headers are larger than {bounds.header_bytes:,} bytes",
+        }.get(error.code, str(error.body))
+        refusal = Refusal(error.code, message, retry_s=2 if error.code == 503 else None)
         said = json.dumps(refusal.body()).encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers += [("Content-Type", "application/json"), *refusal.headers.items()]
         self.set_close_on_finish()
         self.content_length = len(said)
+        self.channel.refused = True
         self.write(said)
-        say(f"refused {error.code} {error.body}")
+        say(f"refused {error.code} {message}")
 
 
 class Channel(HTTPChannel):
-    """A connection. since: when it last had nothing to do or began to send a request."""
+    """A connection.
+
+    since: when it last had nothing to do or began to send a request. refused: waitress has refused
+    its last request. lingering: until when the rest of that is read and dropped, 0 before; closed
+    at once, the connection would be reset and the refusal lost.
+    """
 
     error_task_class = Refused
 
     def __init__(self, server, *args, **named):
-        self.since = time.time()
+        self.since, self.refused, self.lingering = time.time(), False, 0.0
         super().__init__(server, *args, **named)
 
+    def readable(self) -> bool:
+        return bool(self.lingering) or super().readable()
+
+    def writable(self) -> bool:
+        return not self.lingering and bool(super().writable())
+
+    def handle_close(self) -> None:
+        if self.refused and self.connected and not self.lingering:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
+                self.lingering = time.time() + LINGER_S
+                return
+        super().handle_close()
+
     def received(self, data: bytes) -> Any:
+        if self.lingering:
+            return False
         if self.request is None and not self.requests:
             self.since = time.time()
         return super().received(data)
 
     def service(self) -> None:
-        if len(self.server.active_channels) > self.server.connections:
+        if len(self.server.active_channels) > self.server.bounds.connections:
             self.requests[0].error = TooMany("too many connections: try again in a moment")
         super().service()
         self.since = time.time()
@@ -75,6 +104,8 @@ class Channel(HTTPChannel):
         """Whether the client has had its time: to send, to read on, to ask again."""
         if self.requests:
             return False
+        if self.lingering:
+            return now > self.lingering
         if self.total_outbufs_len:
             return now - self.last_activity > READING_S
         return now - self.since > (IDLE_S if self.request is None else sending_s)
@@ -86,8 +117,7 @@ class Server(TcpWSGIServer):
     channel_class = Channel
 
     def __init__(self, place: Place, bounds: Bounds):
-        self.connections, self.sending_s = bounds.connections, bounds.sending_seconds
-        self.finished = False
+        self.bounds, self.finished = bounds, False
         try:
             super().__init__(
                 None,
@@ -112,14 +142,17 @@ class Server(TcpWSGIServer):
 
     def maintenance(self, now: float) -> None:
         """Called every second: end connections whose clients have had their time."""
+        seconds = self.bounds.sending_seconds
         for channel in list(self.active_channels.values()):
-            if not channel.overdue(now, self.sending_s):
+            if not channel.overdue(now, seconds):
                 continue
             request, channel.request = channel.request, None
+            if channel.lingering:
+                channel.handle_close()
             if request is None:
                 channel.will_close = True
                 continue
-            request.error = TooSlow(f"the request did not come within {self.sending_s:g} seconds")
+            request.error = TooSlow(f"the request did not come within {seconds:g} seconds")
             channel.requests.append(request)
             self.add_task(channel)
 

@@ -3,6 +3,7 @@
 with LocalServer(FakeEngine()) as server: server.post("/v1/completions", {...})
 """
 
+import contextlib
 import http.client
 import json
 import socket
@@ -77,6 +78,17 @@ class LocalServer:
         assert all(e.startswith("data: ") for e in events)
         assert events[-1] == "data: [DONE]"
         return [json.loads(e[6:]) for e in events[:-1]]
+
+    def raw(self, sent, seconds=10):
+        """(status, all that came back) of bytes on a connection of their own; status 0: nothing."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as sock:
+            with contextlib.suppress(ConnectionError):  # it may be refused before all is sent
+                sock.sendall(sent)
+            came = b""
+            with contextlib.suppress(ConnectionError):
+                while part := sock.recv(65536):
+                    came += part
+        return int(came.split()[1]) if came else 0, came
 
     def open(self, body, path="/v1/completions"):
         """A socket on which a request was sent."""
