@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as Spec
 
 import model
 from decoding import cache
-from decoding.decoder import bucket
+from decoding.batch import bucket
 from decoding.records import Request, shared_length
 from decoding.sampling import margin
 from sharding import DATA

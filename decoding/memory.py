@@ -58,10 +58,11 @@ def check_fit(
     batch: int,
     length: int,
     room: float | None,
+    taken: int = 0,
 ) -> None:
     """ValueError where weights and cache do not fit `room` bytes a device.
 
-    It names the mesh, batch or dtype that would.
+    It names the mesh, batch or dtype that would. taken: bytes of other models.
     """
 
     def need(d, t, dtype=dtype, batch=batch):
@@ -71,7 +72,7 @@ def check_fit(
         return
 
     def fits(*mesh, **other):
-        return need(*mesh, **other) <= SHARE * room
+        return taken + need(*mesh, **other) <= SHARE * room
 
     if fits(data, tensor):
         return
@@ -98,7 +99,9 @@ def check_fit(
         else "a smaller model: no number of such devices holds this one"
     ]
     weights, cache = bytes_needed(config, data, tensor, dtype, batch, length)
+    others = f" beside {GB(taken)} of other models" if taken else ""
     raise ValueError(
         f"--mesh {data}x{tensor} puts {GB(weights)} of weights and {GB(cache)} of cache "
-        f"(--batch {batch}) on each device, which has {GB(room)}: use {' or '.join(remedies)}"
+        f"(--batch {batch}){others} on each device, which has {GB(room)}: use "
+        + " or ".join(remedies)
     )

@@ -21,7 +21,8 @@ import sharding
 from checkpoint import paths, vocabulary
 from checkpoint.load import load_weights
 from decoding import cache, memory
-from decoding.decoder import Decoder, Watch
+from decoding.batch import Watch
+from decoding.decoder import Decoder
 from decoding.likelihood import Scorer
 from decoding.records import Output, Request, Sampling, shared_length
 from host.terminal import say
@@ -37,12 +38,15 @@ def open_model(
     mesh: str | None = None,
     dtype: str | None = None,
     batch: int = 16,
+    length: int | None = None,
+    taken: int = 0,
 ) -> "Opened":
     """Open a model path; ValueError where it, its tokenizer or the mesh do not fit one another.
 
     tokenizer_path: by default the one beside the model. preset: what an EasyLM stream is. mesh:
     "8x1", by default every device x 1. dtype: by default float32 on CPUs, else bfloat16. batch:
-    texts generated at once; times 128 tokens when scoring.
+    texts generated at once; times 128 tokens when scoring. length: positions of each that memory
+    is planned for, by default the model's; taken: bytes a device planned for other models.
     """
     config = paths.model_config(path, preset)
     tok = vocabulary.model_tokenizer(path, config, tokenizer_path)
@@ -57,11 +61,12 @@ def open_model(
     sharding.use_precision_of(compute)
     d, t = (devices.shape[axis] for axis in devices.axis_names)
     layout = model.make_layout(config, d, t, fsdp=False)
-    memory.check_fit(config, d, t, compute, batch, config.P, memory.device_room(devices))
+    length = min(length or config.P, config.P)
+    memory.check_fit(config, d, t, compute, batch, length, memory.device_room(devices), taken)
     # over data the weights are replicas on purpose
     for line in model.replication_notes(config, layout._replace(data=1)):
         say(f"note: {line}")
-    return Opened(path, config, tok, devices, layout, compute, batch, template)
+    return Opened(path, config, tok, devices, layout, compute, batch, template, length)
 
 
 @dataclasses.dataclass
@@ -76,6 +81,7 @@ class Opened:
     dtype: jnp.dtype
     batch: int
     template: str | None  # of conversations: a name of ours, or OWN; None: nothing says which
+    length: int | None = None  # positions of each text that memory is planned for; None: all
     step: int | None = None  # a checkpoint of a run; None: the last, or the only weights there are
     _weights: dict = dataclasses.field(default_factory=dict)  # {"stacked" or "decoding": weights}
     _decoder: Decoder | None = None  # made when there are weights whose specs it is compiled for

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def margin(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -60,3 +61,23 @@ def pick(
     # the argmax with Gumbel noise is a sample of the softmax
     new_B = jnp.argmax(scores_BV + noise_BV, axis=1).astype(jnp.int32)
     return jnp.where(drawn_B, new_B, best_B), jnp.where(drawn_B, jnp.inf, margin_B)
+
+
+def token_scores(
+    logits_BV: jax.Array, token_B: jax.Array, unused: jax.Array, top: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(log-probability of token_B [B], the `top` likeliest ids [B, top], theirs [B, top]).
+
+    Of the raw logits, before temperature and filters, as OpenAI's and vLLM's are: nats, float32.
+    unused: ids that are never among the likeliest.
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    norm_B1 = jax.nn.logsumexp(logits_BV, axis=1, keepdims=True)
+    logp_B = (jnp.take_along_axis(logits_BV, token_B[:, None], axis=1) - norm_B1)[:, 0]
+    if unused.size:
+        logits_BV = logits_BV.at[:, unused].set(-jnp.inf)
+    if top == 1:  # a sort of the vocabulary costs as much as the product that makes it
+        best_B1 = jnp.argmax(logits_BV, axis=1).astype(jnp.int32)[:, None]
+        return logp_B, best_B1, jnp.max(logits_BV, axis=1, keepdims=True) - norm_B1
+    values, ids = lax.top_k(logits_BV, min(top, logits_BV.shape[1]))
+    return logp_B, ids, values - norm_B1

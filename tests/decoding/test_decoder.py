@@ -19,7 +19,7 @@ import model
 import sharding
 from checkpoint import paths
 from checkpoint.load import load_weights
-from decoding import cache, decoder, memory, reference, sampling
+from decoding import batch, cache, decoder, memory, reference, sampling
 from decoding.records import Sampling, completion
 from text import tokenizer
 
@@ -230,14 +230,14 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_nothing():
     prompts = [PROMPTS[4][:60] + p for p in PROMPTS[:4]]
     programs = made("gqa")[-1]
     lengths = []
-    fill = programs.prefill_slots
-    programs.prefill_slots = lambda weights, cache, token, *rest: (
-        lengths.append(token["ids"].astype(bool).sum()) or fill(weights, cache, token, *rest)
+    read = programs.read
+    programs.read = lambda weights, token, *rest: (
+        lengths.append(token["ids"].astype(bool).sum()) or read(weights, token, *rest)
     )
     try:
         assert [o.ids for o in run("gqa", prompts, max_new=9)] == plain("gqa", frozen(prompts), 9)
     finally:
-        programs.prefill_slots = fill
+        programs.read = read
     assert sum(lengths) <= sum(map(len, PROMPTS[:4]))
     assert [o.ids for o in run("gqa", prompts[:1], max_new=9)] == plain(
         "gqa", frozen(prompts[:1]), 9
@@ -266,9 +266,9 @@ def test_slots_that_are_done_take_waiting_prompts():
     made_steps, steps = [], programs.steps
 
     def counted(*args, **how):
-        cache, out, gap = steps(*args, **how)
+        cache, out, *rest = steps(*args, **how)
         made_steps.append(int((np.asarray(out) >= 0).sum(axis=1).max()))
-        return cache, out, gap
+        return cache, out, *rest
 
     programs.steps = counted
     try:
@@ -383,10 +383,10 @@ def test_requests_of_several_users_share_a_batch_and_change_nothing():
         list(programs.generate(apart, [p], s, names=[i]))[0]
         for i, (p, s) in enumerate(zip(PROMPTS, each, strict=False))
     ]
-    empty = decoder.Prefix(programs.prefixes.read(apart, []), 0)
-    slots = decoder.Batch(programs, apart, 2, 96, empty)
+    empty = batch.Prefix(programs.prefixes.read(apart, []), 0)
+    slots = batch.Batch(programs, apart, 2, 96, empty)
     waiting = [
-        decoder.Sample(p, i, 0, s, s.max_new)
+        batch.Sample(p, i, 0, s, s.max_new)
         for i, (p, s) in enumerate(zip(PROMPTS, each, strict=False))
     ]
     outputs = []
