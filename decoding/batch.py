@@ -10,16 +10,13 @@ different users can share a Batch.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from decoding.records import Output, Sampling
 from decoding.saying import Saying
 from text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from decoding.decoder import Decoder
 
 ROW = 512  # tokens of waiting prompts read in one go (a longer prompt alone)
 CHUNK = 32  # tokens a slot between two looks of the host, at most
@@ -138,17 +135,21 @@ def scores_of(logp: np.ndarray, ids: np.ndarray, values: np.ndarray) -> list[Sco
     return [Score(p, list(zip(i, v, strict=True))) for p, i, v in rows]
 
 
+class Programs(Protocol):
+    """What a Batch needs of decoding.decoder.Decoder."""
+
+    config: Any
+    data: int  # ranks of the data axis
+    empty: Callable  # (slots, positions) -> a cache
+    prefill_slots: Callable
+    steps: Callable
+
+
 class Batch:
     """B slots over one cache of S positions, to which samples are admitted while others run."""
 
     def __init__(
-        self,
-        decoder: "Decoder",
-        weights,
-        size,
-        length,
-        prefix: Prefix,
-        tok: Tokenizer | None = None,
+        self, decoder: Programs, weights, size, length, prefix: Prefix, tok: Tokenizer | None = None
     ):
         self.decoder, self.weights, self.prefix, self.tok = decoder, weights, prefix, tok
         self.slots: list[Slot | None] = [None] * size
