@@ -32,9 +32,10 @@ def open_model(source: flags.Source) -> "Opened":
     """The model of a command line. JAX is imported here, so that --help need not wait for it."""
     from decoding import opened
 
-    *place, template = source
-    model = opened.open_model(*place)
-    model.use_template(template)
+    model = opened.open_model(
+        source.model, source.tokenizer, source.model_preset, source.mesh, source.dtype, source.batch
+    )
+    model.use_template(source.template)
     return model
 
 

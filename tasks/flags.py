@@ -260,7 +260,7 @@ def options_of(args: argparse.Namespace) -> Any:
 
 def source_of(args: argparse.Namespace) -> Source:
     """The Source of a parsed task."""
-    return Source(*(getattr(args, name, None) for name in Source._fields))
+    return Source(**{name: getattr(args, name, None) for name in Source._fields})  # type: ignore
 
 
 def settings_of(args: argparse.Namespace) -> dict:
