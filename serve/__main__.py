@@ -8,10 +8,15 @@ import argparse
 import json
 import shlex
 import sys
+import time
+from typing import TYPE_CHECKING
 
 from host import terminal
 from host.terminal import say
 from serve import flags
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,18 +34,7 @@ def run(args: argparse.Namespace) -> int:
         lambda: len(sockets.active_channels),
         Store(args.votes, [], per_item=1) if args.votes else None,
     )
-    from serve import engine as engines
-
-    models = engines.open_models(
-        dict(zip(names, args.model, strict=True)),
-        args.tokenizer,
-        args.template,
-        args.mesh,
-        args.dtype,
-        args.batch,
-    )
-    engine = engines.Engine(models, args.batch, bounds.queue)
-    engine.start()
+    engine = open_engine(args, names, bounds.queue)
 
     def stop():
         settings.stopping = True
@@ -53,6 +47,28 @@ def run(args: argparse.Namespace) -> int:
     sockets.run_until_finished()
     say("stopped")
     return 0
+
+
+def open_engine(args: argparse.Namespace, names: list[str], queue: int) -> "Engine":
+    """The models opened, read and compiled, each with a line on how long it took."""
+    from decoding.records import Sampling
+    from serve.engine import Engine, open_models
+    from serve.records import Ask
+
+    for name, path in zip(names, args.model, strict=True):
+        say(f"opening {name}: {path}")
+    paths, started = dict(zip(names, args.model, strict=True)), time.monotonic()
+    how = args.tokenizer, args.template, args.mesh, args.dtype, args.batch
+    models = open_models(paths, *how)
+    engine = Engine(models, args.batch, queue)
+    engine.start()
+    say(f"weights read in {time.monotonic() - started:.1f} s")
+    for name, model in models.items():
+        started = time.monotonic()
+        for _ in engine.submit(Ask(name, [[model.tok.bos]], Sampling(max_new=2))):
+            pass
+        say(f"{name}: first tokens after {time.monotonic() - started:.1f} s of compiling")
+    return engine
 
 
 def ready(address: str, name: str, key: bool) -> str:

@@ -69,8 +69,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     p = Parser(
         prog="python -m serve",
-        description="Serve models by OpenAI's protocol, and a page to talk to them. Anything that "
-        "can be opened for evaluation can be served.",
+        description="Serve models by OpenAI's protocol, and a page to talk to them.",
         epilog="Ctrl-C ends it: no new requests, running ones get --grace seconds. docs/serve.md "
         "has clients, limits and security.",
     )
