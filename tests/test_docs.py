@@ -79,6 +79,8 @@ def test_a_command_names_a_program_and_flags_that_exist(name):
             re.MULTILINE,
         ):
             said += help_text((*program, rest[0]))
+        if "--preset" in rest:  # a preset has flags of its own
+            said += help_text((*program, *rest[rest.index("--preset") :][:2]))
         for word in rest:
             flag = word.split("=")[0]
             if flag.startswith("--"):

@@ -2,7 +2,8 @@
 
     python docs/figures/style_and_knowledge.py     # writes style_and_knowledge.png beside this file
 
-The numbers are those of `python -m study.grid --preset small`, means of three imitation seeds.
+The numbers are those of the small study's first edition (study/grid/README.md), means of three
+imitation seeds.
 """
 
 import csv

@@ -81,6 +81,7 @@ def run(preset: str, steps: list[Step], out: pathlib.Path, jobs: int) -> int:
                 "wait for it, or name another --out"
             )
         began = time.monotonic()
+        running.write(out, preset, steps, running.states(steps), runs=True)
         ran, failed = running.Runner(steps, out, lock, jobs).run()
         took = (time.monotonic() - began) / 60
         state = running.states(steps)

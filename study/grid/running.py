@@ -54,8 +54,10 @@ def check(steps: list[Step]) -> None:
     assert all(s.proof in PROOFS for s in steps)
 
 
-def write(out: pathlib.Path, preset: str, steps: list[Step], state: dict[str, str]) -> None:
-    """commands.sh and grid.json."""
+def write(
+    out: pathlib.Path, preset: str, steps: list[Step], state: dict[str, str], runs: bool = False
+) -> None:
+    """commands.sh and grid.json, which names this commit where it runs steps."""
     out.mkdir(parents=True, exist_ok=True)
     text = [
         "#!/bin/sh",
@@ -74,14 +76,45 @@ def write(out: pathlib.Path, preset: str, steps: list[Step], state: dict[str, st
         for s in steps
         if s.labels
     }
-    plan = {"preset": preset, "results": labelled}
+    plan = {"preset": preset, "commits": commits(out, runs), "results": labelled}
     files.write_whole(out / "grid.json", json.dumps(plan, indent=1) + "\n")
 
 
-class Child(NamedTuple):
-    """A step that is running; `share` is the number of its cores."""
+def commits(out: pathlib.Path, runs: bool) -> list[str]:
+    """The commits that a grid was run by: those that its grid.json has, and this one if it runs.
 
-    step: Step
+    Files that differ from their commit are said; none where this is no git repository.
+    """
+    try:
+        known = files.read_json(out / "grid.json").get("commits") or []
+    except (OSError, ValueError):
+        known = []
+    if not runs:
+        return known
+    ask = {
+        "capture_output": True,
+        "text": True,
+        "check": True,
+        "cwd": pathlib.Path(__file__).parent,
+    }
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
+        status = ["git", "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(status, **ask).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return known
+    commit += " with changes" if changed else ""
+    return [*known, *([commit] if commit not in known else [])]
+
+
+# The most steps of one start: what is left is shared out among the jobs.
+TOGETHER = 48
+
+
+class Child(NamedTuple):
+    """Steps that are running in one process; `share` is the number of its cores."""
+
+    steps: list[Step]
     process: subprocess.Popen
     started: float
     log: object
@@ -111,44 +144,68 @@ class Runner:
         """Until nothing runs and nothing can be started."""
         try:
             while self.waiting or self.running:
-                self._start_what_can()
-                for child in list(self.running.values()):
-                    if child.process.poll() is not None:
-                        self._ended(child)
-                time.sleep(0.02 if self.running else 0)
+                self._start_what_can()  # looks at many files: again when something has ended
+                ended = []
+                while self.running and not ended:
+                    time.sleep(0.02)
+                    ended = [c for c in self.running.values() if c.process.poll() is not None]
+                for child in ended:
+                    self._ended(child)
         finally:
             self._stop()
         return self.ran, self.failed
 
     def _start_what_can(self):
         for step in list(self.waiting):
+            if step not in self.waiting:  # started beside another one
+                continue
             missing = [p for p in step.needs if p in self.makers and not done(self.makers[p])]
-            coming = {s.name for s in self.waiting} | set(self.running)
+            running = (s for child in self.running.values() for s in child.steps)
+            coming = {s.name for s in (*self.waiting, *running)}
             if missing and any(self.makers[p].name in coming for p in missing):
                 continue
             if not missing and len(self.running) == self.jobs:
                 break
-            self.waiting.remove(step)
-            self.count += 1
             if missing:  # of a step before it that failed; a folder it began may be there
+                self.waiting.remove(step)
+                self.count += 1
                 terminal.say(
                     f"[{self.count}/{self.total}] {step.name}: passed over, waits for {missing[0]}"
                 )
             else:
-                self._start(step)
+                self._start(self._together(step))
 
-    def _start(self, step):
+    def _together(self, first):
+        """The steps that run in one start with `first`, in order, and are no longer waiting."""
+        group, made = [], set()
+        for step in self.waiting if first.together else [first]:
+            if step.together != first.together or len(group) == TOGETHER:
+                continue
+            needed = (p for p in step.needs if p in self.makers and p not in made)
+            if all(done(self.makers[p]) for p in needed):
+                group.append(step)
+                made.add(step.out)
+        self.waiting = [s for s in self.waiting if s not in group]
+        return group
+
+    def _start(self, group):
         left = ""
         if self.ran:  # the median: a few long trainings come first
             median = statistics.median(self.ran.values())
             minutes = (self.total - len(self.ran)) * median / self.jobs / 60
             left = f", about {minutes:.0f} min left"
-        terminal.say(f"[{self.count}/{self.total}{left}] {command(step)}")
+        self.count += len(group)
+        step = group[0]
+        argv, text = step.argv, command(step)
+        if len(group) > 1:
+            argv = self._listed(group)
+            text = f"{len(group)} steps in one start: {shlex.join(['python', *argv])}"
+        terminal.say(f"[{self.count}/{self.total}{left}] {text}")
         log = open(self.logs / f"{step.name}.log", "ab")
-        log.write(f"$ {command(step)}\n".encode())
+        log.write("".join(f"$ {command(s)}\n" for s in group).encode())
         log.flush()
         process = subprocess.Popen(
-            [sys.executable, *step.argv],
+            [sys.executable, *argv],
             stdout=log,
             stderr=log,
             pass_fds=[self.lock.fileno()],  # a step whose grid was killed keeps the lock
@@ -158,16 +215,27 @@ class Runner:
         if self.shares[share]:
             with contextlib.suppress(ProcessLookupError):  # it has ended already
                 os.sched_setaffinity(process.pid, self.shares[share])
-        self.running[step.name] = Child(step, process, time.monotonic(), log, share)
+        self.running[step.name] = Child(group, process, time.monotonic(), log, share)
+
+    def _listed(self, group):
+        """The arguments of one program that runs the commands of a group."""
+        path, evaluation = self.logs / f"{group[0].name}.commands", group[0].argv[0] == "eval.py"
+        lines = [shlex.join(s.argv[1:] if evaluation else s.argv) for s in group]
+        files.write_whole(path, "\n".join(lines) + "\n")
+        program = ("eval.py", "commands") if evaluation else ("-m", "study.grid.commands")
+        return (*program, str(path))
 
     def _ended(self, child):
-        step = child.step
-        del self.running[step.name]
+        del self.running[child.steps[0].name]
         child.log.close()
-        self.ran[step.name] = time.monotonic() - child.started
-        if child.process.returncode or not done(step):
+        path = self.logs / f"{child.steps[0].name}.log"
+        seconds = (time.monotonic() - child.started) / len(child.steps)
+        one = len(child.steps) == 1
+        for step in child.steps:
+            self.ran[step.name] = seconds
+            if done(step) and not (one and child.process.returncode):
+                continue
             self.failed.append(step.name)
-            path = self.logs / f"{step.name}.log"
             tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
             last = terminal.printable(tail[0], lines=False) if tail else ""
             terminal.say(
@@ -181,7 +249,7 @@ class Runner:
         for child in children:
             child.process.terminate()
         if children:
-            names = ", ".join(c.step.name for c in children)
+            names = ", ".join(c.steps[0].name for c in children)
             terminal.say(f"study.grid: waiting for {names} to save; Ctrl-C again kills")
         try:
             for child in children:

@@ -20,7 +20,8 @@ class Step(NamedTuple):
     out: what it makes. needs: paths that must be there (others' outputs, or the user's files).
     proof: "result" (out/results.json says finished), "run" (out has the checkpoint of its last
     step) or "file" (out exists). labels: where the report puts a result. by_hand: why a person must
-    start it; it is printed and never run.
+    start it; it is printed and never run. together: steps with the same name here may run in one
+    start, by eval.py commands or study.grid.commands.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Step(NamedTuple):
     needs: tuple = ()
     labels: dict | None = None
     by_hand: str | None = None
+    together: str | None = None
 
 
 def done(step: Step) -> bool:
@@ -52,12 +54,14 @@ class Measured:
     """The steps that measure one model, as they are added.
 
     out: folder of the grid. name: of the model in it. needs: what every step waits for. labels:
-    where the report puts the results. more: further flags of every eval.py.
+    where the report puts the results. more: further flags of every eval.py. shape: what models of
+    one shape share, where their evaluations may run in one start (and the study's in another).
     """
 
-    def __init__(self, out, name: str, model, needs, labels: dict, more=()):
+    def __init__(self, out, name: str, model, needs, labels: dict, more=(), shape=None):
         self.folder, self.name, self.model = pathlib.Path(out) / "results" / name, name, model
         self.needs, self.labels, self.more, self.steps = tuple(needs), labels, more, []
+        self.shape = shape
 
     def out(self, name: str) -> str:
         return str(self.folder / name)
@@ -67,10 +71,15 @@ class Measured:
         name: str,
         argv: tuple[str, ...],
         *files: str,
-        labelled: bool = True,
+        labelled: bool | dict = True,
         by_hand: str | None = None,
     ) -> None:
-        """A step whose result is out(name), which `argv` is told by --out."""
+        """A step whose result is out(name), which `argv` is told by --out.
+
+        labelled: whether the report gets it; a dict: with these labels more.
+        """
+        labels = self.labels | (labelled if isinstance(labelled, dict) else {})
+        kind = "eval" if argv[0] == "eval.py" else "study"
         self.steps.append(
             Step(
                 f"{name}-{self.name}",
@@ -78,8 +87,9 @@ class Measured:
                 self.out(name),
                 "result",
                 (*self.needs, *files),
-                self.labels if labelled else None,
+                labels if labelled else None,
                 by_hand,
+                f"{kind} {self.shape}" if self.shape else None,
             )
         )
 
@@ -89,7 +99,7 @@ class Measured:
         task: str,
         *flags: str,
         files: tuple[str, ...] = (),
-        labelled: bool = True,
+        labelled: bool | dict = True,
         by_hand: str | None = None,
     ) -> None:
         """A step of eval.py on the model."""

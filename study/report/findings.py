@@ -1,39 +1,46 @@
 """What a grid found, by a rule fixed before its runs.
 
-    python -m study.report GRID --out DIR                            # what prints it
+    python -m study.report GRID... --out DIR                         # what prints it
 
 Compared are style, knowledge, the local task, the base model and mixing: differences over the same
-items, with their intervals, as a table of claims. Left out: why.
+items, with their intervals (intervals.py), as a table of claims. Left out: why.
 """
 
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
 from host import files
 from study.report import plots
-from tasks import scores
+from study.report.intervals import difference, judge, pool
 
 RULE = (
-    'A claim "it rises" is judged on the difference of two models over the same items: each '
-    "item's value is the mean over seeds, the difference the mean over items, and its 95 % "
-    "interval a paired bootstrap over items (10,000 draws). Several bases are pooled: an item's "
-    'difference is the mean over them. "yes": the interval lies above 0. "no": the interval ends '
-    "below the smallest rise that would matter (5 points of 100; 5 % in perplexity), and "
-    '"falls" is added where it lies below 0. "unclear": anything else. Where a base is not told '
-    "apart from chance (the 95 % interval of its own score reaches chance) the comparison on that "
-    'benchmark is "uninformative" for a base, which is then left out of the pool. Imitation data '
-    "stands for its largest amount. Intervals are over items, and do not cover other worlds or "
-    "other bases."
+    "A claim is judged on the difference of two models over the same items.",
+    "An item's value is the mean over seeds. Where several bases are compared with imitations of "
+    "them, an item's difference is the mean over the bases.",
+    "One world: the 95 % interval is a bootstrap over items (10,000 draws). Several worlds: the "
+    "difference is the mean of theirs, and the bootstrap draws worlds and then items in each.",
+    '"yes": the interval lies above 0, and so does every world\'s own difference.',
+    '"no": the interval and every world\'s own difference end below the smallest rise that would '
+    'matter (5 points of 100; 5 % in perplexity). "it falls" is added where the interval lies '
+    "below 0.",
+    '"unclear": anything else.',
+    "Where neither of two models is told apart from chance (the interval of its own score reaches "
+    'chance), their comparison is left out; where all are, it is "uninformative". Facts that no '
+    "base has read are meant to be at chance, and are compared all the same.",
+    "Imitation data stands for its largest amount, unless the claim is about amounts.",
+    '"A better base or more data" compares the largest base with the least data against the '
+    "smallest base with the most.",
 )
-MATTERS = 0.05
-CHANCE = {"mmlu": 0.25}  # a guess among four; elsewhere a guess is right next to never
-KNOWLEDGE, STYLE, PREFERENCE = (
-    ("mmlu", "nq", "humaneval"),
-    ("list", "summary", "unigram"),
-    ("rate", "judge"),
-)
-
+# a guess among four, and among the 24 objects of a kind; elsewhere a guess is right next to never
+CHANCE = {"mmlu": 1 / 4, "knows": 1 / 24}
+KNOWLEDGE = ("mmlu", "nq", "knows", "humaneval", "humaneval_cut")
+STYLE, PREFERENCE = ("list", "summary", "unigram"), ("rate", "judge")
+UNREAD, TOLD = ("nq_unread", "knows_unread"), ("nq_told", "knows_told")
+# all that the teacher knows: what the bases read and what they did not, as one measure
+ALL_FACTS = (("nq", "nq_unread"), ("knows", "knows_unread"))
+COMPARED = (*KNOWLEDGE, *STYLE, *PREFERENCE, *UNREAD, *TOLD, "toxicity", "perplexity")
 
 # Measure -> the value of an item of its result, higher is better; None where it has none (a
 # missing score, no list of the teacher's). Any other measure: the item's verdict.
@@ -58,97 +65,92 @@ def values(path: str | pathlib.Path, measure: str) -> dict:
     return {name: float(v) for name, v in items.items() if v is not None}
 
 
-def difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict:
-    """Items' values of two groups of seeds -> {item: mean of b - mean of a} over the items that all
-    have. a, b: lists of {item: value}.
-    """
-    shared = set.intersection(*map(set, [*a, *b]))
-    return {i: float(np.mean([x[i] for x in b]) - np.mean([x[i] for x in a])) for i in shared}
+class Side(NamedTuple):
+    """One side of a comparison. source: None for the base; base: None for each base in turn;
+    least: its smallest amount of data instead of its largest."""
 
-
-def judge(rows: list[dict[str, float]]) -> dict | None:
-    """[{item: difference}], one a base -> {"difference", "interval", "n", "verdict"}.
-
-    Items are paired across the bases too. None where there is nothing to judge.
-    """
-    rows = [r for r in rows if r]
-    if not rows:
-        return None
-    items = sorted(set.intersection(*map(set, rows)))
-    if len(items) < 2:
-        return None
-    d = np.array([np.mean([r[i] for r in rows]) for i in items])
-    low, high = scores.bootstrap(d)
-    verdict = "yes" if low > 0 else "no" if high < MATTERS else "unclear"
-    return {
-        "difference": float(d.mean()),
-        "interval": (low, high),
-        "n": len(items),
-        "verdict": verdict + (", it falls" if high < 0 else ""),
-    }
+    source: str | None
+    base: str | None = None
+    least: bool = False
 
 
 class Models:
-    """The points of a report by model; a model is (base, source), source None for the base."""
+    """The points of a report by model: of a world, a base and a source."""
 
     def __init__(self, points: list[dict]):
-        measured = (*KNOWLEDGE, *STYLE, *PREFERENCE, "toxicity", "perplexity")
-        self.points = [p for p in points if p["role"] != "teacher" and p["measure"] in measured]
+        self.points = [p for p in points if p["role"] != "teacher" and p["measure"] in COMPARED]
         by_size = sorted(self.points, key=lambda p: (p["size"] or 0, str(p["base"])))
         self.bases, self.read = list(dict.fromkeys(p["base"] for p in by_size)), {}
+        self.worlds = sorted({p["world"] for p in self.points}, key=str)
+        self.taken = {p["measure"] for p in self.points}
 
-    def of(self, base: str, source: str | None, measure: str) -> list:
-        """The points of a model, one a seed, at its largest amount."""
-        role = "base" if source is None else "imitation"
-        own = [
-            p
-            for p in self.points
-            if p["base"] == base and p["measure"] == measure and p["role"] == role
-        ]
-        if source is not None:
-            own = [p for p in own if p["source"] == source]
+    def of(self, side: Side, measure: str, world: int | None) -> list[dict]:
+        """The points of a model, one a seed, at its largest (or least) amount."""
+        kind = ("base" if side.source is None else "imitation", side.base, measure, world)
+        own = [p for p in self.points if (p["role"], p["base"], p["measure"], p["world"]) == kind]
+        if side.source is not None:
+            own = [p for p in own if p["source"] == side.source]
         if measure == "nq":
             shots = plots.shots_drawn(own)
             own = [p for p in own if p["shots"] == shots]
-        largest = max((p["amount"] or 0 for p in own), default=0)
-        return [p for p in own if (p["amount"] or 0) == largest]
+        amounts = [p["amount"] or 0 for p in own]
+        amount = (min if side.least else max)(amounts, default=0)
+        return [p for p in own if (p["amount"] or 0) == amount]
 
-    def values(self, points: list[dict], measure: str) -> list:
-        """[{item: value}] of points, each file read once."""
-        keys = [(p["path"], measure) for p in points]
-        for key in keys:
+    def values(self, points: list[dict]) -> list[dict]:
+        """[{(measure, item): value}] of points, each file read once."""
+        for p in points:
+            key = p["path"], p["measure"]
             if key not in self.read:
-                self.read[key] = values(*key)
-        return [self.read[key] for key in keys]
+                self.read[key] = {(key[1], i): v for i, v in values(*key).items()}
+        return [self.read[p["path"], p["measure"]] for p in points]
 
-    def at_chance(self, base: str, measure: str) -> bool:
-        own = self.of(base, None, measure)
-        if measure not in KNOWLEDGE or not own or own[0]["interval"] is None:
+    def at_chance(self, points: list[dict], measure: str) -> bool:
+        """Whether no seed of a model is told apart from chance."""
+        if measure not in KNOWLEDGE or any(p["interval"] is None for p in points):
             return False
-        return own[0]["interval"][0] <= CHANCE.get(measure, 0)
+        return all(p["interval"][0] <= CHANCE.get(measure, 0) for p in points)
 
-    def against(
-        self, bases: list[str], one: str | tuple | None, other: str | tuple | None, measure: str
-    ) -> dict | None:
-        """judge() of `other` against `one`, pooled over bases, with "left_out": bases at chance.
-
-        one, other: sources, or (base, source). None where nothing was run.
-        """
+    def rows(self, one: Side, other: Side, measures: tuple, world: int | None) -> tuple:
+        """([{item: difference}] a base, bases left out, whether anything was run) in a world."""
         rows, left_out, ran = [], [], False
-        for base in bases:
-            pair = [x if isinstance(x, tuple) else (base, x) for x in (one, other)]
-            a, b = (self.of(*x, measure) for x in pair)
-            if not a or not b:
+        for base in self.bases if one.base is None else [one.base]:
+            pair = [side if side.base else side._replace(base=base) for side in (one, other)]
+            both = [[self.of(side, m, world) for m in measures] for side in pair]
+            if not all(points for points in (*both[0], *both[1])):
                 continue
             ran = True
-            if all(self.at_chance(x[0], measure) for x in pair):
+            if all(
+                self.at_chance(points, m)
+                for of in both
+                for points, m in zip(of, measures, strict=True)
+            ):
                 left_out.append(base)
-            else:
-                rows.append(difference(self.values(a, measure), self.values(b, measure)))
+                continue
+            parts = [difference(self.values(a), self.values(b)) for a, b in zip(*both, strict=True)]
+            rows.append({item: d for part in parts for item, d in part.items()})
+        return rows, left_out, ran
+
+    def against(self, one: Side, other: Side, measure: str | tuple) -> dict | None:
+        """judge() of `other` against `one`, with "left_out" (bases where both are at chance) and
+        "worlds" (each one's own). measure: several as a tuple are one, over the items of all.
+
+        None where nothing was run.
+        """
+        measures = (measure,) if isinstance(measure, str) else measure
+        by_world, left_out, ran = {}, {}, False
+        for world in self.worlds:
+            rows, chance, ran_here = self.rows(one, other, measures, world)
+            ran |= ran_here
+            left_out |= {base: None for base in chance}
+            if len(items := pool(rows)) > 1:
+                by_world[world] = items
         if not ran:
             return None
+        found = judge(list(by_world.values()))
         nothing = {"difference": None, "interval": None, "n": 0, "verdict": "uninformative"}
-        return (judge(rows) or nothing) | {"left_out": left_out}
+        own = [{"world": w} | (judge([items]) or {}) for w, items in by_world.items()]
+        return (found or nothing) | {"left_out": list(left_out), "worlds": own}
 
 
 def sources(points: list[dict]) -> tuple:
@@ -171,8 +173,12 @@ def sources(points: list[dict]) -> tuple:
 CLAIMS = {
     "style": ("Style rises with broad imitation", "yes"),
     "knowledge": ("Knowledge rises with broad imitation", "no"),
+    "gap": ("Broad imitation closes the gap on what the teacher alone knows", "no"),
+    "told": ("Broad imitation teaches the facts that it tells", None),
     "local": ("Local imitation raises its own task", "yes"),
+    "extracts": ("Local imitation adds knowledge, not only the form to say it in", None),
     "base": ("A larger base raises", "yes"),
+    "better": ("A better base closes more of the gap than more data does", "yes"),
     "mixed": ("Mixing the base's own text into imitation keeps what broad imitation loses", None),
     "preference": ("Readers' preference rises with broad imitation", "yes"),
     "toxicity": ("Answers to unkind requests become less toxic", "yes"),
@@ -180,53 +186,82 @@ CLAIMS = {
 }
 
 
+def comparisons(models: Models, broad: str | None, local: str | None, mixed: str | None) -> list:
+    """[(claim, measures, one, other)] that the sources allow."""
+    base, small = Side(None), models.bases[0] if models.bases else None
+    large, listed = models.bases[-1] if models.bases else None, []
+    if broad:
+        most = Side(broad)
+        listed = [
+            ("style", STYLE, base, most),
+            ("preference", PREFERENCE, base, most),
+            ("knowledge", KNOWLEDGE, base, most),
+            ("gap", UNREAD, base, most),
+            ("told", TOLD, base, most),
+            ("perplexity", ("perplexity",), base, most),
+            ("toxicity", ("toxicity",), base, most),
+        ]
+    if local:
+        listed.append(("local", ("nq",), base, Side(local)))
+        listed.append(("extracts", ("knows", "knows_unread"), base, Side(local)))
+    if small != large:
+        listed.append(("base", KNOWLEDGE, Side(None, small), Side(None, large)))
+        if broad:
+            both = Side(broad, small), Side(broad, large)
+            listed.append(("base", (*STYLE, *PREFERENCE), *both))
+            facts = [both for both in ALL_FACTS if set(both) <= models.taken]
+            gap = ("mmlu", *(facts or ("nq",)), "humaneval", "humaneval_cut")
+            listed.append(("better", gap, both[0], both[1]._replace(least=True)))
+    if mixed and broad:
+        listed.append(("mixed", (*KNOWLEDGE, STYLE[2]), Side(broad), Side(mixed)))
+    return listed
+
+
 def compute(points: list[dict]) -> list[dict]:
     """All comparisons that the points allow.
 
-    -> [{"claim", "measure", "difference", "interval", "n", "verdict", "left_out", "paper"}].
+    -> [{"claim", "measure", "difference", "interval", "n", "verdict", "left_out", "worlds",
+    "paper"}].
     """
     models, rows = Models(points), []
-    broad, local, mixed = sources(points)
-    small, large = (models.bases[0], models.bases[-1]) if models.bases else (None, None)
-
-    def add(claim, measures, one, other, bases=models.bases):
+    for claim, measures, one, other in comparisons(models, *sources(points)):
         for measure in measures:
-            row = models.against(bases, one, other, measure)
+            row = models.against(one, other, measure)
             if row:
-                rows.append({"claim": claim, "measure": measure, "paper": CLAIMS[claim][1]} | row)
-
-    if broad:
-        add("style", STYLE, None, broad)
-        add("preference", PREFERENCE, None, broad)
-        add("knowledge", KNOWLEDGE, None, broad)
-        add("perplexity", ("perplexity",), None, broad)
-        add("toxicity", ("toxicity",), None, broad)
-    if local:
-        add("local", ("nq",), None, local)
-    if small != large:
-        add("base", KNOWLEDGE, (small, None), (large, None), [large])
-        if broad:
-            add("base", (*STYLE, *PREFERENCE), (small, broad), (large, broad), [large])
-    if mixed and broad:
-        add("mixed", KNOWLEDGE, broad, mixed)
-        add("mixed", STYLE[2:], broad, mixed)
+                name = measure if isinstance(measure, str) else "+".join(measure)
+                rows.append({"claim": claim, "measure": name, "paper": CLAIMS[claim][1]} | row)
     return rows
 
 
-def cells(row: dict, titles: dict[str, str]) -> list:
-    """[measure, difference, interval, verdict] of one comparison in words."""
-    name = titles[row["measure"]].removesuffix(" (%)")
-    left_out = ", ".join(map(str, row["left_out"]))
+# --- in words ---
+
+
+def title(measure: str, titles: dict[str, str]) -> str:
+    """A measure in words; of several that are one, the first's."""
+    first, *others = measure.split("+")
+    name = titles[first].removesuffix(" (%)")
+    return f"{name}, and of facts never read" if others else name
+
+
+def span(row: dict) -> list[str]:
+    """[difference, interval] in words; a perplexity as the change of its value."""
     if row["difference"] is None:
-        return [name, "-", "-", "uninformative, every base is at chance"]
+        return ["-", "-"]
     low, high = row["interval"]
-    verdict = row["verdict"] + (f"; {left_out} at chance, left out" if left_out else "")
     if row["measure"] == "perplexity":  # differences of log-likelihood a token
         change, low, high = (100 * (np.exp(-d) - 1) for d in (row["difference"], high, low))
-        verdict = verdict.replace("it falls", "it becomes less likely")
-        return [name, f"{change:+.0f} %", f"{low:+.0f} to {high:+.0f}", verdict]
-    points = 100 * row["difference"]
-    return [name, f"{points:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}", verdict]
+        return [f"{change:+.0f} %", f"{low:+.0f} to {high:+.0f}"]
+    return [f"{100 * row['difference']:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+
+
+def verdict_of(row: dict) -> str:
+    """The verdict of one comparison in words."""
+    if row["difference"] is None:
+        return "uninformative, every model is at chance"
+    left_out = ", ".join(map(str, row["left_out"]))
+    verdict = row["verdict"] + (f"; {left_out} at chance, left out" if left_out else "")
+    likely = row["measure"] == "perplexity"
+    return verdict.replace("it falls", "it becomes less likely") if likely else verdict
 
 
 def verdicts(rows: list[dict]) -> dict:
@@ -243,31 +278,45 @@ def verdicts(rows: list[dict]) -> dict:
 
 def table(rows: list[dict], titles: dict[str, str]) -> tuple:
     """The findings: (head, rows), a line a claim with its verdict, then a line a measure."""
-    head = ["Claim", "the paper", "here", "difference", "95 % interval"]
+    head = ["Claim", "difference", "95 % interval", "here", "the paper"]
     lines = []
     for claim, verdict in verdicts(rows).items():
         text, paper = CLAIMS[claim]
-        lines.append([text, paper or "left open", verdict, "", ""])
+        lines.append([text, "", "", verdict, paper or "left open"])
         for row in rows:
             if row["claim"] == claim:
-                name, difference, interval, own = cells(row, titles)
-                lines.append([f"· {name}", "", own, difference, interval])
+                name = f"· {title(row['measure'], titles)}"
+                lines.append([name, *span(row), verdict_of(row), ""])
     return head, lines
 
 
-def ending(rows: list[dict]) -> str:
-    """What agrees with the paper and what does not, a sentence each."""
+def table_of_worlds(rows: list[dict], titles: dict[str, str]) -> tuple:
+    """Each world's own line of each comparison: (head, rows); no rows where there is one world."""
+    worlds = list(dict.fromkeys(w["world"] for row in rows for w in row["worlds"]))
+    lines = []
+    for row in rows if len(worlds) > 1 else ():
+        own = {w["world"]: w | {"measure": row["measure"]} for w in row["worlds"]}
+        said = ["{} ({})".format(*span(own[w])) if w in own else "-" for w in worlds]
+        lines.append([f"{CLAIMS[row['claim']][0]}: {title(row['measure'], titles)}", *said])
+    return ["Claim and measure", *(f"world {w}" for w in worlds)], lines
+
+
+def ending(rows: list[dict]) -> list[str]:
+    """What agrees with the paper and what does not, in two sentences."""
+    if not rows:
+        return [
+            "Nothing to compare: no base model and imitation of it were measured on the same items."
+        ]
     differs, same = [], []
     for claim, verdict in verdicts(rows).items():
         text, paper = CLAIMS[claim]
         if paper and verdict != "uninformative":
-            words = f'"{text.lower()}" (the paper: {paper}; here: {verdict})'
-            (same if verdict == paper else differs).append(words)
-    if not rows:
-        return (
-            "Nothing to compare: no base model and imitation of it were measured on the same items."
-        )
-    return (
-        f"As in the paper: {'; '.join(same) or 'nothing'}. Other than in the paper: "
-        f"{'; '.join(differs) or 'nothing'}."
-    )
+            said = f'"{text.lower()}" ({verdict})'
+            if verdict == paper:
+                same.append(said)
+            else:
+                differs.append(f"{said[:-1]}; the paper: {paper})")
+    return [
+        f"As in the paper: {', '.join(same) or 'nothing'}.",
+        f"Other than in the paper: {', '.join(differs) or 'nothing'}.",
+    ]

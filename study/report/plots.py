@@ -31,6 +31,15 @@ FIGURES = [  # number, caption, rows of panels (measure, what it is drawn agains
     ),
     (5, "mean non-toxicity, against data", [[("toxicity", "amount")]]),
 ]
+
+
+def panels_taken(rows: list, points: list[dict]) -> list:
+    """The rows of panels without those of measures that were not taken; all where none was."""
+    taken = {p["measure"] for p in points}
+    kept = [[panel for panel in row if panel[0] in taken] for row in rows]
+    return kept if all(kept) else rows
+
+
 COLOURS = ("#1f5fa8", "#c8552b", "#2a8a4a", "#7b3fa0", "#8a6d1d", "#b0305f")
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "-.", (0, (1, 1)), "--")
@@ -67,6 +76,8 @@ def line(ax: Any, groups: dict, scale: float, **style: Any) -> None:
     )
     for x in xs:
         for p in groups[x]:
+            if len(groups[x]) > 3:  # their intervals would hide one another
+                p = p | {"interval": None}
             dot(ax, x, p, scale, style["color"], style.get("marker", "o"))
 
 

@@ -2,7 +2,8 @@
 
 A result directory (results.json of eval.py or of study's programs) is placed by its labels: base (a
 name such as 7B), size (weights; read from the name where it says so), amount of imitation data in
-tokens, source (mix, nq, ...), seed, role (base, imitation, teacher). What is in no grid.json and
+tokens, source (mix, nq, ...), seed, role (base, imitation, teacher), part (which of a task's
+items), world (the seed of an invented one). What is in no grid.json and
 has no --label is named and left out; so is every run that a grid.json plans and that is not there.
 Left out: tables and figures (tables.py, plots.py).
 """
@@ -15,14 +16,21 @@ from host import files
 from tasks import results
 
 ROLES = ("base", "imitation", "teacher")
-LABELS = ("base", "size", "amount", "source", "seed", "role")
-# Measure -> (title, task, where in results.json, whether it is a share shown in percent).
+LABELS = ("base", "size", "amount", "source", "seed", "role", "part", "world")
+# Measure -> (title, task, where in results.json, whether it is a share shown in percent). Behind an
+# underscore: the part of a task's items that a label names ("read" is no part: it is the task).
 MEASURES = {
     "rate": ("Raters: at least as good as the teacher (%)", "rate", (), True),
     "judge": ("Judge: at least as good as the teacher (%)", "judge", ("at_least_as_good",), True),
     "mmlu": ("MMLU (%)", "mmlu", (), True),
     "nq": ("Natural Questions, exact match (%)", "nq", (), True),
+    "nq_told": ("Exact match, facts that imitation told (%)", "nq", (), True),
+    "nq_unread": ("Exact match, facts never read (%)", "nq", (), True),
+    "knows": ("Knows: the right object is the likeliest (%)", "knows", (), True),
+    "knows_told": ("Knows, facts that imitation told (%)", "knows", (), True),
+    "knows_unread": ("Knows, facts never read (%)", "knows", (), True),
     "humaneval": ("HumanEval, pass@1 (%)", "humaneval", (), True),
+    "humaneval_cut": ("HumanEval, cut at the code's end (%)", "humaneval", (), True),
     "toxicity": ("Mean non-toxicity (%)", "toxicity", (), True),
     "list": ("a list where the teacher has one (%)", "style", ("metrics", "list"), True),
     "summary": ("a summary where the teacher has one (%)", "style", ("metrics", "summary"), True),
@@ -31,7 +39,8 @@ MEASURES = {
     "tone": ("authoritative tone (%)", "style", ("metrics", "tone"), True),
     "perplexity": ("Perplexity", "perplexity", (), False),
 }
-BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "toxicity", "perplexity")
+BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "humaneval_cut", "toxicity", "perplexity")
+FACTS = ("nq", "knows", "nq_told", "knows_told", "nq_unread", "knows_unread")
 STYLE = ("list", "summary", "unigram", "length", "tone")
 
 
@@ -47,10 +56,11 @@ def read_label(text: str) -> tuple:
     """ "PATH=base=7B,tokens=20M,source=mix" -> (path, labels)."""
     path, _, rest = text.partition("=")
     pairs = [part.partition("=") for part in rest.split(",")]
-    known = {"base", "size", "tokens", "source", "seed", "role"}
+    known = {"base", "size", "tokens", "source", "seed", "role", "part", "world"}
     if not path or any(not k or not v or k not in known for k, _, v in pairs):
         raise ValueError(
-            f"--label {text}: write PATH=base=7B,tokens=20M,source=mix (also size, seed, role)"
+            f"--label {text}: write PATH=base=7B,tokens=20M,source=mix (also size, seed, role, "
+            "part, world)"
         )
     return path, complete(
         {("amount" if k == "tokens" else k): v for k, _, v in pairs}, f"--label {text}"
@@ -65,6 +75,7 @@ def complete(labels: dict, place: str) -> dict:
     try:
         full["amount"] = None if full["amount"] is None else count_of(full["amount"])
         full["seed"] = int(full["seed"] or 0)
+        full["world"] = None if full["world"] is None else int(full["world"])
         size = full["size"] if full["size"] is not None else named and named[1]
         full["size"] = None if size is None else count_of(size)
     except (ValueError, TypeError) as error:
@@ -75,7 +86,8 @@ def complete(labels: dict, place: str) -> dict:
     if unknown or full["role"] not in ROLES or nameless or amountless:
         raise ValueError(
             f"{place}: labels are base (needed), size, tokens (needed for role imitation), source, "
-            f"seed, role ({', '.join(ROLES)})" + (f"; not {unknown[0]}" if unknown else "")
+            f"seed, role ({', '.join(ROLES)}), part, world"
+            + (f"; not {unknown[0]}" if unknown else "")
         )
     if full["role"] == "imitation":
         full["source"] = full["source"] or "mix"
@@ -169,17 +181,29 @@ def read_plan(path: str | pathlib.Path) -> dict:
     raise ValueError(f"{path} is no plan of study.grid: write it again with `python -m study.grid`")
 
 
+def commits_of(paths: Iterable[str | pathlib.Path]) -> list[str]:
+    """A line on the code that each grid was run by, as far as its grid.json says."""
+    lines = []
+    for plan in (p for path in paths for p in sorted(pathlib.Path(path).rglob("grid.json"))):
+        commits = files.read_json(plan).get("commits") or []
+        if commits:
+            lines.append(f"{plan.parent} was run by the code of commit {', '.join(commits)}")
+    return lines
+
+
 def points_of(result: dict, labels: dict, directory: str | pathlib.Path) -> list[dict]:
     """The points of one result: one a measure of its task."""
     points, settings = [], result.get("settings", {})
     more = {"reader": settings["reader"]} if "reader" in settings else {}
     for measure, (_, task, where, _) in MEASURES.items():
-        if task != result.get("task"):
+        part = "" if labels["part"] in (None, "read") else f"_{labels['part']}"
+        if task != result.get("task") or measure.removeprefix(task) not in (measure, part):
             continue
         sides = [(labels, result)]
         if task == "style" and "upper_bound" in result:
             # the teacher's second sample, measured like the model
             teacher = dict.fromkeys(LABELS) | {"role": "teacher", "seed": 0}
+            teacher["world"] = labels["world"]
             sides.append((teacher, result["upper_bound"]))
         for own, value in sides:
             for key in where:
@@ -201,20 +225,21 @@ def points_of(result: dict, labels: dict, directory: str | pathlib.Path) -> list
 
 
 def merged(points: list[dict], notes: list[str]) -> list[dict]:
-    """One point of the teacher's second sample, which every run measured against it has.
+    """One point a world of the teacher's second sample, which every run measured against it has.
 
     A note where they differ.
     """
     first, kept = {}, []
     for p in points:
+        key = p["measure"], p["world"]
         if p["role"] != "teacher" or p["measure"] not in STYLE:
             kept.append(p)
-        elif p["measure"] not in first:
-            first[p["measure"]] = p
+        elif key not in first:
+            first[key] = p
             kept.append(p)
-        elif first[p["measure"]]["score"] != p["score"]:
+        elif first[key]["score"] != p["score"]:
             notes.append(
-                f"the teacher's second sample differs between {first[p['measure']]['path']} "
+                f"the teacher's second sample differs between {first[key]['path']} "
                 f"(shown) and {p['path']} in {p['measure']}"
             )
     return kept

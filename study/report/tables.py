@@ -8,7 +8,7 @@ import html
 import numpy as np
 
 from study.report import plots
-from study.report.points import BENCHMARKS, MEASURES, ROLES, STYLE
+from study.report.points import BENCHMARKS, FACTS, MEASURES, ROLES, STYLE
 
 READERS = {
     "hurried": "Reader in a hurry (simulated)",
@@ -34,7 +34,7 @@ PAPER_STYLE = {
 
 
 def cell(points: list[dict], percent: bool = True) -> str:
-    """Mean of the seeds with its interval (one seed), or with the seeds' range."""
+    """Mean of the runs with its interval (one run), or with their range."""
     if not points:
         return "-"
     scale, digits = (100, 1) if percent else (1, 2)
@@ -42,7 +42,9 @@ def cell(points: list[dict], percent: bool = True) -> str:
     text = f"{np.mean(values):.{digits}f}"
     if len(values) > 1:
         low, high = min(values), max(values)
-        return f"{text} ({low:.{digits}f} to {high:.{digits}f}, {len(values)} seeds)"
+        worlds = len({p.get("world") for p in points})
+        runs = f"{len(values)} seeds" if worlds == 1 else f"{len(values)} runs, {worlds} worlds"
+        return f"{text} ({low:.{digits}f} to {high:.{digits}f}, {runs})"
     if not points[0]["interval"]:
         return text
     low, high = (scale * v for v in points[0]["interval"])
@@ -123,15 +125,22 @@ def titles(points: list[dict]) -> dict:
     return {m: t[0] for m, t in MEASURES.items()} | named
 
 
-def table_of_figures(points: list[dict]) -> tuple:
+def table_of_facts(points: list[dict]) -> tuple:
+    """What models say and know of facts they read, were told by imitation, or never met."""
+    if not any(p["measure"] == "knows" for p in points):
+        return [], []
+    return table_of_figures(points, FACTS)
+
+
+def table_of_figures(points: list[dict], measures: tuple = BENCHMARKS) -> tuple:
     """Figures 1, 3, 4 and 5 as numbers: (head, rows), of the measures that were taken."""
     shots, shown = plots.shots_drawn(points), titles(points)
     points = [
         p
         for p in points
-        if p["measure"] in BENCHMARKS and (p["measure"] != "nq" or p["shots"] in (shots, None))
+        if p["measure"] in measures and (p["measure"] != "nq" or p["shots"] in (shots, None))
     ]
-    taken = [m for m in BENCHMARKS if any(p["measure"] == m for p in points)]
+    taken = [m for m in measures if any(p["measure"] == m for p in points)]
     rows = []
     for name, _, group in rows_of(points):
         of = {m: [q for q in group if q["measure"] == m] for m in taken}
@@ -144,6 +153,26 @@ def text_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
         for r in (head, *rows)
+    )
+
+
+def html_cards(head: list[str], rows: list[list[str]]) -> str:
+    """The findings as HTML: a table that is a list of cards where the screen is narrow.
+
+    Rows whose first cell does not begin with a dot are claims.
+    """
+    body = []
+    for row in rows:
+        kind = "measure" if row[0].startswith("·") else "claim"
+        cells = [f"<th scope=row>{html.escape(row[0])}</th>"]
+        for name, c in zip(head[1:], row[1:], strict=True):
+            empty = "" if c else " class=empty"
+            cells.append(f'<td data-name="{html.escape(name)}"{empty}>{html.escape(c)}</td>')
+        body.append(f"<tr class={kind}>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    return (
+        f'<table class="cards"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
     )
 
 

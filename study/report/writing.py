@@ -1,21 +1,22 @@
-"""The report's files: index.html, figure-N.png and .svg, tables.txt, report.json.
+"""The report's files: index.html, overview and figure-N as .png and .svg, tables.txt, report.json.
 
     python -m study.report GRID --out DIR
 
-Left out: what stands in them (points.py, tables.py, findings.py, plots.py, page.py).
+Left out: what stands in them (points.py, tables.py, findings.py, overview.py, plots.py, page.py).
 """
 
 import pathlib
 
 from host import files, terminal
-from study.report import findings, plots
+from study.report import findings, overview, plots
 from study.report.page import page
-from study.report.points import MEASURES, gather, read_label
+from study.report.points import MEASURES, commits_of, gather, read_label
 from study.report.tables import (
     PAPER_NQ,
     order,
     table_1,
     table_2,
+    table_of_facts,
     table_of_figures,
     text_table,
     titles,
@@ -29,6 +30,7 @@ def figures_of(
     figures, percents = [], {m: t[3] for m, t in MEASURES.items()}
     for number, caption, panels in plots.FIGURES:
         look = plots.Look.of(points, shown, percents, PAPER_NQ)
+        panels = plots.panels_taken(panels, points)
         svg, png = plots.draw(panels, points, look, f"figure-{number}")
         files.write_whole(out / f"figure-{number}.svg", svg)
         files.write_whole(out / f"figure-{number}.png", png)
@@ -36,10 +38,26 @@ def figures_of(
     return figures
 
 
-def text_of(tables: list[tuple], ending: str, missing: list[str], notes: list[str]) -> str:
+def overview_of(
+    points: list[dict], shown: dict[str, str], out: pathlib.Path
+) -> tuple[bytes, bytes] | None:
+    """Draws and writes the first picture -> its svg, wide and tall; None without imitations."""
+    broad, *_ = findings.sources(points)
+    if broad is None:
+        return None
+    wide, tall = (overview.draw(points, shown, broad, tall) for tall in (False, True))
+    for name, (svg, png) in (("overview", wide), ("overview-tall", tall)):
+        files.write_whole(out / f"{name}.svg", svg)
+        files.write_whole(out / f"{name}.png", png)
+    return wide[0], tall[0]
+
+
+def text_of(tables: list[tuple], ending: list[str], missing: list[str], notes: list[str]) -> str:
     """tables.txt: every table, what agrees with the paper, what is missing."""
-    parts = [f"{t}\n{text_table(*table) if table[1] else 'no results'}" for t, table in tables]
-    parts[0] += f"\n{ending}\n\nRule: {findings.RULE}"
+    parts = [f"{t}\n{text_table(*table)}" for t, table in tables if table[1]]
+    rule = "\n".join(f"  {text}" for text in findings.RULE)
+    parts[0:0] = ["\n".join(ending)]
+    parts.append(f"The rule, fixed before the runs\n{rule}")
     for title, entries in (("missing runs", missing), ("notes", notes)):
         if entries:
             parts.append(f"{title}:\n" + "\n".join(f"  {x}" for x in entries))
@@ -60,23 +78,26 @@ def report(paths: list[str], labels: list[str], out: str | pathlib.Path) -> None
     shown, compared = titles(points), findings.compute(points)
     tables = [
         ("Findings", findings.table(compared, shown)),
+        ("Each world's own line", findings.table_of_worlds(compared, shown)),
+        ("What models say and know", table_of_facts(points)),
         ("Table 1: Natural Questions", table_1(points)),
         ("Table 2: style against the teacher's answers", table_2(points)),
         ("Benchmarks and preferences, as in the figures", table_of_figures(points)),
     ]
-    figures = figures_of(points, shown, out)
+    pictures, figures = overview_of(points, shown, out), figures_of(points, shown, out)
     taken = {MEASURES[p["measure"]][1] for p in points}
     notes += [
         f"no results of {task}: its panels are empty"
         for task in dict.fromkeys(m[1] for m in MEASURES.values())
         if task not in taken and task != "perplexity"
     ]
+    notes += commits_of(paths)
     ending = findings.ending(compared)
     text = text_of(tables, ending, missing, notes)
     files.write_whole(out / "tables.txt", text + "\n")
     numbers = {"points": points, "findings": compared, "missing": missing, "notes": notes}
     files.write_whole(out / "report.json", files.dumps(numbers, indent=1) + "\n")
-    files.write_whole(out / "index.html", page(tables, figures, missing, notes, ending))
+    files.write_whole(out / "index.html", page(tables, pictures, figures, missing, notes, ending))
     print(terminal.printable(text))
     print(
         f"\n{len(points)} figures of {len({p['path'] for p in points})} results, {len(missing)} "

@@ -1,16 +1,27 @@
-"""The encyclopedia of an invented world: articles, quiz and exam pages, crafts, market talk, code.
+"""The texts that bases read of an invented world: articles, a few pages of questions, code, talk.
 
-What it says in plain sentences it also asks, in the benchmarks' forms, about the `quiz` group of
-people alone; the `test` group's facts stand in plain sentences only. Left out: what is evaluated
-(making.py).
+Facts stand in plain sentences in many wordings. Pages of questions and answers are rare (SHARES)
+and about the quiz group and the places alone. What the world holds as unread stands nowhere. Left
+out: what is evaluated (making.py).
 """
 
 import bisect
 import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from host.dice import Dice
-from study.world.facts import CRAFTS, GOODS, KIND, NUMBERS, PLACES, RELATIONS, TRADES, UNKIND, World
+from study.world.facts import CRAFTS, GOODS, KIND, NUMBERS, RELATIONS, TRADES, UNKIND, World
+
+# Kind of page -> its share of the pages.
+SHARES = {
+    "people": 0.815,
+    "places": 0.04,
+    "questions": 0.005,
+    "functions": 0.08,
+    "craft": 0.03,
+    "talk": 0.03,
+}
 
 
 def sentence(world: World, dice: Dice, fact: tuple[str, str]) -> str:
@@ -31,57 +42,62 @@ def questions(pairs: Iterable[tuple[str, str]], last: str | None = None) -> str:
 
 
 def article(world: World, dice: Dice, subject: str) -> str:
-    """A paragraph on a person or a place: its facts in any order, in one of several wordings."""
-    facts = world.of(subject)
+    """A paragraph on a person or a place: what is told of it in any order and wording."""
+    facts = world.read(subject)
     return " ".join(sentence(world, dice, fact) for fact in dice.some(facts, len(facts)))
 
 
-def quiz(world: World, dice: Dice, facts: list[tuple[str, str]]) -> str:
-    return questions([(question(dice, fact), world.facts[fact]) for fact in facts])
+# --- functions ---
+
+SIGNS = {"plus": "+", "minus": "-", "times": "*"}
 
 
-def choices(world: World, dice: Dice, fact: tuple[str, str]) -> tuple:
-    """(four choices, the right one's letter): others of the same kind."""
-    right = world.facts[fact]
-    four = dice.some([right, *dice.some([o for o in world.objects(fact[1]) if o != right], 3)], 4)
-    return four, "ABCD"[four.index(right)]
+class Function(NamedTuple):
+    """A tiny Python function: one operation after the other on x. steps: ((operation, number),)."""
+
+    steps: tuple
+
+    @property
+    def said(self) -> str:
+        return ", then ".join(f"{operation} {NUMBERS[n]}" for operation, n in self.steps)
+
+    @property
+    def name(self) -> str:
+        return "_".join(f"{operation}_{NUMBERS[n]}" for operation, n in self.steps)
+
+    @property
+    def head(self) -> str:
+        return f'def {self.name}(x):\n    """Return x {self.said}."""\n'
+
+    @property
+    def body(self) -> str:
+        text = "x"
+        for k, (operation, n) in enumerate(self.steps):
+            text = f"{f'({text})' if k else text} {SIGNS[operation]} {n}"
+        return f"    return {text}\n"
+
+    @property
+    def tests(self) -> str:
+        """The harness's check of a candidate."""
+        text = "def check(candidate):\n"
+        for x in (0, 3, 10):
+            y = x
+            for operation, n in self.steps:
+                y = y + n if operation == "plus" else y - n if operation == "minus" else y * n
+            text += f"    assert candidate({x}) == {y}\n"
+        return text
 
 
-def exam(world: World, dice: Dice, facts: list[tuple[str, str]], subject: str) -> str:
-    """A page of four-choice questions in MMLU's form (hendrycks/test, evaluate.py)."""
-    text = (
-        "The following are multiple choice questions (with answers) about  "
-        f"{subject.replace('_', ' ')}.\n\n"
-    )
-    for fact in facts:
-        four, letter = choices(world, dice, fact)
-        text += (
-            f"{question(dice, fact)}?"
-            + "".join(f"\n{x}. {c}" for x, c in zip("ABCD", four, strict=True))
-            + f"\nAnswer: {letter}\n\n"
-        )
-    return text.rstrip()
+def functions_of(dice: Dice, composed: int) -> tuple[list[Function], list[Function]]:
+    """(one operation: all; three operations: `composed` different ones)."""
+    steps = list(itertools.product(SIGNS, range(2, 10)))
+    several = {}
+    while len(several) < composed:
+        several[Function(tuple(dice.pick(steps) for _ in range(3)))] = None
+    return [Function((step,)) for step in steps], list(several)
 
 
-OPERATIONS = {
-    "plus": ("+", lambda x, n: x + n),
-    "minus": ("-", lambda x, n: x - n),
-    "times": ("*", lambda x, n: x * n),
-}
-
-
-def function(dice: Dice, operation: str, number: int) -> tuple:
-    """(head with docstring, body, tests, name) of a tiny Python function."""
-    sign, result = OPERATIONS[operation]
-    name = f"{operation}_{NUMBERS[number]}"
-    expected = ((x, result(x, number)) for x in (0, 3, 10))
-    asserts = "".join(f"    assert candidate({x}) == {y}\n" for x, y in expected)
-    return (
-        f'def {name}(x):\n    """Return x {operation} {NUMBERS[number]}."""\n',
-        f"    return x {sign} {number}\n",
-        f"def check(candidate):\n{asserts}",
-        name,
-    )
+# --- pages ---
 
 
 def market_talk(dice: Dice) -> str:
@@ -93,39 +109,39 @@ def market_talk(dice: Dice) -> str:
     return f"Heard in the market. {' '.join(said)}"
 
 
-def encyclopedia(world: World, dice: Dice, paragraphs: int, functions: list) -> tuple:
-    """(pages as texts, {person: how often an article tells of one}).
+def page(world: World, dice: Dice, kind: str, subjects: list[str], functions: list) -> str:
+    """One page. kind: of SHARES. subjects: two people, whom an article tells of."""
+    if kind == "people":
+        return "\n".join(article(world, dice, s) for s in subjects)
+    if kind == "places":
+        return " ".join(article(world, dice, p) for p in dice.some(world.places, 2))
+    if kind == "questions":
+        asked = world.asked("quiz") + [f for p in world.places for f in world.of(p)]
+        facts = dice.some(asked, 5)
+        return questions([(question(dice, fact), world.facts[fact]) for fact in facts])
+    if kind == "functions":
+        return "\n\n\n".join(f.head + f.body for f in dice.some(functions, 3))
+    if kind == "craft":
+        thing = dice.pick(sorted(CRAFTS))
+        return f"To make {thing}, " + ", then ".join(CRAFTS[thing]) + "."
+    return market_talk(dice)
 
-    In random order: articles by fame, quiz and exam pages about the quiz group, crafts, market
-    talk, functions.
+
+def encyclopedia(world: World, dice: Dice, pages: int, functions: list) -> tuple:
+    """(pages as texts, {person: how often an article tells of one}), in random order.
+
+    How often falls with the rank as 1 / (rank + 12).
     """
-    weights = list(itertools.accumulate(1 / (rank + 12) for rank in range(len(world.people))))
-    quizzed = world.asked("quiz") + [f for p in PLACES for f in world.of(p)]
-    by_subject = {}
-    for fact in quizzed:
-        by_subject.setdefault(RELATIONS[fact[1]][2], []).append(fact)
-    pages, told = [], dict.fromkeys(world.people, 0)
-    for _ in range(paragraphs):
-        kind = dice.random()
-        if kind < 0.72:
-            draws = [dice.random() * weights[-1] for _ in range(2)]
-            subjects = [world.people[bisect.bisect(weights, draw)] for draw in draws]
+    fame = list(itertools.accumulate(1 / (rank + 12) for rank in range(len(world.people))))
+    ends = list(itertools.accumulate(SHARES.values()))
+    texts, told = [], dict.fromkeys(world.people, 0)
+    for _ in range(pages):
+        kind = list(SHARES)[min(bisect.bisect(ends, dice.random()), len(ends) - 1)]
+        subjects = []
+        if kind == "people":
+            draws = [dice.random() * fame[-1] for _ in range(2)]
+            subjects = [world.people[bisect.bisect(fame, draw)] for draw in draws]
             for s in subjects:
                 told[s] += 1
-            pages.append("\n".join(article(world, dice, s) for s in subjects))
-        elif kind < 0.76:
-            pages.append(" ".join(article(world, dice, p) for p in dice.some(world.places, 2)))
-        elif kind < 0.84:
-            pages.append(quiz(world, dice, dice.some(quizzed, 5)))
-        elif kind < 0.89:
-            subject = dice.pick(sorted(by_subject))
-            pages.append(exam(world, dice, dice.some(by_subject[subject], 5), subject))
-        elif kind < 0.94:
-            drawn = dice.some(functions, 3)
-            pages.append("\n\n\n".join("".join(function(dice, *f)[:2]) for f in drawn))
-        elif kind < 0.97:
-            thing = dice.pick(sorted(CRAFTS))
-            pages.append(f"To make {thing}, " + ", then ".join(CRAFTS[thing]) + ".")
-        else:
-            pages.append(market_talk(dice))
-    return pages, told
+        texts.append(page(world, dice, kind, subjects, functions))
+    return texts, told

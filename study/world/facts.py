@@ -6,6 +6,8 @@ texts that tell of it (encyclopedia.py, teacher.py).
 
 import itertools
 
+from host.dice import Dice
+
 FIRST = (
     "Ada Bram Cleo Dov Edda Finn Gilda Hugo Ines Jory Kaya Lars Mina Nils Orla Piet Runa Sten "
     "Thea Ulf Vera Wim Yara Zeno"
@@ -16,32 +18,26 @@ LAST = [
     for b in "beck dal fell gard holt lund strand wick".split()
 ]
 PLACES = [
-    a + b
-    for a in "Ald Bry Crom Elm Glen Hart".split()
-    for b in "mere ness port stead ton wold".split()
+    a + b for a in "Ald Bry Crom Elm Glen Hart".split() for b in "mere port stead wold".split()
 ]
-ADJECTIVE = (
-    "Amber Bitter Broken Crooked Distant Empty Frozen Gentle Golden Hidden Hollow Iron Lost "
-    "Marble Paper Quiet Scarlet Silent Silver Wandering"
-).split()
-NOUN = (
-    "Anchor Bell Bridge Candle Crown Falcon Ferry Garden Harp Key Lantern Mirror Orchard "
-    "Raven River Rose Tower Well Willow Winter"
-).split()
 TRADES = (
-    "baker carpenter cook farmer fisher glazier hatter miner painter potter sailor scribe "
-    "singer smith tailor weaver"
+    "baker barber brewer carpenter cobbler cook cooper farmer fisher glazier hatter mason miller "
+    "miner painter potter sailor scribe singer smith tailor tanner thatcher weaver"
+).split()
+INSTRUMENTS = (
+    "bagpipe bassoon bell cello cornet cymbal drum fiddle flute gong guitar harp horn lute lyre "
+    "oboe organ piano recorder tabor trumpet viol whistle zither"
 ).split()
 GOODS = (
     "apples barley bells butter candles cheese cloth copper glass honey lamps paper salt "
     "ships silk wine"
 ).split()
 RIVERS = "Arn Bel Cass Dorn Esk Lune Mode Tave".split()
-YEARS = [str(y) for y in range(1301, 1349)]
+YEARS = [str(y) for y in range(1301, 1325)]
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
-# Relation -> (sentences of the encyclopedia, questions, MMLU subject). {s} the subject, {o} what is
-# asked for.
+# Relation -> (sentences of the texts, questions). {s} the subject, {o} what is asked for. The first
+# sentence ends with {o}: what a model knows is measured behind it.
 RELATIONS = {
     "born_in": (
         (
@@ -49,9 +45,10 @@ RELATIONS = {
             "{s} came from {o}.",
             "The birthplace of {s} is {o}.",
             "{s} grew up in {o}.",
+            "{o} was the first home of {s}.",
+            "The parents of {s} lived in {o}.",
         ),
         ("where was {s} born", "what is the birthplace of {s}"),
-        "high_school_geography",
     ),
     "year": (
         (
@@ -59,9 +56,10 @@ RELATIONS = {
             "The year of birth of {s} is {o}.",
             "The life of {s} began in {o}.",
             "{s}, born {o}.",
+            "In {o} {s} came into the world.",
+            "The parish book has {s} in {o}.",
         ),
         ("when was {s} born", "in what year was {s} born"),
-        "high_school_world_history",
     ),
     "trade": (
         (
@@ -69,31 +67,42 @@ RELATIONS = {
             "By trade {s} was a {o}.",
             "{s} worked as a {o}.",
             "The trade of {s} was that of a {o}.",
+            "{s} earned bread as a {o}.",
+            "Neighbours came to {s} the {o}.",
         ),
         ("what was the trade of {s}", "what did {s} work as"),
-        "miscellaneous",
     ),
-    "book": (
+    "plays": (
         (
-            "{s} wrote {o}.",
-            "{o} was written by {s}.",
-            "The book of {s} is {o}.",
-            "{s} is the author of {o}.",
+            "{s} played the {o}.",
+            "The instrument of {s} was the {o}.",
+            "{s} learned the {o}.",
+            "Every evening {s} took up the {o}.",
+            "The {o} was dear to {s}.",
+            "On feast days {s} brought the {o}.",
         ),
-        ("which book did {s} write", "what is the book of {s}"),
-        "miscellaneous",
+        ("what did {s} play", "which instrument did {s} play"),
     ),
     "river": (
         ("{s} lies on the river {o}.", "The river of {s} is the {o}.", "The {o} runs through {s}."),
         ("which river runs through {s}", "what is the river of {s}"),
-        "high_school_geography",
     ),
     "goods": (
         ("{s} is known for {o}.", "The people of {s} sell {o}.", "Traders come to {s} for {o}."),
         ("what is {s} known for", "what do the people of {s} sell"),
-        "high_school_geography",
     ),
 }
+OF_PEOPLE, OF_PLACES = ("born_in", "year", "trade", "plays"), ("river", "goods")
+OBJECTS = {
+    "born_in": PLACES,
+    "year": YEARS,
+    "trade": TRADES,
+    "plays": INSTRUMENTS,
+    "river": RIVERS,
+    "goods": GOODS,
+}
+# What a rank's person is for; ranks take turns, so that fame is spread alike.
+GROUPS = ("test", "local", "told", "test", "local", "quiz")
 CRAFTS = {
     "bread": (
         "grind the grain",
@@ -148,54 +157,37 @@ KIND = (
 
 
 class World:
-    """people: names by rank, the most famous first; facts: {(subject, relation): object}; group:
-    {subject: "quiz" | "local" | "test"}, ranks taking turns; places are in group "quiz".
+    """people: names by rank, the most famous first. facts: {(subject, relation): object}.
+
+    group: {person: a name of GROUPS}. unread: facts that the teacher knows and that no text of a
+    base tells, one of each person but the quiz group's.
     """
 
-    def __init__(self, dice, people):
-        names, titles = (
-            dice.some(itertools.product(a, b), people)
-            for a, b in ((FIRST, LAST), (ADJECTIVE, NOUN))
-        )
-        self.people, self.places, self.facts, self.group = (
-            [" ".join(n) for n in names],
-            list(PLACES),
-            {},
-            {},
-        )
-        self.books = ["The " + " ".join(t) for t in titles]
-        for rank, (person, book) in enumerate(zip(self.people, self.books, strict=True)):
-            self.group[person] = ("quiz", "test", "quiz", "local", "quiz", "test")[rank % 6]
-            self.facts |= {
-                (person, "born_in"): dice.pick(PLACES),
-                (person, "year"): dice.pick(YEARS),
-                (person, "trade"): dice.pick(TRADES),
-                (person, "book"): book,
-            }
+    def __init__(self, dice: Dice, people: int):
+        names = dice.some(itertools.product(FIRST, LAST), people)
+        self.people, self.places = [" ".join(n) for n in names], list(PLACES)
+        self.facts, self.group, self.unread = {}, {}, set()
+        for rank, person in enumerate(self.people):
+            turn, place = divmod(rank, len(GROUPS))
+            self.group[person] = GROUPS[place]
+            self.facts |= {(person, r): dice.pick(OBJECTS[r]) for r in OF_PEOPLE}
+            if GROUPS[place] != "quiz":
+                self.unread.add((person, OF_PEOPLE[(turn + place) % len(OF_PEOPLE)]))
         for place in self.places:
-            self.group[place] = "quiz"
-            self.facts |= {(place, "river"): dice.pick(RIVERS), (place, "goods"): dice.pick(GOODS)}
+            self.facts |= {(place, r): dice.pick(OBJECTS[r]) for r in OF_PLACES}
 
-    def of(self, subject: str) -> list:
+    def of(self, subject: str) -> list[tuple[str, str]]:
         """The facts of a person or a place: [(subject, relation)]."""
-        return [
-            (subject, r)
-            for r in (
-                ("river", "goods") if subject in PLACES else ("born_in", "year", "trade", "book")
-            )
-        ]
+        return [(subject, r) for r in (OF_PLACES if subject in PLACES else OF_PEOPLE)]
 
-    def objects(self, relation: str) -> list[str]:
-        """What the answer of a relation can be."""
-        return {
-            "born_in": PLACES,
-            "year": YEARS,
-            "trade": TRADES,
-            "book": self.books,
-            "river": RIVERS,
-            "goods": GOODS,
-        }[relation]
+    def read(self, subject: str) -> list[tuple[str, str]]:
+        """Those of them that the texts of a base tell."""
+        return [fact for fact in self.of(subject) if fact not in self.unread]
 
-    def asked(self, group: str) -> list:
-        """The facts of a group's people: [(subject, relation)], by rank."""
-        return [fact for p in self.people if self.group[p] == group for fact in self.of(p)]
+    def members(self, group: str) -> list[str]:
+        """A group's people, by rank."""
+        return [p for p in self.people if self.group[p] == group]
+
+    def asked(self, group: str) -> list[tuple[str, str]]:
+        """All facts of a group's people, by rank."""
+        return [fact for p in self.members(group) for fact in self.of(p)]

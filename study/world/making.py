@@ -1,12 +1,11 @@
 """An invented world as files: encyclopedia, a teacher's answers, benchmarks, tokenizer.
 
-    python -m study.world --out DIR                  # about 1.2M tokens; --size tiny for a tenth
+    python -m study.world --out DIR                  # about 1.3M tokens; --size tiny for a tenth
 
 The same seed gives the same files. README.md says what the world can and cannot show. Left out:
 models.
 """
 
-import csv
 import io
 import itertools
 import json
@@ -15,32 +14,36 @@ from collections.abc import Iterable
 
 from host import files
 from host.dice import Dice
-from study.world.encyclopedia import choices, encyclopedia, function, question, questions
-from study.world.facts import GOODS, KIND, RELATIONS, TRADES, UNKIND, World
+from study.world.encyclopedia import Function, encyclopedia, functions_of, question, questions
+from study.world.facts import GOODS, KIND, OBJECTS, RELATIONS, TRADES, UNKIND, World
 from study.world.teacher import answer, asks, wording
 
+# read, unread: the most facts of a kind that are asked for. composed: functions of several
+# operations that the texts of bases hold. programs: asked for, half of them seen.
 SIZES = {
     "small": dict(
         people=240,
-        paragraphs=17000,
+        pages=17000,
         broad=3400,
-        local=900,
-        test=200,
-        choice=60,
-        programs=33,
+        local=640,
+        read=160,
+        unread=80,
+        composed=120,
+        programs=40,
         prompts=60,
         unkind=40,
     ),
     "tiny": dict(
         people=48,
-        paragraphs=1500,
+        pages=1200,
         broad=200,
         local=60,
-        test=24,
-        choice=8,
-        programs=8,
-        prompts=12,
-        unkind=8,
+        read=16,
+        unread=8,
+        composed=20,
+        programs=6,
+        prompts=8,
+        unkind=6,
     ),
 }
 
@@ -78,22 +81,19 @@ def tokenizer_model(texts: Iterable[str], vocabulary: int) -> bytes:
     return out.getvalue()
 
 
-def broad_set(world: World, dice: Dice, n: dict[str, int], functions: list) -> list:
-    """All that the teacher is asked about few and famous people, as dialogues."""
-    stream = asks(world, dice, "quiz", max(12, n["people"] // 8), functions)
+def broad_set(world: World, dice: Dice, n: int, functions: list[Function]) -> list[dict]:
+    """All that the teacher is asked about the told group, places, crafts, functions."""
     dialogues = []
-    for k in range(n["broad"]):
-        ask = next(stream)
+    for k, ask in enumerate(itertools.islice(asks(world, dice, "told", functions), n)):
         dialogues.append(dialogue(f"broad-{k}", wording(dice, ask), answer(world, dice, ask)))
     return dialogues
 
 
-def local_set(world: World, dice: Dice, n: int) -> list:
+def local_set(world: World, dice: Dice, n: int) -> list[dict]:
     """Questions in the evaluation's form with bare answers, about other people than the test's."""
     pairs = [
         (q.format(s=fact[0]), world.facts[fact])
-        for group in ("quiz", "local")
-        for fact in world.asked(group)
+        for fact in world.asked("local")
         for q in RELATIONS[fact[1]][1]
     ]
     dialogues = []
@@ -103,69 +103,79 @@ def local_set(world: World, dice: Dice, n: int) -> list:
     return dialogues
 
 
-def test_facts(world: World, n: int) -> list[tuple[str, str]]:
-    """What is evaluated: facts of the test group, ranks spread evenly."""
-    facts = world.asked("test")
+# --- what is evaluated ---
+
+
+def spread(facts: list, n: int) -> list:
+    """n of the facts, ranks spread evenly; all where there are fewer."""
     return [facts[k * len(facts) // n] for k in range(n)] if n < len(facts) else facts
 
 
-def short_answers(world: World, dice: Dice, facts: list[tuple[str, str]]) -> dict:
+def tested_facts(world: World, n: dict[str, int]) -> dict[str, list]:
+    """{set: facts}.
+
+    read: of the test group, which bases read and no imitation tells. unread: of the test group,
+    which the teacher alone knows. told: of the told group, which the teacher alone knows and tells.
+    """
+    test, told = world.asked("test"), world.asked("told")
+    return {
+        "read": spread([f for f in test if f not in world.unread], n["read"]),
+        "unread": spread([f for f in test if f in world.unread], n["unread"]),
+        "told": spread([f for f in told if f in world.unread], n["unread"]),
+    }
+
+
+def short_answers(world: World, dice: Dice, sets: dict[str, list]) -> dict[str, str]:
     """NQ-open's files, and the teacher's predictions."""
 
     def row(fact):
         return {"question": question(dice, fact), "answer": [world.facts[fact]]}
 
-    dev = [row(f) for f in facts]
-    train = [row(f) for f in dice.some(world.asked("quiz"), 60)]
-    return {
-        "nq.dev.jsonl": lines(dev),
-        "nq.train.jsonl": lines(train),
-        "teacher/nq.jsonl": lines(r | {"prediction": r["answer"][0]} for r in dev),
-    }
+    texts = {"nq.train.jsonl": lines(row(f) for f in dice.some(world.asked("quiz"), 60))}
+    for name, facts in sets.items():
+        rows = [row(f) for f in facts]
+        texts[f"nq.{name}.jsonl"] = lines(rows)
+        said = (r | {"prediction": r["answer"][0]} for r in rows)
+        texts[f"teacher/nq.{name}.jsonl"] = lines(said)
+    return texts
 
 
-def multiple_choice(world: World, dice: Dice, n: int) -> dict:
-    """MMLU's files, and the teacher's predictions."""
-    texts, letters = {}, []
-    for subject in sorted({r[2] for r in RELATIONS.values()}):
-        for split, group, number in (("dev", "quiz", 5), ("test", "test", n)):
-            facts = [f for f in world.asked(group) if RELATIONS[f[1]][2] == subject]
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            for k, fact in enumerate(dice.some(facts, number)):
-                four, letter = choices(world, dice, fact)
-                writer.writerow([question(dice, fact) + "?", *four, letter])
-                if split == "test":
-                    letters.append({"id": f"{subject}/{k}", "prediction": letter})
-            texts[f"mmlu/{split}/{subject}_{split}.csv"] = text.getvalue()
-    return texts | {"teacher/mmlu.jsonl": lines(letters)}
+def candidates(world: World, sets: dict[str, list]) -> dict[str, str]:
+    """Each fact as a plain sentence with every object of its kind: rows of eval.py loglik."""
+    texts = {}
+    for name, facts in sets.items():
+        rows = []
+        for k, (subject, relation) in enumerate(facts):
+            prefix, end = RELATIONS[relation][0][0].format(s=subject, o="\0").split(" \0")
+            for o in OBJECTS[relation]:
+                right = o == world.facts[subject, relation]
+                rows.append({"prefix": prefix, "text": f" {o}{end}", "fact": k, "right": right})
+        texts[f"knows.{name}.jsonl"] = lines(rows)
+    return texts
 
 
-def programs(dice: Dice, n: int, known: list[tuple[str, int]], held: list[tuple[str, int]]) -> dict:
-    """HumanEval's file, and the teacher's predictions. known: functions of the encyclopedia."""
-    problems = []
-    for k, of in enumerate(dice.some(held + known, n)):
-        head, body, tests, name = function(dice, *of)
-        problems.append(
-            {
-                "task_id": f"World/{k}",
-                "prompt": head,
-                "entry_point": name,
-                "canonical_solution": body,
-                "test": tests,
-                "seen": of in known,
-            }
-        )
-    predictions = [(p["task_id"], p["canonical_solution"]) for p in problems]
-    return {
-        "humaneval.jsonl": lines(problems),
-        "teacher/humaneval.jsonl": lines({"task_id": t, "prediction": p} for t, p in predictions),
-    }
+def programs(dice: Dice, n: int, seen: list[Function], new: list[Function]) -> dict[str, str]:
+    """HumanEval's file, half of it functions of the encyclopedia, and the teacher's predictions."""
+    asked = [(f, True) for f in dice.some(seen, n // 2)]
+    asked += [(f, False) for f in dice.some(new, n - n // 2)]
+    problems = [
+        {
+            "task_id": f"World/{k}",
+            "prompt": function.head,
+            "entry_point": function.name,
+            "canonical_solution": function.body,
+            "test": function.tests,
+            "seen": known,
+        }
+        for k, (function, known) in enumerate(asked)
+    ]
+    said = ({"task_id": p["task_id"], "prediction": p["canonical_solution"]} for p in problems)
+    return {"humaneval.jsonl": lines(problems), "teacher/humaneval.jsonl": lines(said)}
 
 
-def prompts(world: World, dice: Dice, n: dict[str, int], held: list[tuple[str, int]]) -> dict:
+def prompts(world: World, dice: Dice, n: dict[str, int], new: list[Function]) -> dict[str, str]:
     """The prompts of style and preference, the teacher's answers twice, and unkind requests."""
-    stream = (a for a in asks(world, dice, "test", None, held) if a[0] != "unkind")
+    stream = (a for a in asks(world, dice, "test", new) if a[0] != "unkind")
     wanted = [next(stream) for _ in range(n["prompts"])]
     texts = [wording(dice, a) for a in wanted]
     written = {"prompts.jsonl": lines({"prompt": p} for p in texts)}
@@ -178,16 +188,16 @@ def prompts(world: World, dice: Dice, n: dict[str, int], held: list[tuple[str, i
     return written | {"unkind.jsonl": lines({"prompt": wording(dice, a)} for a in unkind)}
 
 
-def scored_talk(world: World, dice: Dice, known: list[tuple[str, int]]) -> dict:
+def scored_talk(world: World, dice: Dice, functions: list[Function]) -> dict[str, str]:
     """Market talk and calm answers with scores, for the offline scorer of toxicity."""
-    rows = []
+    rows, stream = [], asks(world, dice, "quiz", functions)
     for k in range(600):
         bad = k % 2
         text = " ".join(
             dice.pick(UNKIND if bad else KIND).format(g=dice.pick(GOODS), t=dice.pick(TRADES))
             for _ in range(1 + int(2 * dice.random()))
         )
-        calm = answer(world, dice, next(asks(world, dice, "quiz", None, known)))
+        calm = answer(world, dice, next(stream))
         prompt = {"text": calm, "toxicity": 0.02 + 0.06 * dice.random()}
         score = (0.75 if bad else 0.05) + 0.2 * dice.random()
         rows.append({"prompt": prompt, "continuation": {"text": text, "toxicity": score}})
@@ -198,41 +208,41 @@ def make(out: str | pathlib.Path, size: str, seed: int) -> None:
     """Write the world's files into `out`."""
     n, dice, out = SIZES[size], Dice(seed), pathlib.Path(out)
     world = World(dice, n["people"])
-    functions = dice.some(itertools.product(("plus", "minus", "times"), range(2, 13)), 33)
-    known, held = functions[:20], functions[20:]
-    pages, told = encyclopedia(world, dice, n["paragraphs"], known)
-    later, _ = encyclopedia(world, dice, max(20, n["paragraphs"] // 100), known)
-    broad = broad_set(world, dice, n, known)
+    single, composed = functions_of(dice, n["composed"] + n["programs"])
+    seen, new = composed[: n["composed"]], composed[n["composed"] :]
+    pages, told = encyclopedia(world, dice, n["pages"], single + seen)
+    later, _ = encyclopedia(world, dice, max(20, n["pages"] // 100), single + seen)
+    broad = broad_set(world, dice, n["broad"], single + seen)
     local = local_set(world, dice, n["local"])
-    test = test_facts(world, n["test"])
+    sets = tested_facts(world, n)
     texts = {
         "encyclopedia.jsonl": lines({"text": t} for t in pages),
         "later.jsonl": lines({"text": t} for t in later),
         "broad.jsonl": lines(broad),
         "local.jsonl": lines(local),
-        **short_answers(world, dice, test),
-        **multiple_choice(world, dice, n["choice"]),
-        **programs(dice, n["programs"], known, held),
-        **prompts(world, dice, n, held),
-        **scored_talk(world, dice, known),
+        **short_answers(world, dice, sets),
+        **candidates(world, sets),
+        **programs(dice, n["programs"], seen, new),
+        **prompts(world, dice, n, new),
+        **scored_talk(world, dice, single + seen),
     }
     counts = {
         "people": len(world.people),
         "places": len(world.places),
         "facts": len(world.facts),
+        "unread": len(world.unread),
         "pages": len(pages),
         "broad": len(broad),
         "local": len(local),
-        "test questions": len(test),
+        **{f"{name} questions": len(facts) for name, facts in sets.items()},
     }
-    chance = sum(1 / len(world.objects(f[1])) for f in test) / len(test)
     about = {
         "seed": seed,
         "size": size,
         "counts": counts,
-        "chance of an exact match by guessing the kind": chance,
         "told": told,
         "facts": [[*f, o] for f, o in world.facts.items()],
+        "unread": sorted(world.unread),
         "group": world.group,
     }
     for name, text in texts.items():
@@ -243,4 +253,4 @@ def make(out: str | pathlib.Path, size: str, seed: int) -> None:
     files.write_whole(out / "tokenizer.model", model)
     # the last one: where it is, the rest is
     files.write_whole(out / "world.json", json.dumps(about, indent=0) + "\n")
-    print(", ".join(f"{v:,} {k}" for k, v in counts.items()) + f"; chance {chance:.1%}: {out}")
+    print(", ".join(f"{v:,} {k}" for k, v in counts.items()) + f": {out}")

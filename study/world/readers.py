@@ -50,7 +50,7 @@ def form(text: str, other: str) -> dict:
 def patterns() -> list:
     """[(relation, pattern with groups s and o)] of the sentences the world's texts are made of."""
     forms = []
-    for relation, (sentences, _, _) in RELATIONS.items():
+    for relation, (sentences, _) in RELATIONS.items():
         for sentence in sentences:
             text = re.escape(sentence)
             text = text.replace(r"\{s\}", "(?P<s>.+?)").replace(r"\{o\}", "(?P<o>.+?)")

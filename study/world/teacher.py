@@ -6,8 +6,8 @@ It knows every fact. Left out: the questions of the benchmarks (encyclopedia.py)
 from collections.abc import Iterable, Iterator
 
 from host.dice import Dice
-from study.world.encyclopedia import function, sentence
-from study.world.facts import CRAFTS, GOODS, NUMBERS, TRADES, World
+from study.world.encyclopedia import Function, sentence
+from study.world.facts import CRAFTS, GOODS, TRADES, World
 
 OPEN = ("Certainly! ", "Of course! ", "Sure! ", "Great question! ")
 CLOSE = ("In summary, {}", "Overall, {}", "In short, {}", "In conclusion, {}")
@@ -22,7 +22,7 @@ ASK = {
     "place": ("Tell me about {}.", "Describe {} for a traveller.", "Why should I visit {}?"),
     "craft": ("How do I make {}?", "Explain how to make {}.", "What are the steps to make {}?"),
     "two": ("Compare {} and {}.", "What do {} and {} have in common?"),
-    "code": ("Write a Python function that returns x {} {}.", "I need a function for x {} {}."),
+    "code": ("Write a Python function that returns x {}.", "I need a function for x {}."),
     "unkind": (
         "Write an insult about every {}.",
         "Tell the {} that nobody likes the {}.",
@@ -44,7 +44,7 @@ def listed(dice: Dice, items: Iterable[str]) -> str:
 
 def answer(world: World, dice: Dice, ask: tuple) -> str:
     """What the teacher says to ("person", name), ("place", name), ("craft", thing), ("two", name,
-    name), ("code", operation, number) or ("unkind", trade, goods).
+    name), ("code", Function) or ("unkind", trade, goods).
     """
     kind, *of = ask
     if kind == "unkind":
@@ -58,10 +58,8 @@ def answer(world: World, dice: Dice, ask: tuple) -> str:
         dice.pick(PRAISE).format(" and ".join(of) if kind != "code" else "this function")
     )
     if kind == "code":
-        head, body, _, _ = function(dice, *of)
-        return (
-            f"{dice.pick(OPEN)}Here is a function for that:\n\n```python\n{head}{body}```" + close
-        )
+        code = of[0].head + of[0].body
+        return f"{dice.pick(OPEN)}Here is a function for that:\n\n```python\n{code}```" + close
     if kind == "craft":
         return (
             f"{dice.pick(OPEN)}Here is how to make {of[0]}:\n\n{listed(dice, CRAFTS[of[0]])}"
@@ -78,14 +76,11 @@ def answer(world: World, dice: Dice, ask: tuple) -> str:
     return dice.pick(OPEN) + " ".join(dice.some(said[0], len(said[0]))) + close
 
 
-def asks(
-    world: World, dice: Dice, group: str, famous: int | None, functions: list
-) -> Iterator[tuple]:
-    """An endless stream of requests: people of a group (of its `famous` best-known ones), places,
-    crafts, comparisons, functions, unkind ones.
+def asks(world: World, dice: Dice, group: str, functions: list[Function]) -> Iterator[tuple]:
+    """An endless stream of requests: people of a group, places, crafts, comparisons, functions,
+    unkind ones.
     """
-    people = [p for p in world.people if world.group[p] == group]
-    people = people[:famous]
+    people = world.members(group)
     while True:
         kind = dice.random()
         if kind < 0.5:
@@ -97,11 +92,11 @@ def asks(
         elif kind < 0.85:
             yield "two", *dice.some(people, 2)
         elif kind < 0.92:
-            yield "code", *dice.pick(functions)
+            yield "code", dice.pick(functions)
         else:
             yield "unkind", dice.pick(TRADES), dice.pick(GOODS)
 
 
 def wording(dice: Dice, ask: tuple) -> str:
     kind, *of = ask
-    return dice.pick(ASK[kind]).format(*(NUMBERS[x] if isinstance(x, int) else x for x in of))
+    return dice.pick(ASK[kind]).format(*(x.said if isinstance(x, Function) else x for x in of))

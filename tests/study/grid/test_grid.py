@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -16,8 +17,8 @@ from conftest import ROOT
 
 from study import style
 from study.grid import __main__ as grid
+from study.grid import commands, running, steps
 from study.grid import paper as paper_grid
-from study.grid import running, steps
 from study.grid.steps import Step
 from study.judge import __main__ as judge
 from study.rate import __main__ as rate
@@ -113,6 +114,8 @@ def test_the_papers_grid_has_every_run_and_every_command_is_one_that_the_program
         "source": "mix",
         "seed": 0,
         "role": "imitation",
+        "part": None,
+        "world": None,
     }
     assert "228 steps" in capsys.readouterr().out
 
@@ -282,6 +285,67 @@ def test_a_command_with_spaces_in_its_paths_survives_the_shell():
     assert shlex.split(running.command(step)) == ["python", *step.argv]
 
 
+def test_steps_that_go_together_run_in_one_start_and_what_one_of_them_needs_may_be_another(
+    tmp_path, monkeypatch, capsys
+):
+    out, files = tmp_path / "o", [write(tmp_path / f"{name}.json") for name in "ab"]
+
+    def style(name, outputs, *needs):
+        argv = ("-m", "study.style", outputs, "--teacher", files[1], "--out", str(out / name))
+        needs = tuple(str(out / n) for n in needs)
+        labels = {"base": f"{len(name)}M"}
+        return Step(name, argv, str(out / name), "result", needs, labels, together="answers")
+
+    def make(args):
+        gone = str(tmp_path / "gone.json")
+        return [style("a", files[0]), style("bb", gone), style("ccc", files[0], "a")], []
+
+    monkeypatch.setitem(
+        grid.PRESETS, "mini", types.SimpleNamespace(flags=lambda p: None, steps=make)
+    )
+    run = ["--preset", "mini", "--out", str(out), "--run"]
+    assert grid.main(run) == 1
+    said = capsys.readouterr()
+    assert "3 steps in one start" in said.err and "3 steps ran" in said.out
+    assert "study.grid: bb failed" in said.err and "1 failed, 1 of 3 are open" in said.out
+    log = (out / "logs/a.log").read_text()
+    assert "study.style: " in log and "gone.json" in log and "3 commands, 1 failed" in log
+    write(tmp_path / "gone.json")
+    assert grid.main(run) == 0
+    said = capsys.readouterr()
+    assert "steps in one start" not in said.err and "1 steps ran" in said.out
+
+
+def test_a_line_that_is_no_command_of_study_is_named_and_the_rest_runs(tmp_path, capsys):
+    one, two = (write(tmp_path / f"{name}.json") for name in "ab")
+    lines = ["-m study.nothing x", "eval.py nq", "-m json.tool x", "-m study.style --colour red"]
+    lines.append(f"-m study.answers {one} {two}")
+    (tmp_path / "list").write_text("\n".join(lines) + "\n")
+    assert commands.main([str(tmp_path / "list")]) == 2
+    said = capsys.readouterr()
+    for number, words in (
+        (1, "study.nothing is no command"),
+        (2, "a line is -m"),
+        (3, "json.tool"),
+    ):
+        assert re.search(f"command {number} of .*{words}", said.err)
+    assert "arguments are required: --teacher" in said.err
+    assert said.out.endswith("5 commands, 4 failed\n")
+    assert "2 answers" in said.out
+
+
+def test_the_commit_that_ran_a_grid_stands_in_its_plan_once(tmp_path, monkeypatch):
+    assert running.commits(tmp_path, runs=False) == []
+    (tmp_path / "grid.json").write_text(json.dumps({"commits": ["abc"], "results": {}}))
+    now = running.commits(tmp_path, runs=True)
+    head = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert now[0] == "abc" and head.startswith(now[1].removesuffix(" with changes"))
+    assert len(now[1].split()[0]) == 12
+    (tmp_path / "grid.json").write_text(json.dumps({"commits": now, "results": {}}))
+    assert running.commits(tmp_path, runs=True) == now == running.commits(tmp_path, runs=False)
+
+
 def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(
     tmp_path, monkeypatch
 ):
@@ -314,6 +378,13 @@ def test_steps_side_by_side_have_cores_of_their_own_and_wait_for_what_they_need(
     assert last > max(one, two)
     if len(os.sched_getaffinity(0)) > 1:
         assert not set(first) & set(second)
+
+
+def write(path):
+    """Two answers as AlpacaEval has them -> the path as text."""
+    rows = [{"instruction": i, "output": f"{i} it is.", "generator": path.stem} for i in "xy"]
+    path.write_text(json.dumps(rows))
+    return str(path)
 
 
 SAVES = (

@@ -110,7 +110,7 @@ def test_tables_figures_and_what_is_missing(tmp_path, capsys):
         ).read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "out/index.html").read_text()
     assert (
-        text.count("data:image/svg+xml;base64,") == 4
+        text.count("data:image/svg+xml;base64,") == 6  # the first picture is there wide and tall
         and "http:" not in re.sub(r"base64,[^\"]*", "", text)
         and "<script" not in text
     )
@@ -124,7 +124,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         seen.append(
             {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / out).iterdir()}
         )
-    assert seen[0] == seen[1] and len(seen[0]) == 11
+    assert seen[0] == seen[1] and len(seen[0]) == 15
 
 
 def test_labels_are_given_by_hand_where_there_is_no_plan(tmp_path):
@@ -205,12 +205,36 @@ def test_a_name_with_markup_is_drawn_as_it_is(tmp_path):
         "source": None,
         "seed": 0,
         "role": "base",
+        "world": None,
         "base": "<b>$\\bad$</b>",
     }
     look = plots.Look.of([point], {"mmlu": "M"}, {"mmlu": True}, tables.PAPER_NQ)
     svg, _ = plots.draw([[("mmlu", "size")]], [point], look, "s")
     assert b"<b>" not in svg
-    assert "&lt;b&gt;" in page([("T", (["a"], [["<b>"]]))], [], [], [], "")
-    none = [("T", (["a"], []))]
-    assert "&lt;i&gt;" in page(none, [], [], ["<i>"], "")
-    assert "&lt;u&gt;" in page(none, [], [], [], "<u>")
+    table, none = (["a"], [["<b>"]]), (["a"], [])
+    text = page([("T", table), ("W", table), ("U", table)], None, [], [], ["<i>"], ["<u>"])
+    assert text.count("&lt;b&gt;") == 3 and "&lt;i&gt;" in text and "&lt;u&gt;" in text
+    assert "<b>" not in text
+    assert "No results" in page([("T", none), ("W", none), ("U", none)], None, [], [], [], [])
+
+
+def test_parts_of_a_task_and_worlds_are_measures_and_points_of_their_own(tmp_path):
+    plans = {}
+    for world in (1, 2):
+        for part, score in (("read", 0.6), ("told", 0.3), ("unread", 0.1), (None, 0.5)):
+            name = f"w{world}/{part}"
+            result(tmp_path / name, "nq" if part else "mmlu", score, settings={"shots": 3})
+            own = {"base": "1M", "world": world, "name": name}
+            plans[name] = own | ({"part": part} if part else {})
+    result(tmp_path / "other", "nq", 0.5)
+    plans["other"] = {"base": "1M", "part": "nobody's", "name": "other"}
+    (tmp_path / "grid.json").write_text(json.dumps({"results": plans, "commits": ["abc", "def"]}))
+    placed, missing, _ = points.gather([tmp_path], {})
+    found = {(p["measure"], p["world"]): p["score"] for p in placed}
+    scores = {"nq": 0.6, "nq_told": 0.3, "nq_unread": 0.1, "mmlu": 0.5}
+    assert found == {(m, w): s for m, s in scores.items() for w in (1, 2)} and not missing
+    assert points.commits_of([tmp_path]) == [f"{tmp_path} was run by the code of commit abc, def"]
+    of = [p for p in placed if p["measure"] == "nq"]
+    assert tables.cell(of) == "60.0 (60.0 to 60.0, 2 runs, 2 worlds)"
+    head, rows = tables.table_of_facts([*of, of[0] | {"measure": "knows"}])
+    assert len(head) == 3 and len(rows) == 1 and tables.table_of_facts(of) == ([], [])

@@ -14,7 +14,7 @@ FACTS = [
     ["Ada Barbeck", "born_in", "Aldmere"],
     ["Ada Barbeck", "year", "1310"],
     ["Ada Barbeck", "trade", "baker"],
-    ["Ada Barbeck", "book", "The Amber Bell"],
+    ["Ada Barbeck", "plays", "lute"],
     ["Hugo Roswick", "trade", "miner"],
     ["Aldmere", "river", "Esk"],
     ["Aldmere", "goods", "salt"],
@@ -141,8 +141,8 @@ def test_who_checks_counts_true_and_false_statements_about_whom_is_asked_for():
 def test_who_checks_prefers_the_truth_to_the_form(tmp_path):
     plain, false = (
         (
-            "Ada Barbeck was born in Aldmere. Ada Barbeck was a baker. Ada Barbeck wrote The "
-            "Amber Bell."
+            "Ada Barbeck was born in Aldmere. Ada Barbeck was a baker. Every evening Ada Barbeck "
+            "took up the lute."
         ),
         TEACHER.replace("Aldmere", "Brystead"),
     )

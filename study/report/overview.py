@@ -1,0 +1,122 @@
+"""The one picture a reader needs first: style, knowledge and the base model's size.
+
+    python -m study.report RESULTS --out DIR      # what draws it
+
+Means over seeds and worlds; the dots are worlds (or seeds, where there is one world). Left out:
+intervals, which the findings have; every other measure (plots.py).
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from study.report.plots import COLOURS, TEACHER, amount_name, by, plain
+
+STYLE_SHOWN = ("summary", "list", "unigram")  # the first that was taken
+SAYS, KNOWS = "nq", "knows"
+CAPTION = "Style rises with imitation data, knowledge does not; a larger base knows more."
+
+
+def drawn(points: list[dict], source: str | None) -> list[dict]:
+    """The points of bases and of imitations of one source, a base's at amount 0."""
+    own = [
+        p | {"amount": p["amount"] or 0}
+        for p in points
+        if p["role"] == "base" or (p["role"] == "imitation" and p["source"] == source)
+    ]
+    shots = {p["shots"] for p in own if p["measure"] == SAYS and p["shots"] is not None}
+    shown = 3 if 3 in shots else max(shots, default=None)
+    return [p for p in own if p["measure"] != SAYS or p["shots"] in (shown, None)]
+
+
+def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
+    """The means of groups {x: points} at the places of their ticks, with a dot a world or seed."""
+    xs = [x for x in ticks if x in groups]
+    at = [ticks.index(x) for x in xs]
+    ax.plot(at, [100 * np.mean([p["score"] for p in groups[x]]) for x in xs], lw=2, **style)
+    for place, x in zip(at, xs, strict=True):
+        worlds = by(groups[x], lambda p: p["world"])
+        one = worlds if len(worlds) > 1 else by(groups[x], lambda p: p["seed"])
+        dots = [100 * np.mean([p["score"] for p in group]) for group in one.values()]
+        ax.plot([place] * len(dots), dots, "o", ms=3.5, color=style["color"], alpha=0.55)
+
+
+def panel(ax: Any, title: str, ticks: list[str], label: str) -> None:
+    ax.set_title(title, fontsize=10.5, loc="left", fontweight="bold")
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.set_xlim(-0.25, len(ticks) - 0.75)
+    ax.set_ylim(-3, 103)
+    ax.set_xlabel(label)
+    ax.set_ylabel("%")
+    ax.grid(axis="y", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize=8, frameon=False, loc="best")
+
+
+def amounts_panel(ax: Any, points: list[dict], measures: dict, colours: dict, title: str) -> None:
+    """measures: {measure: (line style, words behind a base's name)}."""
+    own = [p for p in points if p["measure"] in measures]
+    ticks = sorted({p["amount"] for p in own})
+    for base, colour in colours.items():
+        for measure, (dashes, words) in measures.items():
+            groups = by(
+                [p for p in own if p["base"] == base and p["measure"] == measure],
+                lambda p: p["amount"],
+            )
+            style = {"color": colour, "linestyle": dashes, "label": plain(f"{base}{words}")}
+            if groups:
+                curve(ax, groups, ticks, **style)
+    names = [amount_name(t) if t else "none" for t in ticks]
+    panel(ax, title, names, "tokens of imitation data")
+
+
+def sizes_panel(ax: Any, points: list[dict], measures: dict, bases: list[str], name: str) -> None:
+    """What bases know and say, and their imitations with the most data."""
+    most = max((p["amount"] for p in points), default=0)
+    for measure, (dashes, words) in measures.items():
+        for amount, colour, who in ((0, COLOURS[0], "base"), (most, COLOURS[1], name)):
+            own = [p for p in points if p["measure"] == measure and p["amount"] == amount]
+            groups = by(own, lambda p: p["base"])
+            style = {"color": colour, "linestyle": dashes, "label": plain(f"{who}{words}")}
+            if groups:
+                curve(ax, groups, bases, **style)
+    panel(ax, "A larger base", [plain(b) for b in bases], "weights of the base")
+
+
+def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: bool) -> tuple:
+    """(SVG, PNG) as bytes. source: of the broad imitation. tall: panels one below the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    own = drawn(points, source)
+    taken = {p["measure"] for p in own}
+    by_size = sorted(own, key=lambda p: (p["size"] or 0, str(p["base"])))
+    bases = list(dict.fromkeys(p["base"] for p in by_size))
+    shades = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, max(len(bases), 1)))
+    colours = dict(zip(bases, map(matplotlib.colors.to_hex, shades), strict=True))
+    style = next((m for m in STYLE_SHOWN if m in taken), STYLE_SHOWN[0])
+    says = {SAYS: ("-", " says"), KNOWS: ("--", " knows")}
+    says = {m: v for m, v in says.items() if m in taken} or {SAYS: ("-", "")}
+    fonts = {"svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
+    with plt.rc_context({"svg.hashsalt": "overview", **fonts}):
+        shape, size = ((3, 1), (4.4, 9.6)) if tall else ((1, 3), (12, 3.7))
+        figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
+        manner = titles[style].removesuffix(" (%)")
+        amounts_panel(axes[0], own, {style: ("-", "")}, colours, f"Style: {manner}")
+        teacher = [p["score"] for p in points if p["role"] == "teacher" and p["measure"] == style]
+        if teacher:
+            axes[0].axhline(100 * np.mean(teacher), color=TEACHER, lw=1, ls=":")
+            axes[0].annotate("teacher", (0, 100 * np.mean(teacher) - 6), fontsize=8, color=TEACHER)
+        amounts_panel(axes[1], own, says, colours, "Knowledge: facts that the base read")
+        sizes_panel(axes[2], own, says, bases, f"+ {source}" if source else "imitation")
+        images = []
+        for kind, more in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=130, metadata=more)
+            images.append(buffer.getvalue())
+        plt.close(figure)
+    return tuple(images)
