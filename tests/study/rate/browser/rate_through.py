@@ -1,5 +1,6 @@
-"""Three browsers rate 20 items at once, by keyboard, by mouse and on a phone's width; run by hand,
-since it needs a Chromium on the machine.
+"""Three browsers rate 20 items at once: by keyboard, by mouse in the dark, on a phone's width.
+
+Run by hand, since it needs a Chromium on the machine:
 
     python tests/study/rate/browser/rate_through.py --chromium /usr/bin/chromium --out out/browser
 
@@ -57,7 +58,8 @@ def rate(port, n, chromium, out, wrong, traffic):
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(
-            viewport={"width": 375, "height": 740} if n == 2 else {"width": 1280, "height": 900}
+            viewport={"width": 375, "height": 740} if n == 2 else {"width": 1280, "height": 900},
+            color_scheme="dark" if n == 1 else "light",
         )
         page.on("pageerror", lambda error: wrong.append(f"page error {error}"))
         page.on(
