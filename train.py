@@ -354,7 +354,7 @@ def replies(run: Run) -> list[tuple[str, str]]:
     except ValueError as error:  # a mesh that trains a model may lack the room for a whole copy
         return [("no samples", str(error))]
     outputs = sorted(opened.generate(prompts, Sampling(max_new=half)))
-    return [(screen.prompt_text(prompts[o.prompt], tok), o.text) for o in outputs]
+    return [(screen.prompt_text(prompts[o.prompt], tok, s.template), o.text) for o in outputs]
 
 
 def train(settings: Settings, origin: dict[str, str]) -> int:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import model
 from host import terminal
+from text.templates import needed
 from text.tokenizer import Tokenizer
 from training import flags, picture, plan
 
@@ -103,9 +104,18 @@ def replies(pairs: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def prompt_text(ids: list[int], tok: Tokenizer) -> str:
-    """A prompt without the tokens that open it and its turns."""
-    return tok.decode([i for i in ids if i not in (tok.bos, tok.user, tok.assistant)])
+def prompt_text(ids: list[int], tok: Tokenizer, template: str) -> str:
+    """A prompt without the tokens that open it and its turns, and without their roles' names."""
+    if template not in ("chatml", "llama3"):
+        return tok.decode([i for i in ids if i not in (tok.bos, tok.user, tok.assistant)])
+    opens, turns = needed(tok, template)[0], []
+    for i in ids:
+        if i == opens:
+            turns.append([])
+        elif turns and i not in tok.special:
+            turns[-1].append(i)
+    texts = (tok.decode(turn).partition("\n")[2].strip() for turn in turns)
+    return "\n".join(filter(None, texts))
 
 
 def stopped(out: pathlib.Path, step: int) -> str:

@@ -14,6 +14,7 @@ from text import templates
 from text.templates import TEMPLATES, prompt_ids, write
 from text.tokenizer import load
 from text.tokenizer_export import write_hf
+from training import screen
 
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 DIALOGUE = {
@@ -179,3 +180,15 @@ def test_apply_chat_template_of_an_export_gives_our_ids(template, cut, live, tmp
     }
     assert {tok.user, tok.assistant} <= special
     assert hf.decode([tok.user, *tok.encode("the hen")], skip_special_tokens=True) == "the hen"
+
+
+@pytest.mark.parametrize("template", ["roles", "chatml", "llama3"])
+def test_a_person_reads_of_a_prompt_what_was_said(tok, template):
+    """What a training shows at its end, of a prompt of two turns as much as of one."""
+    turns = DIALOGUE["conversations"][1:]
+    ids = prompt_ids(turns[:1], tok, template)
+    assert screen.prompt_text(ids, tok, template).strip() == turns[0]["value"]
+    ids = prompt_ids(turns[:3], tok, template)
+    shown = screen.prompt_text(ids, tok, template)
+    assert [line.strip() for line in shown.split("\n")][-1] == "12"
+    assert "assistant" not in shown and "The hen." in shown
