@@ -29,7 +29,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LR, BETAS, EPS, CLIP = 1e-5, (0.9, 0.95), 1e-8, 1.0
+LR = 1e-5
 AGREE = 1e-4  # of a loss: after n updates the two have rounded differently n times
 GIB = 2**30
 
@@ -62,7 +62,7 @@ def ours(init, token_BX, remat):
     config = paths.model_config(init)
     layout = model.make_layout(config, 1, 1)
     options = step_options(settings, config, "cpu", 1)
-    opt = train.Optimizer("adamw", *BETAS, 0.0, CLIP)
+    opt = train.Optimizer("adamw", 0.9, 0.95, 0.0, 1.0)
     schedule = functools.partial(
         train.learning_rate, lr=LR, warmup=0, steps=10**9, schedule="constant"
     )
@@ -85,24 +85,12 @@ def theirs(folder, token_BX):
     import torch
     import transformers
 
+    from bench import torch_twin
+
     net = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
     ).train()
-    opt = torch.optim.AdamW(
-        net.parameters(), lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, fused=True
-    )
-    ids = torch.from_numpy(token_BX.astype(np.int64))
-
-    def run():
-        opt.zero_grad(set_to_none=True)
-        logits = net(ids[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-        opt.step()
-        return float(loss.detach())
-
-    return run
+    return torch_twin.stepper(net, token_BX, LR, fused=True)
 
 
 # --- a process a program ---

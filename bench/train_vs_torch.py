@@ -28,6 +28,7 @@ import transformers
 import model
 import sharding
 import train
+from bench import torch_twin
 from checkpoint import huggingface
 from checkpoint.names import file_names
 from training import batches
@@ -85,24 +86,8 @@ def theirs(config, tokens, weights_by_name):
             hf = file_names(config)[name].hf.format(i)
             state[hf] = torch.from_numpy(np.array(x.T if row.dims[0] != "V" and x.ndim == 2 else x))
     net.load_state_dict(state, strict=True)
-    opt = torch.optim.AdamW(
-        net.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
-    )
-    ids = torch.from_numpy(tokens.astype(np.int64))
-
-    def run(n):
-        losses = []
-        for _ in range(n):
-            opt.zero_grad(set_to_none=True)
-            logits = net(ids[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            opt.step()
-            losses.append(float(loss))
-        return losses
-
-    return run
+    step = torch_twin.stepper(net, tokens, LR, fused=True)
+    return lambda n: [step() for _ in range(n)]
 
 
 def main(argv=None):

@@ -98,13 +98,8 @@ def said_template(model: Any) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("input").add_argument
-    add(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="JSON lines or a JSON list, .gz or not; - is standard input",
-    )
+    rows = "JSON lines or a JSON list, .gz or not; - is standard input"
+    add = inputs.add_input_flag(parser, rows)
     add(
         "--chat",
         action="store_true",

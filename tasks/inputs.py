@@ -4,6 +4,7 @@ What a user can mend raises ValueError with the file and the row. Half a surroga
 UTF-8 file can hold, is read as U+FFFD, so that one bad row stops nothing.
 """
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -126,6 +127,13 @@ def limited(rows: Any, limit: int | None, settings: dict, what: str = "items") -
         settings["sample"] = f"the first {limit} of {total} {what} (--limit): not the whole set"
         return rows[:limit]
     return rows
+
+
+def add_input_flag(parser: argparse.ArgumentParser, rows: str) -> Callable:
+    """--input, in a group of its own -> what adds to that group. rows: what is read."""
+    add = parser.add_argument_group("input").add_argument
+    add("--input", required=True, metavar="FILE", help=rows)
+    return add
 
 
 def fingerprint(value: Any) -> str:

@@ -21,11 +21,8 @@ class Options:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("input").add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help='rows {"prefix": "…", "text": "…"}, .gz or not; - is standard input',
+    inputs.add_input_flag(
+        parser, 'rows {"prefix": "…", "text": "…"}, .gz or not; - is standard input'
     )
 
 

@@ -26,13 +26,8 @@ class Options:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("input").add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help='a text, or rows {"text": "…"}, .gz or not; - is standard input; or a packed '
-        "directory",
-    )
+    rows = 'a text, or rows {"text": "…"}, .gz or not; - is standard input; or a packed directory'
+    inputs.add_input_flag(parser, rows)
     add = parser.add_argument_group("windows").add_argument
     add("--window", type=int, metavar="T", help="tokens a window [default: the model's positions]")
     add(

@@ -49,20 +49,14 @@ def torch_steps(fields, arrays, tokens):
     """(losses, weights by Hugging Face's names) after the same steps of torch's AdamW."""
     import torch
 
+    from bench import torch_twin
+
     net = make_references.hugging_face(fields)  # in eval mode: GPT-2's dropout is off
     with torch.no_grad():
         for name, weight in net.named_parameters():
             weight.copy_(torch.from_numpy(np.array(arrays[name])))
-    opt = torch.optim.AdamW(net.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    ids, losses = torch.from_numpy(tokens.astype(np.int64)), []
-    for _ in range(STEPS):
-        opt.zero_grad()
-        logits = net(ids[:, :-1]).logits.flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        opt.step()
-        losses.append(float(loss.detach()))
+    step = torch_twin.stepper(net, tokens, LR)
+    losses = [step() for _ in range(STEPS)]
     return losses, {n: w.detach().numpy() for n, w in net.named_parameters()}
 
 
