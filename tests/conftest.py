@@ -19,7 +19,8 @@ XLA_FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     "--xla_cpu_collective_timeout_seconds=600",
 )
-pytest.register_assert_rewrite("evaluations")
+for helper in ("numerics", "evaluations", "sandboxes", "dialogue_sources", "commands"):
+    pytest.register_assert_rewrite(helper)
 
 
 def pytest_addoption(parser):

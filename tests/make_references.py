@@ -70,6 +70,23 @@ CASES = {
 T = 23
 
 
+def rope_parameters(theta, scaling):
+    """RoPE as a Config states it, in transformers' words."""
+    rope = {"rope_type": "default", "rope_theta": theta}
+    if scaling is not None and len(scaling) == 1:
+        rope |= dict(rope_type="linear", factor=scaling[0])
+    elif scaling is not None:
+        factor, low, high, original = scaling
+        rope |= dict(
+            rope_type="llama3",
+            factor=factor,
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_position_embeddings=original,
+        )
+    return rope
+
+
 def hugging_face(fields, window=None):
     """The `transformers` model of a Config's fields, float32, with plain attention.
 
@@ -95,18 +112,6 @@ def hugging_face(fields, window=None):
             **common,
         )
         return transformers.GPT2LMHeadModel(config).float().eval()
-    rope = {"rope_type": "default", "rope_theta": c["theta"]}
-    if c["rope_scaling"] is not None and len(c["rope_scaling"]) == 1:
-        rope |= dict(rope_type="linear", factor=c["rope_scaling"][0])
-    elif c["rope_scaling"] is not None:
-        factor, low, high, original = c["rope_scaling"]
-        rope |= dict(
-            rope_type="llama3",
-            factor=factor,
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_position_embeddings=original,
-        )
     common |= dict(
         hidden_size=c["D"],
         num_hidden_layers=c["L"],
@@ -116,7 +121,7 @@ def hugging_face(fields, window=None):
         intermediate_size=c["F"],
         max_position_embeddings=c["P"],
         rms_norm_eps=c["eps"],
-        rope_parameters=rope,
+        rope_parameters=rope_parameters(c["theta"], c["rope_scaling"]),
     )
 
     def flag(name):

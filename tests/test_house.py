@@ -181,7 +181,7 @@ def load_house():
     return module
 
 
-@pytest.mark.parametrize("group", ["product", "bench"])
+@pytest.mark.parametrize("group", ["product", "bench", "tests"])
 def test_files_functions_and_parameter_lists_keep_their_limits(group):
     house = load_house()
     count = house.read_house(ROOT)[0][group]
@@ -285,6 +285,7 @@ def test_help_is_printed_before_anything_heavy_is_imported(command):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     heavy = imported.intersection(HEAVY)
     assert not heavy, f"{command} --help imports {', '.join(sorted(heavy))}"
-    # the shortest of three: another process on the same core makes any one longer
-    seconds = min(run_help(command)[1] for _ in range(3))
+    seconds = run_help(command)[1]
+    for _ in range(3):  # another process on the same core makes any one longer
+        seconds = seconds if seconds < HELP_SECONDS else run_help(command)[1]
     assert seconds < HELP_SECONDS, f"{command} --help took {seconds:.2f} s of processor time"

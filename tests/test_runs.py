@@ -215,11 +215,8 @@ def test_a_missing_path_is_one_line_and_status_2(tmp_path):
     ) in done.stderr
 
 
-@pytest.mark.slow
-def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
-    """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of
-    processor time, most of it starting six programs and compiling.
-    """
+def write_inputs(folder):
+    """What a script wants: a base model of random weights, pairs, questions -> the tokenizer."""
     tok = tokenizer.load(ROOT / "samples" / "tokenizer.model", roles=False)
     config = model.llama(tok.base_size, 32, 2, 4, 96, 512, 1e-5)
     weights = {
@@ -236,7 +233,7 @@ def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
         (n, i, of(n, i)[: config.V] if model.weight_table(config)[n].dims[0] == "V" else of(n, i))
         for n, i in order(config)
     )
-    export.write_hf(str(tmp_path / "base"), config, rows, tok)
+    export.write_hf(str(folder / "base"), config, rows, tok)
 
     def lines(*records):
         return "".join(json.dumps(r) + "\n" for r in records)
@@ -251,16 +248,24 @@ def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
         }
         for i in range(70)
     ]
-    (tmp_path / "pairs.jsonl").write_text(lines(*pairs))
-    (tmp_path / "nq.jsonl").write_text(
+    (folder / "pairs.jsonl").write_text(lines(*pairs))
+    (folder / "nq.jsonl").write_text(
         lines(*({"question": f"who is {i}", "answer": ["Mina"]} for i in range(4)))
     )
     for split in ("dev", "test"):
-        (tmp_path / "mmlu" / split).mkdir(parents=True)
-        (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text(
+        (folder / "mmlu" / split).mkdir(parents=True)
+        (folder / "mmlu" / split / f"anatomy_{split}.csv").write_text(
             "".join(f"question {i}?,yes,no,maybe,never,{'ABCD'[i % 4]}\n" for i in range(5))
         )
-    out = tmp_path / "out"
+    return tok
+
+
+@pytest.mark.slow
+def test_a_script_runs_from_the_weights_to_the_scores(tmp_path):
+    """The real programs on a random model of two layers, the pairs alone; a quarter of a minute of
+    processor time, most of it starting six programs and compiling.
+    """
+    tok, out = write_inputs(tmp_path), tmp_path / "out"
     given = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),

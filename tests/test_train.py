@@ -97,6 +97,29 @@ def optax_twin(name, lr, b1, b2, decay, mask):
     )
 
 
+def random_gradients(config, shapes, key, s):
+    """Of step s: zero on padding rows, of a norm that is clipped at some steps only."""
+    table, out = model.weight_table(config), {}
+    for i, (n, shape) in enumerate(shapes.items()):
+        g = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), s), shape)
+        g = g * 0.002 * (1 + s % 7)
+        real = jnp.arange(shape[0])[:, None] < config.V
+        out[n] = jnp.where(real, g, 0) if table[n].dims[0] == "V" else g
+    return out
+
+
+def layers_apart(config, tree):
+    """{(name, layer or None): weight without padding rows} of stacked weights."""
+    table = model.weight_table(config)
+
+    def real(n, x):
+        return x[: config.V] if table[n].dims[0] == "V" else x
+
+    layered = {(n, i): real(n, x[i]) for n, x in tree.items() if table[n].layered
+               for i in range(config.L)}  # fmt: skip
+    return layered | {(n, None): real(n, x) for n, x in tree.items() if not table[n].layered}
+
+
 @pytest.mark.parametrize("mesh_shape", [(1, 1), (4, 2)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mesh_shape):
@@ -111,24 +134,6 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
     )
     specs = layout.stacked(config)
     weights = model.initialise(config, mesh, layout, 0)
-
-    def gradient(key, s):
-        """Random gradients, zero on padding rows, of a norm that is clipped at some steps and not
-        at others.
-        """
-        out = {}
-        for i, (n, w) in enumerate(weights.items()):
-            g = (
-                jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), s), w.shape)
-                * 0.002
-                * (1 + s % 7)
-            )
-            out[n] = (
-                jnp.where(jnp.arange(w.shape[0])[:, None] < config.V, g, 0)
-                if table[n].dims[0] == "V"
-                else g
-            )
-        return out
 
     def local(state, gradients):
         lr = schedule(state["step"])
@@ -145,25 +150,14 @@ def test_sixty_steps_of_each_optimizer_equal_optax_with_stacked_layers(name, mes
         )
     )
 
-    def apart(tree):
-        return {
-            (n, i): x[i][: config.V] if table[n].dims[0] == "V" else x[i]
-            for n, x in tree.items()
-            for i in range(config.L)
-            if table[n].layered
-        } | {
-            (n, None): x[: config.V] if table[n].dims[0] == "V" else x
-            for n, x in tree.items()
-            if not table[n].layered
-        }
-
+    apart = functools.partial(layers_apart, config)
     theirs_w = apart(jax.tree.map(np.asarray, weights))
     twin = optax_twin(name, schedule, b1, b2, decay, {k: table[k[0]].decay for k in theirs_w})
     twin_state = twin.init(theirs_w)
     twin_step = jax.jit(
         lambda g, s, p: (lambda u, s: (optax.apply_updates(p, u), s))(*twin.update(g, s, p))
     )
-    make = jax.jit(gradient)
+    make = jax.jit(functools.partial(random_gradients, config, jax.tree.map(jnp.shape, weights)))
     m, v = (jax.tree.map(jnp.zeros_like, weights) for _ in range(2))
     state = {"weights": weights, "m": m, "v": v, "step": jnp.int32(0)}
     clipped = set()
@@ -200,31 +194,26 @@ def train_few(
     accumulate=1,
     loss_mean="token",
     rows=None,
-    compute=None,
     moment_dtype="float32",
-    lr=1e-2,
     warmup=2,
-    rings=(),
 ):
     """(losses, metrics of the last step, weights) after the steps of `rows` from the weights of
-    seed 0.
+    seed 0. mesh_shape: data, tensor, and the stages of a gather where there are several.
     """
-    mesh, layout = (
-        sharding.make_mesh(*mesh_shape),
-        model.make_layout(config, *mesh_shape, stages=rings),
-    )
+    ranks, stages = mesh_shape[:2], tuple(mesh_shape[2:])
+    mesh, layout = sharding.make_mesh(*ranks), model.make_layout(config, *ranks, stages=stages)
     state = start.new_state(
         model.initialise(config, mesh, layout, 0),
         start.state_like(config, mesh, layout, jnp.dtype(moment_dtype)),
     )
     schedule = functools.partial(
-        train.learning_rate, lr=lr, warmup=warmup, steps=10, schedule="constant"
+        train.learning_rate, lr=1e-2, warmup=warmup, steps=10, schedule="constant"
     )
     step = train.make_step(
         config,
         mesh,
         layout,
-        compute or model.StepOptions(loss_chunk=50),
+        model.StepOptions(loss_chunk=50),
         train.Optimizer(name, 0.9, 0.95, 0.1, 1.0),
         schedule,
         loss_mean,
@@ -272,7 +261,7 @@ def test_five_steps_on_every_mesh_equal_one_device(config_name, name, mesh_shape
 @functools.lru_cache
 def three_steps(mesh_shape, rings=()):
     with jax.default_matmul_precision("highest"):
-        return train_few(LLAMA, mesh_shape, rows=random_batches(3), rings=rings)
+        return train_few(LLAMA, (*mesh_shape, *rings), rows=random_batches(3))
 
 
 @pytest.mark.parametrize(

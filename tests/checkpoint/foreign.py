@@ -250,19 +250,7 @@ def bin_file(path, config, weights):
     table, c = model.weight_table(config), config
     with open(path, "wb") as file:
         file.write(struct.pack("<7i", c.D, c.F, c.L, c.N, c.K, c.V if c.tied else -c.V, c.P))
-        for name in (
-            "embed",
-            "attn_norm",
-            "wq",
-            "wk",
-            "wv",
-            "wo",
-            "mlp_norm",
-            "w1",
-            "w2",
-            "w3",
-            "final_norm",
-        ):
+        for name in "embed attn_norm wq wk wv wo mlp_norm w1 w2 w3 final_norm".split():
             for layer in range(c.L) if table[name].layered else [None]:
                 x = weights[name, layer]
                 x = interleaved(x, c.H) if name in ("wq", "wk") else x

@@ -61,9 +61,8 @@ def test_a_file_cut_at_any_byte_is_refused(form, tmp_path):
     assert_same(collect(path, config), weights)
 
 
-def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path, monkeypatch):
-    weights = random_weights(LLAMA)
-    tensors = hf_tensors(LLAMA, weights)
+def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path):
+    tensors = hf_tensors(LLAMA, random_weights(LLAMA))
     q, embed, head = (
         "model.layers.1.self_attn.q_proj.weight",
         "model.embed_tokens.weight",
@@ -118,8 +117,11 @@ def test_shapes_and_names_that_do_not_fit_are_named_with_both_shapes(tmp_path, m
         path = hf_folder(tmp_path / name, LLAMA, those, 2, **changes)
         line = refusal(path, paths.model_config(path))
         assert says in line, line
+
+
+def test_tensors_of_a_stream_that_do_not_fit_are_named_with_both_shapes(tmp_path, monkeypatch):
     monkeypatch.setitem(model.PRESETS, "mine", LLAMA)
-    tensors = easylm_tensors(LLAMA, weights)
+    tensors = easylm_tensors(LLAMA, random_weights(LLAMA))
     w2, wte = (
         ("params", "transformer", "h", "2", "feed_forward", "w2", "kernel"),
         ("params", "transformer", "wte", "embedding"),

@@ -118,6 +118,23 @@ def write_llama3(folder, name="tokenizer.model"):
     return folder
 
 
+def varint(n):
+    out = b""
+    while n > 127:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def field(number, value):
+    """A field of protobuf: bool and int as varint, float as 32 bits, str and bytes by length."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(int(value))
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
 def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fallback=True):
     """A SentencePiece BPE model written by hand as LLaMA's is.
 
@@ -125,48 +142,12 @@ def write_sentencepiece(folder, name="tokenizer.model", collapse=False, byte_fal
     characters; runs of spaces score lowest, so they join last. `collapse` is
     remove_extra_whitespaces, as in tok512 (None: unsaid).
     """
-
-    def varint(n):
-        out = b""
-        while n > 127:
-            out, n = out + bytes([n & 127 | 128]), n >> 7
-        return out + bytes([n])
-
-    def field(
-        number, value
-    ):  # bool and int as varint, float as 32 bits, str and bytes with their length
-        if isinstance(value, int):
-            return varint(number << 3) + varint(int(value))
-        if isinstance(value, float):
-            return varint(number << 3 | 5) + struct.pack("<f", value)
-        value = value.encode() if isinstance(value, str) else value
-        return varint(number << 3 | 2) + varint(len(value)) + value
-
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     if byte_fallback:
         pieces += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256)]
     pieces += [("▁" * 2, -1e9, 1), ("▁" * 4, -1e9 - 64, 1)]
-    for i, piece in enumerate(
-        [
-            "▁t",
-            "he",
-            "▁the",
-            "en",
-            "hen",
-            "aa",
-            "aaaa",
-            "▁h",
-            "▁hen",
-            "'s",
-            "12",
-            "ll",
-            "▁<",
-            "<|",
-            "|>",
-            "▁a",
-        ]
-    ):
-        pieces.append((piece, -float(i), 1))
+    words = "▁t he ▁the en hen aa aaaa ▁h ▁hen 's 12 ll ▁< <| |> ▁a".split()
+    pieces += [(piece, -float(i), 1) for i, piece in enumerate(words)]
     pieces += [
         (c, -100.0 - i, 1) for i, c in enumerate("▁abdefhilnorstuwxy0123456789.,;:!?'<>|/()你好")
     ]

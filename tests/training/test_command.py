@@ -4,93 +4,32 @@ python -m pytest tests/training/test_command.py
 """
 
 import json
-import os
-import pathlib
 import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import ROOT, SMALL, STEPS, command, finish, metrics_of
 
-import data
 import model
 import sharding
 import train
-from checkpoint import __main__ as checkpoint
 from checkpoint import runs
 from text import tokenizer
-from training import run, start
+from training import start
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytest_plugins = ["commands"]  # its fixtures
+pytestmark = pytest.mark.usefixtures("devices")
 
 
 def relative(a, b):
     return np.linalg.norm(np.asarray(a) - np.asarray(b)) / (np.linalg.norm(np.asarray(b)) + 1e-30)
-
-
-def command(*arguments, home, **kwargs):
-    env = os.environ | {"HOME": str(home), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **kwargs,
-    )
-
-
-def finish(*arguments, home, code=0):
-    process = command(*arguments, home=home)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    return output
-
-
-STEPS = 80  # long enough to be killed ten times on the way
-SMALL = [
-    "--data",
-    ROOT / "samples" / "dialogues.jsonl",
-    "--model",
-    "tiny",
-    "--block",
-    "32",
-    "--batch",
-    "8",
-    "--dtype",
-    "float32",
-    "--lr",
-    "0.01",
-    "--warmup",
-    "4",
-    "--eval-fraction",
-    "0",
-]
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory):
-    """A home of the tests' own, so that the compilation cache of one run serves the next."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def devices():
-    """The devices of this process, before a command run in it asks for fewer."""
-    return jax.devices()
-
-
-def metrics_of(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def final_weights(out):
@@ -161,28 +100,6 @@ def test_help_teaches(capsys):
         assert wanted in text, wanted
 
 
-@pytest.fixture(scope="session")
-def straight(tmp_path_factory, home):
-    """One run that nobody disturbs, a checkpoint every 4 steps."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    text = finish(
-        *SMALL,
-        "--mesh",
-        "2x1",
-        "--steps",
-        STEPS,
-        "--save-every",
-        4,
-        "--log-every",
-        1,
-        "--verbose",
-        "--out",
-        out,
-        home=home,
-    )
-    return out, text
-
-
 def test_a_run_leaves_what_the_design_says(straight):
     out, text = straight
     assert {p.name for p in out.iterdir()} >= {
@@ -215,7 +132,7 @@ def test_a_run_leaves_what_the_design_says(straight):
 
 
 @pytest.fixture(scope="session")
-def killed(straight, tmp_path_factory, home):
+def killed(straight, tmp_path_factory, user_home):
     """The same run killed ten times: before the first checkpoint, three times within a save, six
     times at random steps; then left to finish.
     """
@@ -250,7 +167,7 @@ def killed(straight, tmp_path_factory, home):
             5
         ):  # a save of a tiny model takes milliseconds: one that was missed is tried again
             left_behind = unfinished()
-            process = command(*arguments, home=home)
+            process = command(*arguments, home=user_home)
             seen = rng.randint(4, 10) if kind == "step" else 1
             for line in process.stdout:
                 seen -= line.startswith("step ")
@@ -269,7 +186,7 @@ def killed(straight, tmp_path_factory, home):
             "the first kill came before the first checkpoint"
         )
         hits[kind] += 1
-    text = finish(*arguments, home=home)
+    text = finish(*arguments, home=user_home)
     return out, hits, text
 
 
@@ -297,11 +214,11 @@ def test_killed_ten_times_and_started_again_the_weights_are_bit_for_bit_the_same
 
 
 @pytest.mark.slow
-def test_resumed_on_another_mesh_the_losses_agree(straight, tmp_path, home):
+def test_resumed_on_another_mesh_the_losses_agree(straight, tmp_path, user_home):
     out = tmp_path / "run"
-    finish(*SMALL, "--mesh", "2x1", "--steps", 8, "--save-every", 4, "--out", out, home=home)
+    finish(*SMALL, "--mesh", "2x1", "--steps", 8, "--save-every", 4, "--out", out, home=user_home)
     text = finish(
-        *SMALL, "--mesh", "1x2", "--steps", STEPS, "--save-every", 4, "--out", out, home=home
+        *SMALL, "--mesh", "1x2", "--steps", STEPS, "--save-every", 4, "--out", out, home=user_home
     )
     assert "after step 8" in text
     np.testing.assert_allclose(
@@ -311,17 +228,17 @@ def test_resumed_on_another_mesh_the_losses_agree(straight, tmp_path, home):
     )
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, home):
+def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, user_home):
     out = tmp_path / "run"
     arguments = [*SMALL, "--mesh", "2x1", "--steps", STEPS, "--save-every", 0, "--out", out]
-    process = command(*arguments, home=home)
+    process = command(*arguments, home=user_home)
     while len(metrics_of_partial(out)) < 3 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, text
     assert "stopped by signal" in text and 3 <= len(metrics_of(out)) < STEPS
-    finish(*arguments, home=home)
+    finish(*arguments, home=user_home)
     want, got = final_weights(straight[0]), final_weights(out)
     assert all(np.array_equal(want[k], got[k]) for k in want)
 
@@ -335,30 +252,16 @@ def test_sigterm_saves_and_the_same_command_goes_on(straight, tmp_path, home):
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(
-    straight, change, message, capsys, home, monkeypatch
+    straight, change, message, capsys, user_home, monkeypatch, tmp_path
 ):
-    monkeypatch.setenv("HOME", str(home))
-    before = (straight[0] / "run.json").read_bytes()
-    assert (
-        train.main(
-            [
-                *map(str, SMALL),
-                "--mesh",
-                "2x1",
-                "--steps",
-                str(STEPS),
-                "--save-every",
-                "4",
-                "--out",
-                str(straight[0]),
-                *change,
-            ]
-        )
-        == 2
-    )
+    monkeypatch.setenv("HOME", str(user_home))
+    out = shutil.copytree(straight[0], tmp_path / "run")
+    before = (out / "run.json").read_bytes()
+    argv = [*map(str, SMALL), "--mesh", "2x1", "--steps", str(STEPS), "--save-every", "4"]
+    assert train.main([*argv, "--out", str(out), *change]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in error and "use the same value, or another --out" in error
-    assert (straight[0] / "run.json").read_bytes() == before
+    assert (out / "run.json").read_bytes() == before
 
 
 def test_a_tokenizer_that_does_not_match_the_weights_is_refused_with_both_sizes(
@@ -389,7 +292,7 @@ def test_a_tokenizer_that_does_not_match_the_weights_is_refused_with_both_sizes(
     ) in error
 
 
-def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_path, home):
+def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_path, user_home):
     text = tmp_path / "text.jsonl"
     text.write_text(
         "".join(
@@ -430,9 +333,16 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
         "--save-every",
         0,
     ]
-    finish(*arguments, "--out", tmp_path / "alone", home=home)
+    finish(*arguments, "--out", tmp_path / "alone", home=user_home)
     finish(
-        *arguments, "--mix", text, "--mix-fraction", 0.25, "--out", tmp_path / "mixed", home=home
+        *arguments,
+        "--mix",
+        text,
+        "--mix-fraction",
+        0.25,
+        "--out",
+        tmp_path / "mixed",
+        home=user_home,
     )
     alone, mixed = metrics_of(tmp_path / "alone"), metrics_of(tmp_path / "mixed")
     assert alone[0]["loss"] < metrics_of(straight[0])[0]["loss"] - 1, "the weights came along"
@@ -444,12 +354,12 @@ def test_a_run_is_a_start_for_another_with_plain_text_mixed_in(straight, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path, home):
+def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path, user_home):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     arguments = [*SMALL, "--steps", 4, "--mesh", "4x2", "--save-every", 0]
-    finish(*arguments, "--out", tmp_path / "one", home=home)
+    finish(*arguments, "--out", tmp_path / "one", home=user_home)
     both = [
         command(
             *arguments,
@@ -461,7 +371,7 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path,
             2,
             "--process",
             i,
-            home=home,
+            home=user_home,
         )
         for i in range(2)
     ]
@@ -475,140 +385,3 @@ def test_two_processes_of_four_devices_give_the_losses_of_one_of_eight(tmp_path,
     )
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
     assert max(relative(two[k], one[k]) for k in one if "weights" in k) < 1e-5
-
-
-def test_a_run_shorter_than_its_warm_up_warns_with_both_numbers(straight):
-    text = straight[1]
-    assert "WARNING" not in text
-    ours = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.path.insert(0, '.'); import train; sys.exit(train.main(sys.argv[1:]))",
-            *map(str, SMALL),
-            "--warmup",
-            "1000",
-            "--steps",
-            "2",
-            "--out",
-            str(straight[0].parent / "short"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HOME": str(straight[0].parent)},
-    )
-    assert ours.returncode == 0, ours.stderr
-    assert re.search(
-        r"WARNING: 2 steps end within the warm-up of 1000: .*--warmup-fraction", ours.stdout
-    )
-
-
-def test_truncated_weights_are_found_before_data_is_packed_and_leave_no_folder(
-    straight, tmp_path, capsys, monkeypatch
-):
-    assert checkpoint.main(["convert", str(straight[0]), str(tmp_path / "hf"), "--to", "hf"]) == 0
-    weights = tmp_path / "hf" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    monkeypatch.setattr(data, "open_dataset", lambda *a, **k: pytest.fail("data was packed"))
-    capsys.readouterr()
-    out = tmp_path / "deep" / "run"
-    argv = ["--init", str(tmp_path / "hf"), "--data", "samples/dialogues.jsonl", "--out", str(out)]
-    assert train.main([*argv, "--mesh", "1x1", "--dtype", "float32"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "truncated" in error or "does not fit" in error, error
-    assert not out.parent.exists()
-
-
-def test_a_refusal_behind_the_packing_leaves_no_folder_either(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    argv = ["--data", "samples/dialogues.jsonl", "--block", "32", "--mix-fraction", "0.5"]
-    argv += ["--mix", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "a" / "run")]
-    assert train.main([*argv, "--mesh", "1x1", "--dtype", "float32"]) == 2
-    assert "none.jsonl" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
-
-
-def test_an_error_in_the_loop_keeps_the_checkpoint_that_is_being_written(
-    tmp_path, capsys, monkeypatch
-):
-    monkeypatch.chdir(ROOT)
-    out = tmp_path / "run"
-
-    def confirm(saver, step):
-        raise KeyError("a bug right after a save began")
-
-    monkeypatch.setattr(runs.Saver, "confirm", confirm)
-    argv = [*map(str, SMALL), "--mesh", "1x1", "--steps", "2", "--out", str(out)]
-    with pytest.raises(KeyError):
-        train.main(argv)
-    assert runs.steps(out) == [2] and runs.is_whole(out, 2)
-    assert len(metrics_of(out)) == 2
-
-
-def test_a_second_training_into_one_folder_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    out = tmp_path / "run"
-    argv = [*map(str, SMALL), "--mesh", "1x1", "--steps", "2", "--out", str(out)]
-    with run.claim(out):
-        (out / "run.json").write_text("{}")
-        assert train.main(argv) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"--out {out} is being trained into by process {os.getpid()} of" in error
-        assert (out / "run.json").read_text() == "{}"
-
-
-def test_the_end_of_a_run_shows_its_curve_its_losses_samples_and_what_to_type_next(tmp_path, home):
-    out = tmp_path / "run"
-    arguments = ["--mesh", "2x1", "--steps", 12, "--eval-every", 6, "--samples", 1, "--out", out]
-    text = finish(*arguments, home=home)
-    rows = text.splitlines()
-    assert [r.split()[0] for r in rows[:3]] == ["model", "mesh", "out"]
-    steps = [r for r in rows if r.startswith("step ")]
-    assert [r.split("/")[0].split()[1] for r in steps] == ["1", "6", "10", "12"]
-    lines = metrics_of(out)
-    before, after = lines[0]["eval_loss_before"], lines[-1]["eval_loss"]
-    assert f"held-out loss {before:.4f} -> {after:.4f}; 12 steps" in text and after < before
-    assert "eval_loss" in lines[5] and "eval_loss" not in lines[6]
-    begin = next(i for i, r in enumerate(rows) if r.startswith("> "))
-    assert rows[begin + 1].startswith("    ") and sum(r.startswith("> ") for r in rows) == 1
-    assert {"curves.html"} <= {p.name for p in out.iterdir()}
-    commands = [r.strip() for r in rows[rows.index("next") + 1 :]]
-    assert [c.split()[1:3] for c in commands] == [
-        ["eval.py", "chat"],
-        ["eval.py", "mmlu"],
-        ["-m", "checkpoint"],
-    ]
-    again = finish(*arguments, home=home)  # a run that is done says so again and trains nothing
-    assert "after step 12" in again and "0 steps" in again
-    assert metrics_of(out) == lines
-
-
-def test_nan_stops_with_the_step_and_the_rows(tmp_path, home):
-    text = finish(
-        *SMALL,
-        "--mesh",
-        "1x1",
-        "--steps",
-        6,
-        "--lr",
-        "1e30",
-        "--optimizer",
-        "adamw",
-        "--warmup",
-        1,
-        "--save-every",
-        1,
-        "--out",
-        tmp_path / "run",
-        home=home,
-        code=2,
-    )
-    last = text.strip().splitlines()[-1]
-    assert re.search(
-        (
-            r"train.py: step \d+: loss .*; rows \[\d+.*\]: the weights of step \d+ are "
-            r"untouched.*lower --lr"
-        ),
-        last,
-    ), last

@@ -258,54 +258,26 @@ def test_the_prompt_follows_the_category(category, said):
     )
 
 
+def three_votes():
+    """Four rows of PandaLM's form: two answers and three people's votes on them."""
+    answers = (("good", "poor"), ("poor", "good"), ("fair", "fair"), ("poor", "good"))
+    votes = [(1, 1, 2), (2, 2, 2), (0, 1, 2), (1, 1, 1)]
+    return [
+        {"idx": i, "instruction": f"q{i}", "input": "", "response1": a, "response2": b}
+        | {"annotator1": v[0], "annotator2": v[1], "annotator3": v[2], "cmp_key": "m-1_m-2"}
+        for i, ((a, b), v) in enumerate(zip(answers, votes, strict=True))
+    ]
+
+
 def test_one_file_with_both_answers_is_judged_and_compared_with_its_people(
     tmp_path, endpoint, capsys
 ):
-    votes = [(1, 1, 2), (2, 2, 2), (0, 1, 2), (1, 1, 1)]
-    rows = [
-        {
-            "idx": i,
-            "instruction": f"q{i}",
-            "input": "",
-            "response1": a,
-            "response2": b,
-            "annotator1": v[0],
-            "annotator2": v[1],
-            "annotator3": v[2],
-            "cmp_key": "m-1_m-2",
-        }
-        for i, (a, b, v) in enumerate(
-            zip(
-                ("good", "poor", "fair", "poor"),
-                ("poor", "good", "fair", "good"),
-                votes,
-                strict=True,
-            )
-        )
-    ]
-    path = tmp_path / "votes.json"
-    path.write_text(json.dumps(rows))
+    path, out, table = (str(tmp_path / name) for name in ("votes.json", "r", "a.json"))
+    (tmp_path / "votes.json").write_text(json.dumps(three_votes()))
     e = endpoint(by_quality)
-    assert (
-        judge.main(
-            [str(path), "--judge", e.url, "--judge-model", "j", "--out", str(tmp_path / "r")]
-        )
-        == 0
-    )
+    assert judge.main([path, "--judge", e.url, "--judge-model", "j", "--out", out]) == 0
     capsys.readouterr()
-    assert (
-        judge.main(
-            [
-                "agreement",
-                str(tmp_path / "r"),
-                "--human",
-                str(path),
-                "--json",
-                str(tmp_path / "a.json"),
-            ]
-        )
-        == 0
-    )
+    assert judge.main(["agreement", out, "--human", path, "--json", table]) == 0
     out = capsys.readouterr().out
     assert (
         "4 items have both verdicts" in out
@@ -318,7 +290,7 @@ def test_one_file_with_both_answers_is_judged_and_compared_with_its_people(
         ]["n"]
         == 3
     )
-    assert judge.main(["agreement", "humans", "--human", str(path)]) == 0
+    assert judge.main(["agreement", "humans", "--human", path]) == 0
     out = capsys.readouterr().out
     assert (
         "annotator1 and annotator2: n 4, accuracy 0.750" in out
@@ -328,7 +300,7 @@ def test_one_file_with_both_answers_is_judged_and_compared_with_its_people(
         "annotator1 and the majority of the others: n 4, accuracy 0.750" in out
     )  # two who differ have no majority: a tie
     assert (
-        judge.main(["agreement", "longer", "--human", str(path)]) == 0
+        judge.main(["agreement", "longer", "--human", path]) == 0
         and "n 4, accuracy 0.250" in capsys.readouterr().out
     )
 

@@ -159,70 +159,59 @@ def test_each_request_shows_five_of_the_ten_seeds_at_random_and_the_same_each_ti
     }
 
 
-def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_replay(tmp_path):
-    gate, lock, seen, held_from = threading.Event(), threading.Lock(), [0], [10**9]
+class Paced:
+    """A teacher that answers nothing from a certain request on until its gate opens: a run cannot
+    end before it is interrupted.
+    """
 
-    def paced(
-        body,
-        nth,
-        # from a certain request on nothing is answered until the gate opens: the run cannot end
-        # before
-        # it is interrupted
-    ):
-        with lock:
-            seen[0] += 1
-            held = seen[0] > held_from[0]
+    def __init__(self):
+        self.gate, self.lock = threading.Event(), threading.Lock()
+        self.seen, self.held_from = 0, 10**9
+
+    def __call__(self, body, nth):
+        with self.lock:
+            self.seen += 1
+            held = self.seen > self.held_from
         if held:
-            gate.wait(30)
+            self.gate.wait(30)
         return teacher(body, 0, trouble=False)
 
+    def hold(self, more):
+        self.gate.clear()
+        self.held_from = self.seen + more
+
+    def go_on(self):
+        self.held_from = 10**9
+        self.gate.set()
+
+
+def interrupted(command, log, target, sign, paced):
+    """What a run said that got a signal when its log had `target` lines."""
+
+    def listen():  # a background job of a shell is started deaf to it
+        return signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    paced.hold(30)
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), preexec_fn=listen, **pipes)
+    while child.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < target):
+        time.sleep(0.01)
+    child.send_signal(sign)
+    time.sleep(0.2)  # the signal is there before the answers are
+    paced.go_on()
+    err = child.communicate(timeout=20)[1]
+    assert child.returncode == (130 if sign == signal.SIGINT else -9), err
+    return err
+
+
+def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_replay(tmp_path):
+    paced, log = Paced(), tmp_path / "cut" / "log.jsonl"
+    flags = "--teacher-model m --n 500 --seed 3 --out".split()
     with LocalEndpoint(paced) as server:
-        command = [
-            sys.executable,
-            "-m",
-            "study.synthesize",
-            "--teacher",
-            server.url,
-            "--teacher-model",
-            "m",
-            "--n",
-            "500",
-            "--seed",
-            "3",
-            "--out",
-            str(tmp_path / "cut"),
-            "--concurrency",
-            "4",
-        ]
-        log = tmp_path / "cut" / "log.jsonl"
+        command = [sys.executable, "-m", "study.synthesize", *flags, str(tmp_path / "cut")]
+        command += ["--teacher", server.url, "--concurrency", "4"]
         for target, sign in ((25, signal.SIGINT), (50, signal.SIGKILL)):
-            gate.clear()
-            held_from[0] = seen[0] + 30
-
-            def listen():
-                return signal.signal(
-                    signal.SIGINT, signal.default_int_handler
-                )  # a background job of a shell is started deaf to it
-
-            child = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                env=dict(os.environ),
-                preexec_fn=listen,
-            )
-            while child.poll() is None and (
-                not log.exists() or log.read_bytes().count(b"\n") < target
-            ):
-                time.sleep(0.01)
-            child.send_signal(sign)
-            time.sleep(0.2)  # the signal is there before the answers are
-            held_from[0] = 10**9
-            gate.set()
-            err = child.communicate(timeout=20)[1]
-            assert child.returncode == (130 if sign == signal.SIGINT else -9), err
+            err = interrupted(command, log, target, sign, paced)
             assert sign != signal.SIGINT or "the same command goes on" in err
             assert not (tmp_path / "cut" / "dialogues.jsonl").exists()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -234,23 +223,7 @@ def test_500_pairs_interrupted_twice_are_those_of_a_run_in_one_go_and_of_a_repla
         assert len(server.requests) <= len(keys) + 8  # what was on its way at two kills
         assert run(server, tmp_path / "whole", "--n", 500, "--seed", 3) == 0
     assert len(rows(tmp_path / "cut")) == 500
-    assert (
-        synthesize.main(
-            [
-                "--teacher-model",
-                "m",
-                "--n",
-                "500",
-                "--seed",
-                "3",
-                "--out",
-                str(tmp_path / "again"),
-                "--replay",
-                str(log),
-            ]
-        )
-        == 0
-    )
+    assert synthesize.main([*flags, str(tmp_path / "again"), "--replay", str(log)]) == 0
     for name in ("dialogues.jsonl", "report.json"):
         assert (
             (tmp_path / "cut" / name).read_bytes()
@@ -334,17 +307,13 @@ def test_without_a_teacher_or_with_n_of_0_one_line_says_so(tmp_path, capsys):
 
 
 def test_answers_to_prompts_come_in_their_order_and_go_on(tmp_path, capsys):
-    (tmp_path / "p.jsonl").write_text(
-        "".join(
-            json.dumps(r) + "\n"
-            for r in (
-                {"id": "a", "prompt": "first"},
-                {"id": "b", "instruction": "second", "instances": [{"input": "more"}]},
-                {"question_id": 3, "text": "silent"},
-                {"id": "d", "prompt": "broken"},
-            )
-        )
-    )
+    asked = [
+        {"id": "a", "prompt": "first"},
+        {"id": "b", "instruction": "second", "instances": [{"input": "more"}]},
+        {"question_id": 3, "text": "silent"},
+        {"id": "d", "prompt": "broken"},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
     lock, broken = threading.Lock(), [True]
 
     def behave(body, nth):
@@ -365,21 +334,9 @@ def test_answers_to_prompts_come_in_their_order_and_go_on(tmp_path, capsys):
             )
 
     with LocalEndpoint(behave) as server:
-        command = [
-            "answers",
-            "--prompts",
-            str(tmp_path / "p.jsonl"),
-            "--teacher",
-            server.url,
-            "--teacher-model",
-            "m",
-            "--out",
-            str(tmp_path / "out"),
-            "--system",
-            "Be kind.",
-            "--max-tokens",
-            "9",
-        ]
+        command = ["answers", "--prompts", str(tmp_path / "p.jsonl"), "--teacher", server.url]
+        command += ["--teacher-model", "m", "--out", str(tmp_path / "out")]
+        command += ["--system", "Be kind.", "--max-tokens", "9"]
         assert synthesize.main(command) == 0
         assert "1 requests failed" in capsys.readouterr().err
         found = rows(tmp_path / "out")
