@@ -169,6 +169,13 @@ def test_no_module_imports_itself_by_way_of_others():
         visit(name, [])
 
 
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name alone: two of one name end a run of all tests."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice, ", ".join(twice)
+
+
 # --- limits ---
 
 
