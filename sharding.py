@@ -81,10 +81,13 @@ def make_mesh(data: int, tensor: int, devices: list | None = None) -> Mesh:
 
 
 def use_compilation_cache() -> None:
-    """Keep what takes long to compile in ~/.cache/mynah/xla, where the next start finds it."""
+    """Keep every compiled program in ~/.cache/mynah/xla, where the next start finds it.
+
+    Small ones too: a start compiles dozens of them, which together take seconds.
+    """
     cache = pathlib.Path.home() / ".cache" / "mynah" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def use_precision_of(dtype: DTypeLike) -> None:

@@ -310,24 +310,32 @@ class Row(NamedTuple):
 ROWS = (
     Row("v5p:2x2x2", "llama-7b", "8x1", goal=16, ahead=True),
     Row("v5p:2x2x2", "llama-7b", "8x1", NARROW, goal=13),
-    Row("v5p:2x2x2", "llama-13b", "8x1", goal=29, ahead=True),
+    Row("v5p:2x2x2", "llama-13b", "8x1", goal=29),
     Row("v5p:2x2x2", "llama-13b", "8x1", NARROW, goal=23.5),
     Row("v5p:2x2x2", "llama-13b", "4x2"),
     Row("v5p:2x2x2", "llama-13b", "2x4"),
-    Row("v5p:4x4x4", "llama-65b", "64x1", "--batch 64", ahead=True),
+    Row("v5p:4x4x4", "llama-65b", "64x1", "--batch 64"),
     Row("v5p:4x4x4", "llama-65b", "32x2", "--batch 64"),
     Row("v5p:8x8x8", "llama-7b", "512x1", "--batch 512"),
     Row("v5e:2x4", "llama-7b", "8x1", "--accumulate 2", goal=15.75, ahead=True),
 )
 
 
-def measured(row: Row, prefetch: bool) -> dict:
-    """The plan of a row as train.py prints it, compiled in a process of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), "--json", "--plan", row.topology]
-    command += ["--model", row.model, "--mesh", row.mesh, *row.flags.split()]
-    command += ["--prefetch"] if prefetch else ["--no-prefetch"]
-    print(" ".join(command[1:]), file=sys.stderr, flush=True)
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+def measured(row: Row, prefetch: bool, folder: pathlib.Path) -> dict:
+    """The plan of a row as train.py prints it, compiled in a process of its own.
+
+    It is kept in `folder` with its date: a table that was stopped goes on.
+    """
+    flags = ["--json", "--plan", row.topology, "--model", row.model, "--mesh", row.mesh]
+    flags += [*row.flags.split(), "--prefetch" if prefetch else "--no-prefetch"]
+    path = folder / (re.sub(r"\W+", "_", " ".join(flags[2:])).strip("_") + ".json")
+    if not path.exists():
+        print("train.py", *flags, file=sys.stderr, flush=True)
+        command = [sys.executable, str(ROOT / "train.py"), *flags]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        date = datetime.date.today().isoformat()
+        files.write_json(path, json.loads(printed) | {"date": date})
+    return files.read_json(path)
 
 
 def cells(row: Row, plan: dict, ahead: dict | None) -> list[str]:
@@ -366,17 +374,18 @@ def markdown(head: str, rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def tables() -> str:
-    """Both tables, every row compiled anew."""
-    first, second = [], []
+def tables(folder: pathlib.Path) -> str:
+    """Both tables, with the date of the oldest row."""
+    first, second, dates = [], [], []
     for row in ROWS:
-        plan = measured(row, False)
-        ahead = measured(row, True) if row.ahead else None
+        plan = measured(row, False, folder)
+        ahead = measured(row, True, folder) if row.ahead else None
         first.append(cells(row, plan, ahead))
         second += filter(None, [shares(row, plan, False), ahead and shares(row, ahead, True)])
+        dates.append(plan["date"])
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    today = datetime.date.today()
-    date = f"{today:%B} {today.day}, {today.year}"
+    oldest = datetime.date.fromisoformat(min(dates))
+    date = f"{oldest:%B} {oldest.day}, {oldest.year}"
     head = (
         "| model, mesh, topology | gradients, first moment | peak | with `--prefetch` | goal "
         "| received | with `--prefetch` | FSDP minimum over data |"
@@ -392,13 +401,17 @@ def main(argv: list[str] | None = None) -> int:
     p = terminal.Parser(description="Compile for TPUs what docs/performance.md shows.")
     about = "a page with the marks between which the tables are written"
     p.add_argument("--table", metavar="FILE", required=True, help=about)
-    page = pathlib.Path(p.parse_args(argv).table)
+    about = "where the compiled plans are kept; remove it to compile all anew [default %(default)s]"
+    p.add_argument("--plans", metavar="DIR", default="out/compiled", help=about)
+    args = p.parse_args(argv)
+    page, folder = pathlib.Path(args.table), pathlib.Path(args.plans)
+    folder.mkdir(parents=True, exist_ok=True)
     text = page.read_text(encoding="utf-8")
     begin, end = MARKS
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{page} does not hold {begin} and {end} once each: add them")
     before, after = text.split(begin)[0], text.split(end)[1]
-    files.write_whole(page, f"{before}{begin}\n\n{tables()}\n\n{end}{after}")
+    files.write_whole(page, f"{before}{begin}\n\n{tables(folder)}\n\n{end}{after}")
     return 0
 
 

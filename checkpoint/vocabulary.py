@@ -38,6 +38,8 @@ def model_tokenizer(
         tokenizer.check_size(bare, config.V, str(path))  # says which sizes there are
     if rows > 0:
         say(f"note: {path} has {rows} rows more than its tokenizer has ids: they are never sampled")
+    if not (rows or roles or add_roles):
+        return bare
     return tokenizer.load(where, roles=roles or add_roles, rows=config.V - 2 * roles)
 
 
