@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 CASES = {  # name -> preset, layers (None: all), flags
     "SmolLM2-135M, 4 x 512": ("smollm2-135m", None, "--batch 4 --block 512"),
     "LLaMA-7B's shape, 2 layers, 1 x 512": ("llama-7b", 2, "--batch 1 --block 512"),
-    "the quick start's, mesh 8x1": ("tiny", None, "--batch 8 --block 256 --mesh 8x1"),
+    "the quick start's, mesh 8x1": ("mini", None, "--batch 8 --block 256 --mesh 8x1"),
 }
 
 

@@ -105,6 +105,8 @@ PRESETS = {
     "qwen3-1.7b": qwen3(2048, 28, 16, 6144),
     "qwen3-4b": qwen3(2560, 36, 32, 9728),
     "qwen3-8b": qwen3(4096, 36, 32, 12288, tied=False),
+    # the quick start's: half the heads and three quarters of the layers of tiny
+    "mini": llama(512, 128, 3, 4, 352, 512, 1e-5),
     "tiny-s": llama(512, 96, 3, 6, 264, 512, 1e-5),
     "tiny": llama(512, 128, 4, 8, 352, 512, 1e-5),
     "tiny-l": llama(512, 192, 5, 8, 528, 512, 1e-5),

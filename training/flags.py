@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # None: unset. The warm-up is min(warmup, warmup-fraction of the steps), or --warmup alone where
 # that is given alone.
 DEFAULTS = {
-    "model": ("tiny", None),
+    "model": ("mini", None),
     "tokenizer": (str(ROOT / "samples" / "tokenizer.model"), None),
     "data": ([str(ROOT / "samples" / "dialogues.jsonl")], None),
     "eval_data": (str(ROOT / "samples" / "heldout.jsonl"), None),
@@ -33,11 +33,11 @@ DEFAULTS = {
     "batch": (8, 32),
     "accumulate": (1, 1),
     "epochs": (None, 1.0),
-    "steps": (160, None),
-    "lr": (6e-2, 2e-3),
+    "steps": (180, None),
+    "lr": (5e-2, 2e-3),
     "warmup": (10, 1000),
     "warmup_fraction": (None, 0.1),
-    "schedule": ("cosine", "constant"),
+    "schedule": ("linear", "constant"),
     "optimizer": ("adamw-scaled", "adamw-scaled"),
     "b1": (0.9, 0.9),
     "b2": (0.95, 0.95),

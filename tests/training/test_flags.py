@@ -58,11 +58,11 @@ def test_settings_are_frozen():
 
 def test_without_data_the_quickstart_holds_else_the_papers_values():
     quick, origin = resolve("--lr", "0.5")
-    assert (quick.model, quick.batch, quick.lr, quick.epochs) == ("tiny", 8, 0.5, None)
+    assert (quick.model, quick.batch, quick.lr, quick.epochs) == ("mini", 8, 0.5, None)
     assert origin["batch"] == "quickstart" and origin["lr"] == "given"
     paper, origin = resolve("--data", "x.jsonl")
     assert (paper.batch, paper.block, paper.lr, paper.epochs) == (32, 2048, 2e-3, 1.0)
-    assert paper.model == "tiny" and origin["model"] == "no --init"
+    assert paper.model == "mini" and origin["model"] == "no --init"
 
 
 def test_steps_win_over_epochs_unless_both_are_given():
