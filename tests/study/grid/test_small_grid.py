@@ -5,6 +5,7 @@ gone on with, and reported.
 import dataclasses
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -114,14 +115,23 @@ def test_humaneval_is_left_out_where_nobody_agrees(tmp_path):
     assert not any("humaneval" in s.name for s in found) and "left out" in notes[0]
 
 
+def core_seconds():
+    """What the processes started here, and theirs, have used of cores."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_tiny_runs_whole_goes_on_and_is_reported(tmp_path):
     """Every program of the study, one after the other, as a user runs them: two bases, imitation of
     three kinds, all measures.
     """
     run = [sys.executable, "-m", "study.grid", "--preset", "tiny", "--out", str(tmp_path / "o")]
+    before = core_seconds()
     said = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert said.returncode == 0, said.stderr[-2000:]
+    # under 90 s on two cores; time of cores, which a busy machine does not stretch as much
+    assert core_seconds() - before < 2 * 90
     report_file = tmp_path / "o/report/report.json"
     found = json.loads(report_file.read_text())
     assert not found["missing"] and " 0 failed, 0 of " in said.stdout
