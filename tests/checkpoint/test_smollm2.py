@@ -135,7 +135,7 @@ def test_greedy_texts_are_transformers(smollm2, converted, live):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(str(converted), dtype=torch.float32).eval()
-    opened = open_model(str(smollm2), mesh="1x1", batch=20)
+    opened = open_model(str(smollm2), mesh="1x1", batch=20, length=256)
     prompts = [opened.tok.encode(prompt) for prompt in PROMPTS]
     outputs = sorted(opened.generate(prompts, Sampling(64)))
     ties = 0
