@@ -73,7 +73,7 @@ class Counter:
 def shapes(batch: int, data: int, positions: int) -> tuple[list[int], list[int]]:
     """(numbers of slots, lengths in positions) that a Pool's cache takes, ascending."""
     most = -(-batch // data) * data
-    sizes = [s for k in range(8) if (s := -(-NARROW * 4**k // data) * data) < most] + [most]
+    sizes = [s for k in range(20) if (s := -(-NARROW * 2**k // data) * data) < most] + [most]
     longest = -(-positions // LEAST) * LEAST
     lengths = [n for k in range(20) if (n := LEAST << k) < longest] + [longest]
     return sizes, lengths

@@ -51,9 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def open_engine(args: argparse.Namespace, names: list[str], queue: int) -> "Engine":
     """The models opened, read and compiled, each with a line on how long it took."""
-    from decoding.records import Sampling
     from serve.engine import Engine, open_models
-    from serve.records import Ask
 
     for name, path in zip(names, args.model, strict=True):
         say(f"opening {name}: {path}")
@@ -63,10 +61,9 @@ def open_engine(args: argparse.Namespace, names: list[str], queue: int) -> "Engi
     engine = Engine(models, args.batch, queue)
     engine.start()
     say(f"weights read in {time.monotonic() - started:.1f} s")
-    for name, model in models.items():
+    for name in models:
         started = time.monotonic()
-        for _ in engine.submit(Ask(name, [[model.tok.bos]], Sampling(max_new=2))):
-            pass
+        engine.warm(name)
         say(f"{name}: first tokens after {time.monotonic() - started:.1f} s of compiling")
     return engine
 

@@ -1,9 +1,10 @@
 """The thread that owns the devices: requests come in, their samples share a Pool, events go out.
 
 Each model has a Pool and its own queue; models with work take turns, a look each. A look lets out
-who is cancelled or out of time, reads one row of waiting prompts, and makes a few tokens for every
-running sample: as many as take LOOK seconds, so that who comes meanwhile waits no longer. Requests
-of one model are let in by turns, a sample each: a long list does not keep out a short question.
+who is cancelled or out of time, reads waiting prompts for half a second, and makes a few tokens for
+every running sample: as many as take LOOK seconds, so that who comes meanwhile waits no longer.
+Requests of one model are let in by turns, a sample each: a long list does not keep out a short
+question.
 
 log-probabilities are of the raw logits at temperature 1, as OpenAI's and vLLM's are by default.
 """
@@ -20,12 +21,14 @@ from decoding import memory
 from decoding.batch import Sample, Score, Slot
 from decoding.opened import Opened, open_model
 from decoding.pool import LEAST, Pool
+from decoding.records import Sampling
 from host.terminal import say
 from serve.records import MOST_TOP, Ask, Busy, Counts, Delta, Echo, End, Failed, Ticket, TokenScore
 
 LOOK = 0.1  # seconds of decoding between two looks at who has come or gone, about
 MOST_STEPS = 32  # tokens a look, at most
-READS = 4  # rows of prompts read a look while slots are free
+READS = 8  # rows of prompts that one look reads while slots are free, at most,
+READING = 0.5  # and seconds after which it reads no further
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,7 +69,8 @@ class Lane:
         self.jobs: list[Job] = []
         self.finished = self.abandoned = 0
         self.seconds: dict = {}  # of a step, by the cache's shape
-        self.counters: list = []  # of pools that were given up
+        self.counters: list = []  # of its pools, those given up too
+        self.broken = False  # the pool is to be made anew
         self.pool = self._pool()
 
     def _pool(self) -> Pool:
@@ -105,13 +109,17 @@ class Lane:
 
     def look(self) -> None:
         """Let go, read, and say a few tokens."""
+        if self.broken:
+            self.pool, self.broken = self._pool(), False
         self._let_go()
         waiting, steps = self._in_turn(), self._steps()
         left = self.pool.fit(waiting, steps)
         for slot in reversed(left):
             slot.sample.owner.job.waiting.appendleft(slot)
+        began = time.monotonic()
         for _ in range(READS):
-            if not (self.pool.readers or (waiting and self.pool.free)):
+            waits = self.pool.readers or (waiting and self.pool.free)
+            if not waits or time.monotonic() - began > READING:
                 break
             self._admit(waiting)
             waiting = self._in_turn()
@@ -234,10 +242,10 @@ class Lane:
         inside = {slot.sample.owner.job for slot in self.pool.slots if slot}
         if not inside:  # the prompts that were being read
             inside = {slot.sample.owner.job for slot in self._in_turn()}
+        self.broken, self.pool.kv = True, []  # the cache may have been given away
         text = f"the model failed: {type(error).__name__}: {error}"
         for job in inside & set(self.jobs):
             self.drop(job, Failed("error", text))
-        self.pool = self._pool()
 
 
 def open_models(
@@ -303,6 +311,14 @@ class Engine:
             self.lanes[name] = Lane(opened, self.batch)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
+
+    def warm(self, model: str) -> None:
+        """Compile what the first questions need: two lengths of prompts, greedy and drawn."""
+        for kind, size in enumerate((60, 120)):
+            prompt = [kind] * min(size, self.positions(model) - 2)
+            for event in self.submit(Ask(model, [prompt], Sampling(2, temperature=float(kind)))):
+                if isinstance(event, Failed):
+                    raise RuntimeError(event.message)
 
     def positions(self, model: str) -> int:
         """Tokens of prompt and answer together, at most."""

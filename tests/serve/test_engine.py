@@ -12,13 +12,14 @@ import types
 
 import numpy as np
 import pytest
+from evaluations import place  # noqa: F401
 
 import model
 import sharding
-from decoding import cache, decoder
+from decoding import cache, decoder, memory
 from decoding.likelihood import Scorer
 from decoding.records import Request, Sampling
-from serve.engine import Engine
+from serve.engine import Engine, open_models
 from serve.records import Ask, Busy, Delta, Echo, End, Failed
 
 CONFIG = dataclasses.replace(model.llama(300, 24, 2, 6, 36, 1000, 1e-5), N=8, K=2, H=4)
@@ -377,6 +378,32 @@ def test_an_exception_fails_who_is_in_it_and_nobody_else(start, slow_steps, capf
         toy(), PROMPTS[:4], Sampling(20)
     )
     settled(engine)
+
+
+def test_models_are_planned_together_and_refused_with_the_number(place, monkeypatch):  # noqa: F811
+    """Memory for exactly two models, and for one byte less."""
+    paths = {"base": str(place / "base"), "tuned": str(place / "tuned")}
+    how = dict(mesh="1x1", dtype="float32", batch=4)
+    models = open_models(paths, **how)
+    assert [(o.batch, o.length) for o in models.values()] == [(4, 256)] * 2
+    need = sum(sum(memory.bytes_needed(o.config, 1, 1, o.dtype, 4, 256)) for o in models.values())
+    monkeypatch.setattr(memory, "SHARE", 1)
+    monkeypatch.setattr(memory, "device_room", lambda mesh: need)
+    assert list(open_models(paths, **how)) == ["base", "tuned"]
+    monkeypatch.setattr(memory, "device_room", lambda mesh: need - 1)
+    with pytest.raises(ValueError, match=r"--batch 4\) beside \d.* of other models on each device"):
+        open_models(paths, **how)
+
+
+def test_a_warm_engine_compiles_nothing_for_the_first_question(start):
+    engine = start()
+    engine.warm("toy")
+    programs, _ = toy().decoder()
+    compiled = programs.steps._cache_size(), programs.read._cache_size()
+    for temperature in (0, 1):
+        ask = Ask("toy", [PROMPTS[4]], Sampling(20, temperature=temperature))
+        ends_of(engine.submit(ask))
+    assert (programs.steps._cache_size(), programs.read._cache_size()) == compiled
 
 
 def test_several_models_take_turns(start):
