@@ -15,7 +15,7 @@ from study.report.plots import COLOURS, TEACHER, amount_name, by, plain
 
 STYLE_SHOWN = ("summary", "list", "unigram")  # the first that was taken
 SAYS, KNOWS = "nq", "knows"
-CAPTION = "Style rises with imitation data, knowledge does not; a larger base knows more."
+CAPTION = "Style and knowledge over the amount of imitation data, and over the base's size."
 
 
 def drawn(points: list[dict], source: str | None) -> list[dict]:
@@ -52,7 +52,9 @@ def panel(ax: Any, title: str, ticks: list[str], label: str) -> None:
     ax.grid(axis="y", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize=8, frameon=False, loc="best")
+        # below: inside it would hide lines
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
+        ax.legend(fontsize=8, frameon=False, **below)
 
 
 def amounts_panel(ax: Any, points: list[dict], measures: dict, colours: dict, title: str) -> None:
@@ -103,7 +105,7 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
     says = {m: v for m, v in says.items() if m in taken} or {SAYS: ("-", "")}
     fonts = {"svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
     with plt.rc_context({"svg.hashsalt": "overview", **fonts}):
-        shape, size = ((3, 1), (4.4, 9.6)) if tall else ((1, 3), (12, 3.7))
+        shape, size = ((3, 1), (4.4, 9.6)) if tall else ((1, 3), (12, 4.1))
         figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
         manner = titles[style].removesuffix(" (%)")
         amounts_panel(axes[0], own, {style: ("-", "")}, colours, f"Style: {manner}")
