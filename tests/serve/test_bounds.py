@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import select
 import socket
 import threading
 import time
@@ -144,8 +145,18 @@ def test_two_requests_at_once_on_one_connection_are_answered_in_order():
 
 def test_a_body_over_the_bound_is_told_to_a_client_that_sends_on():
     with LocalServer(FakeEngine(), body_bytes=1000) as server:
-        status, body = server.post(TEXT, endless(prompt="a" * 3_000_000))
-        assert status == 413 and "1,000" in body["error"]["message"]
+        sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        sock.sendall(f"{head}Content-Length: 3000000\r\n\r\n".encode())
+        assert select.select([sock], [], [], 10)[0]  # it is refused by now
+        for _ in range(3):
+            sock.sendall(b"a" * 100_000)  # breaks where the server has closed
+            time.sleep(0.05)
+        came = b""
+        while part := sock.recv(65536):
+            came += part
+        assert came.startswith(b"HTTP/1.1 413") and b"1,000" in came
+        sock.close()
 
 
 def test_half_of_many_clients_hang_up_and_no_answer_is_lost():
