@@ -40,6 +40,7 @@ from kernels.layers import (
     rope_half,
     rope_table,
     swiglu,
+    tall_matmul,
 )
 from kernels.loss import head_cross_entropy, head_logits
 from kernels.stack import Arrays, Stack, backward_layers, forward_layers
@@ -95,9 +96,8 @@ class StepOptions(NamedTuple):
     prefetch: bool = False  # gather the next layer's weights beside this layer's work
     mlp_rows: int | None = None  # rows that the MLP takes at a time (None: all); with remat "full"
     unroll: bool = False  # no loop over the layers: no copies to and from stacks of residuals
-    # q, k, v as one product, and gate, up: faster on CPUs. Apart there is no joined copy of the
-    # gathered weights in memory
-    join: bool = True
+    join: tuple[str, ...] = ("qkv", "13")  # matrices that are one product of them side by side
+    tall: bool = False  # the MLP's second product by tall_matmul: faster on CPUs
 
 
 class Program(NamedTuple):
@@ -213,7 +213,7 @@ def attention_part(
     if rope is not None:
         q_BTNH, k_BTKH = rope_half(q_BTNH, *rope), rope_half(k_BTKH, *rope)
     # Products that are apart are not saved themselves, but what RoPE makes of them.
-    saved = "rope" if program.options.join or config.qk_norm else "matmul"
+    saved = "rope" if "qkv" in program.options.join or config.qk_norm else "matmul"
     q_BTNH, k_BTKH = checkpoint_name(q_BTNH, saved), checkpoint_name(k_BTKH, saved)
     out_BTNH, cache = attend(q_BTNH, k_BTKH, v_BTKH)
     # [B, T, NH/t] @ [NH/t, D]: partial over tensor -> summed by exit()
@@ -224,8 +224,7 @@ def attention_part(
 
 
 def mlp_part(x_BTD: jax.Array, w: Arrays, program: Program) -> jax.Array:
-    config = program.config
-    region = program.region(program.layout.mlp)
+    config, region = program.config, program.region(program.layout.mlp)
     h_BTD = checkpoint_name(region.enter(norm(x_BTD, w, "mlp_norm", config, region)), "norm")
     if config.family == "llama":
         gate_BTF, up_BTF = project(h_BTD, w, "13", program.options.join)
@@ -233,17 +232,18 @@ def mlp_part(x_BTD: jax.Array, w: Arrays, program: Program) -> jax.Array:
     else:
         h_BTF = matmul(h_BTD, w["w1"]) + w["b1"][None, None]
         inner_BTF = gelu_tanh(checkpoint_name(h_BTF, "matmul"))
-    y_BTD = region.exit(matmul(checkpoint_name(inner_BTF, "activation"), w["w2"]))
+    down = tall_matmul if program.options.tall else matmul
+    y_BTD = region.exit(down(checkpoint_name(inner_BTF, "activation"), w["w2"]))
     if "b2" in w:
         y_BTD = y_BTD + region.replicated(w["b2"])[None, None]
     return y_BTD
 
 
-def project(h_BTD: jax.Array, w: Arrays, letters: str, join: bool) -> list[jax.Array]:
-    """[h @ w + b] of the matrices `letters`; join: as one product of the weights side by side."""
+def project(h_BTD: jax.Array, w: Arrays, letters: str, join: tuple) -> list[jax.Array]:
+    """[h @ w + b] of the matrices `letters`; in join: one product of the weights side by side."""
     matrices = [w["w" + letter] for letter in letters]
     biases = [w["b" + letter] for letter in letters if "b" + letter in w]
-    if not join:
+    if letters not in join:
         parts = [checkpoint_name(matmul(h_BTD, m), "matmul") for m in matrices]
         if biases:
             parts = [y + b[None, None] for y, b in zip(parts, biases, strict=True)]

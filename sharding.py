@@ -280,7 +280,7 @@ def gather_weight(shard: jax.Array, spec: Spec, dtype: DTypeLike, stages: tuple 
     weight = shard.astype(dtype)
     # w[..., X/d, ...] -> w[..., X, ...]: all-gather over "data", the innermost stage first, which
     # leaves the shards in the order of one gather
-    if dim is None:
+    if dim is None or lax.axis_size(DATA) == 1:
         return weight
     for ranks in reversed(axis_groups(stages)):
         weight = lax.all_gather(weight, DATA, axis=dim, tiled=True, axis_index_groups=ranks)
@@ -296,6 +296,8 @@ def scatter_gradient(
     """
     dim = dim_over(spec, DATA)
     gradient = gradient.astype(dtype)
+    if lax.axis_size(DATA) == 1:  # XLA's CPU compiler would copy it
+        return gradient
     if dim is None:  # a weight that is whole on every rank: all-reduce
         return lax.psum(gradient, DATA)
     # dw[..., X, ...] partial over data -> dw[..., X/d, ...]: reduce-scatter over "data", in the

@@ -52,7 +52,7 @@ def cost(config, device, data, tensor, batch, mfu):
     """
     layout = model.make_layout(config, data, tensor)
     compute = model.StepOptions(
-        dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=False
+        dtype=jnp.dtype("bfloat16"), attention="pallas", mlp_rows=1, join=()
     )
     sizes = dict(batch=batch, T=T)
     work, wire = plan.step_time_bounds(config, layout, compute, device, **sizes)

@@ -23,6 +23,30 @@ def matmul(x_BTD: jax.Array, w_DF: jax.Array) -> jax.Array:
     return (x_MD @ w_DF).reshape(x_BTD.shape[:-1] + (w_DF.shape[-1],))
 
 
+@jax.custom_vjp
+def tall_matmul(x_BTF: jax.Array, w_FD: jax.Array) -> jax.Array:
+    """matmul for a w with more rows than columns, on CPUs: w's gradient is made transposed.
+
+    x^T g with few columns runs there at two thirds of the speed of g^T x.
+    """
+    return matmul(x_BTF, w_FD)
+
+
+def _tall_forward(x_BTF, w_FD):
+    return matmul(x_BTF, w_FD), (x_BTF, w_FD)
+
+
+def _tall_backward(residuals, g_BTD):
+    x_BTF, w_FD = residuals
+    g_MD, x_MF = g_BTD.reshape(-1, g_BTD.shape[-1]), x_BTF.reshape(-1, x_BTF.shape[-1])
+    # the barrier keeps XLA from folding the transpose into the product again
+    dw_FD = lax.optimization_barrier(g_MD.T @ x_MF).T
+    return (g_MD @ w_FD.T).reshape(x_BTF.shape), dw_FD
+
+
+tall_matmul.defvjp(_tall_forward, _tall_backward)
+
+
 # --- norms ---
 
 

@@ -227,7 +227,8 @@ def step_options(
         unroll=roomy and data_ranks == 1,
         # lean where memory is dear; on a CPU one product of all rows is faster
         mlp_rows=1 if platform != "cpu" and s.remat == "full" else None,
-        join=platform == "cpu",
+        join=("qkv",) if platform == "cpu" else (),
+        tall=platform == "cpu",
     )
 
 

@@ -245,8 +245,9 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
         (model.StepOptions(loss_chunk=10, prefetch=True), 1),
         (model.StepOptions(loss_chunk=10, prefetch=True, remat="dots", attention="blockwise"), 2),
         (model.StepOptions(loss_chunk=10, remat="none"), 2),
-        (model.StepOptions(loss_chunk=10, mlp_rows=1, join=False), 1),
-        (model.StepOptions(loss_chunk=10, remat="dots", unroll=True, join=False), 1),
+        (model.StepOptions(loss_chunk=10, mlp_rows=1, join=()), 1),
+        (model.StepOptions(loss_chunk=10, remat="dots", unroll=True, join=()), 1),
+        (model.StepOptions(loss_chunk=10, remat="dots", join=("qkv",), tall=True), 1),
     ]:
         got, dgot = run(compute, accumulate)
         np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -260,7 +261,13 @@ def test_prefetch_rematerialisation_and_accumulation_change_no_gradient(family, 
 
 @pytest.mark.parametrize(
     "remat, join, names",
-    [("full", True, 0), ("dots", True, 6), ("none", True, 11), ("dots", False, 9)],
+    [
+        ("full", ("qkv", "13"), 0),
+        ("dots", ("qkv", "13"), 6),
+        ("none", ("qkv", "13"), 11),
+        ("dots", ("qkv",), 7),
+        ("dots", (), 9),
+    ],
 )
 def test_what_a_layer_keeps_holds_neither_weights_nor_what_all_layers_share(remat, join, names):
     """dots: x, qkv, attention's output and log-sum, the residual between, gate and up; none: also

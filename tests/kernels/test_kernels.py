@@ -27,6 +27,7 @@ from kernels.layers import (
     rope_interleaved,
     rope_table,
     swiglu,
+    tall_matmul,
 )
 
 B, T, D, V = 2, 5, 12, 13
@@ -335,6 +336,10 @@ def test_swiglu_equals_the_loop_in_value_and_gradients():
         2 * normal(B, T, D),
         normal(B, T, D, seed=1),
     )
+
+
+def test_tall_matmul_equals_the_loop_in_value_and_gradients():
+    check(tall_matmul, lambda x, w: x @ w, normal(B, T, D), normal(D, 3, seed=1))
 
 
 def test_gelu_is_the_tanh_one_in_value_and_gradient():
