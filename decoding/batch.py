@@ -68,6 +68,7 @@ class Slot:
     saying: Saying | None = None  # without it there is no text
     ids: list = dataclasses.field(default_factory=list)
     scores: list = dataclasses.field(default_factory=list)  # a Score an id, where top asks for it
+    stop: tuple[int, "Score"] | None = None  # the stop id that ended it and its Score, likewise
     margin: float = math.inf
     # of a Pool's
     prompt_scores: list | None = None  # a Score for each token of the prompt but the first
@@ -108,7 +109,10 @@ class Slot:
             self.margin, float(np.min(news.margins[b, : added + stopped], initial=np.inf))
         )
         if sample.top:
-            self.scores += scores_of(*(a[b, :added] for a in news.scores))
+            scores = scores_of(*(a[b, : added + stopped] for a in news.scores))
+            self.scores += scores[:added]
+            if stopped:
+                self.stop = int(new[added]), scores[added]
         if stopped or cut:
             return "stop"
         if len(self.ids) < sample.room:

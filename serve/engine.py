@@ -50,7 +50,7 @@ class Job:
         self.deadline = ticket.submitted + ticket.ask.seconds
 
 
-def token_scores(ids: list[int], scores: list[Score], k: int) -> list[TokenScore]:
+def token_scores(ids: Iterable[int], scores: list[Score], k: int) -> list[TokenScore]:
     """The records of tokens and their scores, with the k likeliest each."""
     return [
         TokenScore(i, score.logp, tuple(score.top[:k]))
@@ -225,13 +225,13 @@ class Lane:
             and sample.room < ask.sampling.max_new
         ):
             reason = "context"
-        scores = None
+        scores = stop = None
         if ask.logprobs is not None:
             scores = token_scores(slot.ids, slot.scores, ask.logprobs)
-        end = End(
-            sample.name, sample.number, reason, slot.ids, slot.saying.text, scores, slot.cached or 0
-        )
-        job.ticket.put(end)
+            if slot.stop:
+                stop = token_scores(slot.stop[:1], [slot.stop[1]], ask.logprobs)[0]
+        said = reason, slot.ids, slot.saying.text, scores
+        job.ticket.put(End(sample.name, sample.number, *said, slot.cached or 0, stop))
         self.finished += 1
         job.left -= 1
         if not job.left:

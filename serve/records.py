@@ -86,6 +86,7 @@ class End(NamedTuple):
     text: str  # cut before the first stop string
     scores: list[TokenScore] | None
     cached: int  # tokens of the prompt that were in a cache and not read again
+    stop: TokenScore | None = None  # of the stop id that ended it, where logprobs were asked for
 
 
 class Failed(NamedTuple):

@@ -148,6 +148,13 @@ class Reply:
         spelling = self.spelling(prompt, sample)
         return spelling.chat(scores, k) if self.query.chat else spelling.completion(scores, k)
 
+    def stop(self, end: End) -> list[TokenScore]:
+        """The end token's score, which a completion lists, with its own empty text.
+
+        OpenAI's completions do, and lm-eval takes the last score off as the made token's.
+        """
+        return [end.stop] if end.stop and not self.query.chat else []
+
     def echoed(self, echo: Echo) -> str:
         """The prompt as the answer repeats it."""
         text = self.query.texts[echo.prompt]
@@ -181,6 +188,8 @@ class Reply:
 
     def choice(self, index: int, end: End) -> dict:
         scores, text = end.scores, end.text
+        if scores is not None:
+            scores = [*scores, *self.stop(end)]
         if end.prompt in self.echoes:
             echo = self.echoes[end.prompt]
             text = self.echoed(echo) + text
@@ -232,7 +241,9 @@ class Reply:
                 yield self.piece(self.index(event.prompt, event.sample), event.text, logprobs)
         elif isinstance(event, End):
             index = self.index(event.prompt, event.sample)
-            yield self.piece(index, "", reason=REASONS[event.reason])
+            scores = self.stop(event)
+            logprobs = self.logprobs(event.prompt, event.sample, scores) if scores else None
+            yield self.piece(index, "", logprobs, REASONS[event.reason])
 
     def last(self) -> Iterator[dict]:
         """What a stream ends with, where asked for: the usage."""

@@ -13,6 +13,9 @@ from serve.records import Ask, Busy, Counts, Delta, Echo, End, Failed, Ticket, T
 BOS, EOS = 256, 257
 
 
+END = 0  # the id that ends what it says
+
+
 class FakeTokenizer:
     """Bytes as tokens."""
 
@@ -128,19 +131,22 @@ class FakeEngine:
         ask = ticket.ask
         prompt, sampling = ask.prompts[p], ask.sampling
         room = min(sampling.max_new, 256 - len(prompt))
-        if len(ids) < room:
-            ids.append(prompt[-1 - len(ids) % len(prompt)])
+        said = prompt[-1 - len(ids) % len(prompt)]
+        ended = said == END and len(ids) < room
+        if len(ids) < room and not ended:
+            ids.append(said)
         text = FakeTokenizer().decode(ids)
         cut = min((text.find(t) for t in sampling.stop_strings if t in text), default=None)
         scores = None if ask.logprobs is None else [self._score(ask, i) for i in ids]
         text = text if cut is None else text[:cut]
-        if ids:
+        if ids and not ended:
             new = text[len(row[4]) :]
             ticket.put(Delta(p, s, ids[-1:], new, scores and scores[-1:]))
         row[4] = text
-        if cut is None and len(ids) < room:
+        if cut is None and len(ids) < room and not ended:
             return False
-        reason = "length" if cut is None else "stop"
-        ticket.put(End(p, s, reason, list(ids), text, scores, 0))
+        reason = "length" if cut is None and not ended else "stop"
+        stop = self._score(ask, END) if ended and ask.logprobs is not None else None
+        ticket.put(End(p, s, reason, list(ids), text, scores, 0, stop))
         self.finished += 1
         return True

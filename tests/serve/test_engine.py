@@ -185,6 +185,19 @@ def test_scores_of_what_is_said_are_those_of_loglik(start, k, temperature):
         assert all(value == pytest.approx(score.logprob) for i, value in score.top if i == score.id)
 
 
+def test_the_token_that_ends_a_sample_has_its_score(start):
+    engine = start()
+    (whole,) = [
+        e for e in engine.submit(Ask("toy", [PROMPTS[2]], Sampling(4), 1)) if isinstance(e, End)
+    ]
+    cut = whole.ids.index(whole.ids[-1])
+    sampling = Sampling(4, stop_ids=frozenset([whole.ids[-1]]))
+    (end,) = [e for e in engine.submit(Ask("toy", [PROMPTS[2]], sampling, 1)) if isinstance(e, End)]
+    assert (end.reason, end.ids, whole.stop) == ("stop", whole.ids[:cut], None)
+    assert end.scores == whole.scores[:cut] and end.stop.id == whole.ids[cut]
+    assert end.stop.logprob == pytest.approx(whole.scores[cut].logprob, abs=1e-5)
+
+
 @pytest.mark.parametrize("data, tensor", [(1, 1), (2, 1)])
 def test_echoed_scores_are_those_of_loglik_whatever_was_read_before(start, data, tensor):
     """Prompts that share 300 tokens, one of 700 read by pieces, one of a single token; then all

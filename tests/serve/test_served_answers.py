@@ -63,24 +63,38 @@ def test_a_prompt_is_text_or_ids_or_a_list_of_either(server, prompt, ids):
     assert server.engine.asks[-1].prompts == ids
 
 
+def choices_of(server, body, stream):
+    """The choices of a completion, put together where they came in a stream."""
+    if not stream:
+        return server.post(TEXT, body)[1]["choices"]
+    choices = [{"text": "", "logprobs": None, "finish_reason": None} for _ in body["prompt"]]
+    for chunk in server.stream(TEXT, body):
+        (new,) = chunk["choices"]
+        old = choices[new["index"]]
+        old["text"] += new["text"]
+        old["finish_reason"] = new["finish_reason"] or old["finish_reason"]
+        if new["logprobs"]:
+            old["logprobs"] = {
+                k: [*(old["logprobs"] or new["logprobs"] | {k: []})[k], *v]
+                for k, v in new["logprobs"].items()
+            }
+    return choices
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_end_token_s_score_is_listed_as_lm_eval_needs_it(server, stream):
+    """It takes the last score off as the made token's, whatever that token is."""
+    body = {"model": "fake", "prompt": [[65, 0]], "max_tokens": 1, "echo": True, "logprobs": 1}
+    (choice,) = choices_of(server, body, stream)
+    assert choice["text"] == "A\0" and choice["finish_reason"] == "stop"
+    assert choice["logprobs"]["token_logprobs"] == [None, -1, -1]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_and_logprobs_read_as_lm_eval_reads_them(server, stream):
     body = {"model": "fake", "prompt": ["ab", [65]], "max_tokens": 1, "echo": True, "logprobs": 1}
-    if stream:
-        chunks = server.stream(TEXT, body)
-        choices = [{"text": "", "logprobs": None, "finish_reason": None} for _ in range(2)]
-        for chunk in chunks:
-            (new,) = chunk["choices"]
-            old = choices[new["index"]]
-            old["text"] += new["text"]
-            old["finish_reason"] = new["finish_reason"] or old["finish_reason"]
-            if new["logprobs"]:
-                old["logprobs"] = {
-                    k: [*(old["logprobs"] or new["logprobs"] | {k: []})[k], *v]
-                    for k, v in new["logprobs"].items()
-                }
-    else:
-        choices = server.post(TEXT, body)[1]["choices"]
+    choices = choices_of(server, body, stream)
     assert [c["text"] for c in choices] == ["abb", "AA"]
     assert [c["finish_reason"] for c in choices] == ["length", "length"]
     assert choices[0]["logprobs"] == {
