@@ -9,9 +9,8 @@ right one is the likeliest (rank 1). Left out: other wordings than the first of 
 
 import itertools
 import pathlib
+import statistics
 import sys
-
-import numpy as np
 
 from host import terminal
 from study import answers
@@ -76,8 +75,8 @@ def run(likelihoods: str, candidates: str, out: str) -> None:
     ranks = [float(i["rank"]) for i in items]
     summary = scores.share([i["verdict"] for i in items]) | {
         "unit": "the right object is the likeliest",
-        "chance": float(np.mean([1 / i["of"] for i in items])),
-        "mean_rank": {"score": float(np.mean(ranks)), "interval": scores.bootstrap(ranks)},
+        "chance": statistics.fmean(1 / i["of"] for i in items),
+        "mean_rank": {"score": statistics.fmean(ranks), "interval": scores.bootstrap(ranks)},
     }
     figures = result.finish([i["id"] for i in items], summary)
     low, high = figures["interval"]
