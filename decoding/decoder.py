@@ -154,6 +154,8 @@ class Decoder:
         def row(a):
             here = lax.dynamic_index_in_dim(a, jnp.clip(own, 0, size - 1), 0, keepdims=False)
             here = jnp.where((own >= 0) & (own < size), here, 0)
+            # as long as attention behind a prefix reads at once, or several times that
+            here = jnp.pad(here, ((0, 0), (0, -here.shape[1] % 256), (0, 0)))
             return lax.psum(here, DATA) if self.data > 1 else here
 
         return jax.tree.map(row, kv)

@@ -22,7 +22,8 @@ from decoding.decoder import WORTH, Decoder
 from decoding.records import shared_length
 from text.tokenizer import Tokenizer
 
-LEAST = 256  # positions of a row: what attention behind a prefix reads at once
+SHORT = 128  # positions of a row, at first: a step reads all of them
+LEAST = 256  # positions of a prefix: what attention behind it reads at once
 NARROW = 8  # slots, at first
 WIDTHS = (64, 128, 256, ROW)  # tokens a row that is read
 LOOKAHEAD = 64  # waiting samples that one read chooses from
@@ -75,7 +76,7 @@ def shapes(batch: int, data: int, positions: int) -> tuple[list[int], list[int]]
     most = -(-batch // data) * data
     sizes = [s for k in range(20) if (s := -(-NARROW * 2**k // data) * data) < most] + [most]
     longest = -(-positions // LEAST) * LEAST
-    lengths = [n for k in range(20) if (n := LEAST << k) < longest] + [longest]
+    lengths = [n for k in range(20) if (n := SHORT << k) < longest] + [longest]
     return sizes, lengths
 
 

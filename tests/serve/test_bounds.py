@@ -54,8 +54,10 @@ def test_a_client_that_leaves_the_queue_is_forgotten_too():
 
 
 def test_a_full_queue_is_503_and_those_in_it_are_answered():
-    with LocalServer(FakeEngine(batch=1, queue=3, step_s=0.002), queue=3) as server:
-        socks = [server.open(endless()) for _ in range(4)]
+    with LocalServer(FakeEngine(batch=1, queue=3, step_s=0.02), queue=3) as server:
+        socks = [server.open(endless())]
+        wait_for(lambda: counts(server) == (1, 0))
+        socks += [server.open(endless()) for _ in range(3)]
         wait_for(lambda: counts(server) == (1, 3))
         kind = {"Content-Type": "application/json"}
         status, head, raw = server.ask("POST", TEXT, json.dumps(endless()), kind)

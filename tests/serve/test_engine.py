@@ -263,14 +263,14 @@ def test_a_conversation_goes_on_where_it_was(start):
 def test_the_cache_grows_with_who_is_in_it_and_shrinks_after(start):
     engine = start(batch=32)
     pool = engine.lanes["toy"].pool
-    assert pool.kv[0][0].shape[::2] == (8, 256)
+    assert pool.kv[0][0].shape[::2] == (8, 128)
     assert ends_of(engine.submit(Ask("toy", PROMPTS * 2, Sampling(20)))) == expected(
         toy(), PROMPTS * 2, Sampling(20)
     )
     assert pool.kv[0][0].shape[::2] == (32, 1024)
     for _ in range(40):
         ends_of(engine.submit(Ask("toy", [PROMPTS[0]], Sampling(2))))
-    assert pool.kv[0][0].shape[::2] == (8, 256)
+    assert pool.kv[0][0].shape[::2] == (8, 128)
 
 
 @pytest.mark.parametrize("data", [1, 2])

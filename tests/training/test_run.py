@@ -116,12 +116,12 @@ def test_a_refused_start_leaves_no_folder_behind(tmp_path):
 
 
 def test_the_same_run_goes_on_and_another_is_refused_by_the_name_of_what_differs(tmp_path):
-    run.begin(tmp_path, record())
-    run.begin(tmp_path, record(mesh="4x2", keep=5, verbose=True))
+    run.begin(tmp_path, record(lr=0.06))
+    run.begin(tmp_path, record(lr=0.06, mesh="4x2", keep=5, verbose=True))
     with pytest.raises(ValueError, match=r"holds a run with --lr 0.06, this one has 0.5: use the"):
         run.begin(tmp_path, record(lr=0.5))
     with pytest.raises(ValueError, match="with data_fingerprint"):
-        run.begin(tmp_path, record() | {"data_fingerprint": ["c", "b", None]})
+        run.begin(tmp_path, record(lr=0.06) | {"data_fingerprint": ["c", "b", None]})
 
 
 def test_another_warm_up_is_another_run(tmp_path):
@@ -135,7 +135,7 @@ def test_a_run_of_constant_rate_may_be_made_longer_another_not(tmp_path):
     constant = record(schedule="constant")
     run.begin(tmp_path, constant)
     run.begin(tmp_path, record(schedule="constant", steps=300) | {"steps": 300})
-    run.begin(tmp_path / "cosine", record())
+    run.begin(tmp_path / "cosine", record(steps=160))
     with pytest.raises(ValueError, match="--steps 160, this one has 300"):
         run.begin(tmp_path / "cosine", record(steps=300) | {"steps": 300})
 
