@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     server.stop_on_signals(sockets, stop)
     sockets.open(app.application(engine, settings))
-    say(ready(place.address(sockets.number), names[0], bool(place.key)))
+    chat = engine.models[names[0]].template is not None
+    say(ready(place.address(sockets.number), names[0], chat, bool(place.key)))
     sockets.run_until_finished()
     say("stopped")
     return 0
@@ -58,6 +59,11 @@ def open_engine(args: argparse.Namespace, names: list[str], queue: int) -> "Engi
     paths, started = dict(zip(names, args.model, strict=True)), time.monotonic()
     how = args.tokenizer, args.template, args.mesh, args.dtype, args.batch
     models = open_models(paths, *how)
+    for name, model in models.items():
+        if model.template:
+            say(f"{name}: conversations are written in the template: {model.need_template()}")
+        else:
+            say(f"{name}: no chat template, so chats are refused: name one with --template")
     engine = Engine(models, args.batch, queue)
     engine.start()
     say(f"weights read in {time.monotonic() - started:.1f} s")
@@ -68,12 +74,15 @@ def open_engine(args: argparse.Namespace, names: list[str], queue: int) -> "Engi
     return engine
 
 
-def ready(address: str, name: str, key: bool) -> str:
+def ready(address: str, name: str, chat: bool, key: bool) -> str:
     """Where it is served, and a line to try."""
-    body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+    path, body = "completions", {"model": name, "prompt": "Once upon a time"}
+    if chat:
+        messages = [{"role": "user", "content": "Hi"}]
+        path, body = "chat/completions", {"model": name, "messages": messages}
     return (
         f"serving {address}/ (Ctrl-C stops it); to try it:\n"
-        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json'"
+        f"curl {address}/v1/{path} -H 'Content-Type: application/json'"
         + " -H 'Authorization: Bearer KEY'" * key
         + f" -d {shlex.quote(json.dumps(body))}"
     )

@@ -81,6 +81,8 @@ def at_once(function, values):
 def test_the_server_says_where_it_is_and_which_models_it_has(server):
     assert server.said(f"curl {server.url}/v1/chat/completions ")
     assert server.said("opening fake: ") and server.said("base: first tokens after ")
+    assert server.said("fake: conversations are written in the template: ")
+    assert server.said("base: no chat template, so chats are refused: ")
     status, body = server.get("/v1/models")
     assert status == 200
     assert [(m["id"], m["max_model_len"]) for m in body["data"]] == [("fake", 256), ("base", 256)]
