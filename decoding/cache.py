@@ -23,6 +23,8 @@ import sharding
 from decoding.records import shared_length
 from sharding import DATA, TENSOR
 
+BLOCK = 256  # positions of a prefix that attention behind it reads at once
+
 
 def cache_heads(config: model.Config, layout: model.Layout) -> int:
     """Kv heads of a cache, all ranks together.
@@ -138,7 +140,7 @@ def attend_after(
     visible_BTT: jax.Array,
     prefix: tuple[jax.Array, jax.Array],
     length: jax.Array | int,
-    block: int = 256,
+    block: int = BLOCK,
 ) -> jax.Array:
     """Attention over a row's own visible keys and the first `length` of a prefix -> [B, T, N, H].
 
@@ -208,7 +210,7 @@ def prefill(
     """Rows of new tokens behind a common prefix -> (final hidden [B, T, D], their keys and values).
 
     Keys and values: each layer's [B, K, T, H]. prefix: each layer's (k, v) [K, S, H], S a multiple
-    of 256, of which the first `length` are valid (0: no prefix).
+    of BLOCK, of which the first `length` are valid (0: no prefix).
     """
     _, outer = model.split_layers({n: w for n, w in weights.items() if n != "layers"}, config)
     outer = model.gather(outer, layout, dtype)
@@ -286,10 +288,10 @@ class PrefixCache:
     ascending order; all but the last piece of a prefix are of the largest size.
     """
 
-    def __init__(self, config, mesh, layout, specs, dtype=jnp.float32, pieces=(256,)):
+    def __init__(self, config, mesh, layout, specs, dtype=jnp.float32, pieces=(BLOCK,)):
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
         self.pieces, self.unrolled = pieces, "layers" in specs
-        self.positions = -(-config.P // 256) * 256  # of a cache, at most
+        self.positions = -(-config.P // BLOCK) * BLOCK  # of a cache, at most
         self.room = self.positions + pieces[-1]  # a prefix's last piece may reach past them
         one = cache_spec(layout, False)
         if self.unrolled:

@@ -45,7 +45,9 @@ class Decoder:
     def __init__(self, config, mesh, layout, specs, dtype=jnp.float32):
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
         self.data, self.specs = layout.data, specs
-        self.prefixes = cache.PrefixCache(config, mesh, layout, specs, dtype, pieces=(64, 256))
+        self.prefixes = cache.PrefixCache(
+            config, mesh, layout, specs, dtype, pieces=(64, cache.BLOCK)
+        )
         self.cache_spec = [(cache.cache_spec(layout),) * 2] * config.L
         rows, prefix, replicated, by_data = self.cache_spec, self.prefixes.spec, Spec(), Spec(DATA)
         smap = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
@@ -155,7 +157,7 @@ class Decoder:
             here = lax.dynamic_index_in_dim(a, jnp.clip(own, 0, size - 1), 0, keepdims=False)
             here = jnp.where((own >= 0) & (own < size), here, 0)
             # as long as attention behind a prefix reads at once, or several times that
-            here = jnp.pad(here, ((0, 0), (0, -here.shape[1] % 256), (0, 0)))
+            here = jnp.pad(here, ((0, 0), (0, -here.shape[1] % cache.BLOCK), (0, 0)))
             return lax.psum(here, DATA) if self.data > 1 else here
 
         return jax.tree.map(row, kv)

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from decoding.batch import ROW, Batch, Prefix, Score, Slot, rows_of_prompts, scores_of
+from decoding.cache import BLOCK
 from decoding.decoder import WORTH, Decoder
 from decoding.records import shared_length
 from text.tokenizer import Tokenizer
 
 SHORT = 128  # positions of a row, at first: a step reads all of them
-LEAST = 256  # positions of a prefix: what attention behind it reads at once
 NARROW = 8  # slots, at first
 WIDTHS = (64, 128, 256, ROW)  # tokens a row that is read
 LOOKAHEAD = 64  # waiting samples that one read chooses from
@@ -75,7 +75,7 @@ def shapes(batch: int, data: int, positions: int) -> tuple[list[int], list[int]]
     """(numbers of slots, lengths in positions) that a Pool's cache takes, ascending."""
     most = -(-batch // data) * data
     sizes = [s for k in range(20) if (s := -(-NARROW * 2**k // data) * data) < most] + [most]
-    longest = -(-positions // LEAST) * LEAST
+    longest = -(-positions // BLOCK) * BLOCK
     lengths = [n for k in range(20) if (n := SHORT << k) < longest] + [longest]
     return sizes, lengths
 
@@ -85,7 +85,7 @@ class Pool(Batch):
 
     def __init__(self, decoder: Decoder, weights: dict, tok: Tokenizer, batch: int, capacity: int):
         self.sizes, self.lengths = shapes(batch, decoder.data, decoder.config.P)
-        nothing = Prefix(decoder.prefixes.empty(LEAST), 0)
+        nothing = Prefix(decoder.prefixes.empty(BLOCK), 0)
         length = self.lengths[0]
         self.decoder, self.capacity, self.length, self.holding = decoder, capacity, length, False
         super().__init__(decoder, weights, self._size(1, length), length, nothing, tok)

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 
 from decoding import memory
 from decoding.batch import Sample, Score, Slot
+from decoding.cache import BLOCK
 from decoding.opened import Opened, open_model
-from decoding.pool import LEAST, Pool
+from decoding.pool import Pool
 from decoding.records import Sampling
 from host.terminal import say
 from serve.records import MOST_TOP, Ask, Busy, Counts, Delta, Echo, End, Failed, Ticket, TokenScore
@@ -65,7 +66,7 @@ class Lane:
         self.opened, self.batch = opened, batch
         self.decoder, self.weights = opened.decoder()
         data, length = opened.layout.data, opened.length or opened.config.P
-        self.capacity = -(-batch // data) * data * -(-length // 256) * 256
+        self.capacity = -(-batch // data) * data * -(-length // BLOCK) * BLOCK
         self.jobs: list[Job] = []
         self.finished = self.abandoned = 0
         self.seconds: dict = {}  # of a step, by the cache's shape
@@ -273,14 +274,14 @@ def open_models(
         ]
         return sum(map(sum, sizes))
 
-    least = length or LEAST
+    least = length or BLOCK
     for name, path in paths.items():
         models[name] = open_model(path, tokenizer, None, mesh, dtype, batch, least, planned(least))
         models[name].use_template(template)
     if length is None:
         room = memory.device_room(next(iter(models.values())).mesh)
         length = longest = max(o.config.P for o in models.values())
-        while room and length > LEAST and planned(length) > memory.SHARE * room:
+        while room and length > BLOCK and planned(length) > memory.SHARE * room:
             length //= 2
         if length < longest:
             say(f"note: memory for {batch} x {length} positions; longer samples take several slots")

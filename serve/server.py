@@ -23,6 +23,7 @@ from waitress.utilities import Error
 from host.terminal import say
 from serve.body import Refusal
 from serve.flags import Bounds, Place
+from web.guard import port_refused
 
 IDLE_S = 75  # an open connection without a request; a minute is what clients keep theirs
 READING_S = 60  # a client that reads nothing of what waits for it
@@ -134,10 +135,7 @@ class Server(TcpWSGIServer):
                 asyncore_use_poll=True,  # select() cannot watch so many
             )
         except OSError as error:
-            raise ValueError(
-                f"--port {place.port} on {place.host} cannot be opened ({error.strerror}): name "
-                "another --port"
-            ) from None
+            raise port_refused(place.host, place.port, error) from None
         self.number = int(self.effective_port)
 
     def maintenance(self, now: float) -> None:

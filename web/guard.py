@@ -26,6 +26,13 @@ HEADERS = {
 GUESSES, GUESS_S = 10, 60  # wrong tokens of one address in so many seconds, then it has to wait
 
 
+def port_refused(host: str, port: int, error: OSError) -> ValueError:
+    """What a server says that cannot have its port, in one line."""
+    return ValueError(
+        f"--port {port} on {host} cannot be opened ({error.strerror}): name another --port"
+    )
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a server on this host is reached under every address of the machine."""
     return host in ("0.0.0.0", "::", "")

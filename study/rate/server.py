@@ -250,10 +250,7 @@ def serve(
             asyncore_use_poll=True,  # select() cannot watch so many
         )
     except OSError as error:
-        raise ValueError(
-            f"--port {place.port} on {place.host} cannot be opened ({error.strerror}): name "
-            "another --port"
-        ) from None
+        raise guard.port_refused(place.host, place.port, error) from None
     app = application(store, place.hosts(server.effective_port), tokens)
     progress, gold = store.progress(), sum("gold" in i for i in items)
     terminal.say(
