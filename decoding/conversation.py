@@ -4,12 +4,12 @@ Answers are streamed. On a terminal lines can be edited and recalled (readline);
 line is a message. Text comes from a model and is untrusted: control characters are shown.
 """
 
+import codecs
 import dataclasses
 import sys
 
 from decoding.opened import Opened
 from decoding.records import Sampling
-from decoding.saying import Saying
 from host.terminal import printable, say
 
 HELP = """\
@@ -103,19 +103,15 @@ class Stream:
     """An answer that is printed as it grows."""
 
     def __init__(self, tok, ids):
-        self.saying, self.read = Saying(tok, ids), 0
-
-    @property
-    def text(self) -> str:
-        """What was printed: whole characters."""
-        return self.saying.said
+        self.tok, self.last, self.sent, self.text = tok, ids[-1:], 0, ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def watch(self, prompt: int, sample: int, new: list[int]) -> None:
-        before = len(self.text)
-        for i in new[self.read :]:
-            self.saying.add(i)
-        self.read = len(new)
-        print(printable(self.text[before:]), end="", flush=True)
+        head = self.tok.decode_bytes(self.last)
+        raw = self.tok.decode_bytes([*self.last, *new])[len(head) :]
+        piece = self.decoder.decode(raw[self.sent :])  # half a character waits for its other half
+        self.sent, self.text = len(raw), self.text + piece
+        print(printable(piece), end="", flush=True)
 
 
 def converse(model: Opened, sampling: Sampling) -> None:
