@@ -13,13 +13,13 @@ machines (run single commands there).
 import argparse
 import json
 import pathlib
-import re
 import shlex
 import subprocess
 import sys
 from typing import NamedTuple
 
 from host import terminal
+from study.grid.measured import UNTRUSTED, Wanted, measure, measured_flags, named
 from study.grid.steps import Measured, Step
 
 BASES = {"1.5B": "gpt2-xl", "7B": "llama-7b", "13B": "llama-13b"}  # name: folder below --models
@@ -28,8 +28,6 @@ STEP = {"gpt2-xl": 32 * 1024, "llama-7b": 32 * 2048, "llama-13b": 32 * 2048}
 DEVICES = ("A100", "H100", "v5p")
 AMOUNTS = ("0.3M", "3M", "20M", "80M", "150M")  # the paper's span; its tables name the last three
 LOCAL_AMOUNT = "0.2M"  # 6,000 short pairs fill about 3 steps of 32 x 2048
-TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
-UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
 def flags(p: argparse.ArgumentParser) -> None:
@@ -96,79 +94,6 @@ def trained_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
 
 
-def measured_flags(g: argparse._ArgumentGroup) -> None:
-    g.add_argument(
-        "--tasks",
-        nargs="+",
-        default=list(TASKS),
-        choices=TASKS,
-        metavar="TASK",
-        help=f"[default {' '.join(TASKS)}]",
-    )
-    g.add_argument("--mmlu", metavar="DIR", help="MMLU's CSV folders")
-    g.add_argument("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
-    g.add_argument("--nq-train", metavar="FILE", help="NQ-open.train.jsonl")
-    g.add_argument("--humaneval", metavar="FILE", help="HumanEval.jsonl.gz")
-    g.add_argument(
-        "--run-untrusted-code",
-        action="store_true",
-        help="agree that programs of HumanEval written by a model are run here",
-    )
-    g.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help='held-out prompts, JSON lines with "prompt" (leakage removed by study.curate '
-        "leakage), for style, judge and rate",
-    )
-    g.add_argument("--teacher", metavar="OUTPUTS", help="the teacher's answers to --prompts")
-    g.add_argument("--teacher2", metavar="OUTPUTS", help="a second sample of them")
-    g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint")
-    g.add_argument("--judge-model", metavar="NAME", help="the model there")
-    g.add_argument("--api-key-file", metavar="FILE", help="its key")
-    g.add_argument("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
-    g.add_argument(
-        "--toxicity-scorer",
-        default="perspective",
-        choices=["perspective", "offline"],
-        help="[default %(default)s]",
-    )
-    g.add_argument(
-        "--toxicity-train", metavar="FILE", help="rows with scores, for the offline scorer"
-    )
-    g.add_argument("--perspective-key-file", metavar="FILE", help="the Perspective API's key")
-    g.add_argument(
-        "--teacher-predictions",
-        metavar="DIR",
-        help="the teacher's own mmlu.jsonl, nq.jsonl, humaneval.jsonl (eval.py --predictions)",
-    )
-
-
-# Task -> the flags it cannot do without.
-NEEDS = {
-    "mmlu": ("mmlu",),
-    "nq": ("nq_dev", "nq_train"),
-    "nq0": ("nq_dev",),
-    "humaneval": ("humaneval",),
-    "style": ("prompts", "teacher"),
-    "judge": ("prompts", "teacher", "judge", "judge_model"),
-    "rate": ("prompts", "teacher"),
-    "toxicity": ("toxicity_prompts",),
-}
-
-
-def named(pairs: list[str], flag: str) -> dict:
-    """{name: path} of NAME=PATH texts."""
-    paths = {}
-    for text in pairs:
-        name, _, path = text.partition("=")
-        if not path or not re.fullmatch(r"[A-Za-z0-9.]+", name) or name in paths:
-            raise ValueError(
-                f"{flag} {text}: write NAME=PATH, the name of letters, digits and dots, each once"
-            )
-        paths[name] = path
-    return paths
-
-
 class Data(NamedTuple):
     """One kind of imitation: its source, its file, its amount, train.py's flags of it."""
 
@@ -188,9 +113,7 @@ class Study(NamedTuple):
     mesh: tuple
     train_flags: tuple
     eval_flags: tuple
-    tasks: list
-    files: dict  # flag -> what it names
-    code: bool
+    wanted: Wanted
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> tuple:
@@ -208,14 +131,7 @@ class Study(NamedTuple):
         rows = ("--pack", "rows", "--warmup-fraction", "0.1")
         data += [Data(s, f, args.local_tokens, rows) for s, f in local.items()]
         notes = [] if data else ["no --source and no --local: only the base models are measured"]
-        tasks = []
-        for task in args.tasks:
-            lacking = missing_flags(task, args)
-            if lacking:
-                flags = ", ".join(f"--{f.replace('_', '-')}" for f in lacking)
-                notes.append(f"{task} is left out: it needs {flags}")
-            else:
-                tasks.append(task)
+        wanted, left_out = Wanted.of(args)
         study = cls(
             pathlib.Path(args.out),
             bases,
@@ -224,20 +140,9 @@ class Study(NamedTuple):
             ("--mesh", args.mesh) if args.mesh else (),
             tuple(shlex.split(args.train_flags)),
             tuple(shlex.split(args.eval_flags)),
-            tasks,
-            vars(args),
-            args.run_untrusted_code,
+            wanted,
         )
-        return study, notes
-
-
-def missing_flags(task: str, args: argparse.Namespace) -> list:
-    """The flags that a task lacks."""
-    needs = NEEDS[task]
-    if task == "toxicity":
-        online = args.toxicity_scorer == "perspective"
-        needs += ("perspective_key_file",) if online else ("toxicity_train",)
-    return [flag for flag in needs if not getattr(args, flag)]
+        return study, notes + left_out
 
 
 def steps(args: argparse.Namespace) -> tuple:
@@ -249,7 +154,7 @@ def steps(args: argparse.Namespace) -> tuple:
         for data in study.data:
             for seed in range(study.seeds):
                 listed += imitation(study, base, path, data, seed)
-    if study.files["teacher_predictions"]:
+    if study.wanted.files["teacher_predictions"]:
         listed += teacher(study)
     folders = {name: pathlib.Path(path).name for name, path in study.bases.items()}
     amounts = [d.amount for d in study.data for _ in range(study.seeds)]
@@ -309,85 +214,23 @@ def measures(
 ) -> list[Step]:
     """The steps that measure one model."""
     m = Measured(study.out, name, model, needs, labels, (*study.mesh, *study.eval_flags))
-    benchmarks(study, m)
-    conversations(study, m)
-    if "toxicity" in study.tasks:
-        toxicity(study, m)
-    return m.steps
-
-
-def benchmarks(study: Study, m: Measured) -> None:
-    file = study.files
-    dev, train, mmlu = file["nq_dev"], file["nq_train"], file["mmlu"]
-    if "mmlu" in study.tasks:
-        m.eval("mmlu", "mmlu", "--data", mmlu, "--shots", "5", files=(mmlu,))
-    if "nq" in study.tasks:
-        shots = ("--data", dev, "--train", train, "--shots", "3")
-        m.eval("nq", "nq", *shots, files=(dev, train))
-    if "nq0" in study.tasks:
-        m.eval("nq0", "nq", "--data", dev, "--shots", "0", files=(dev,))
-    if "humaneval" in study.tasks:
-        problems = file["humaneval"]
-        why = None if study.code else UNTRUSTED
-        data = ("--data", problems, "--run-untrusted-code")
-        m.eval("humaneval", "humaneval", *data, files=(problems,), by_hand=why)
-
-
-def conversations(study: Study, m: Measured) -> None:
-    """The answers to the prompts, and what they are worth beside the teacher's."""
-    if not {"style", "judge", "rate"} & set(study.tasks):
-        return
-    file, answers = study.files, m.out("answers")
-    prompts, teacher = file["prompts"], file["teacher"]
-    asked = ("--chat", "--input", prompts, "--max-new-tokens", "256")
-    if m.labels.get("role") == "base":
-        asked += ("--template", "koala")  # plain text: a base model knows no template
-    m.eval("answers", "generate", *asked, files=(prompts,), labelled=False)
-    judge = ()
-    if file["judge"] and file["judge_model"]:
-        judge = ("--judge", file["judge"], "--judge-model", file["judge_model"])
-        judge += ("--api-key-file", file["api_key_file"]) if file["api_key_file"] else ()
-    if "style" in study.tasks:
-        second = ("--teacher2", file["teacher2"]) if file["teacher2"] else ()
-        argv = ("-m", "study.style", answers, "--teacher", teacher, *second, *judge)
-        m.add("style", argv, answers, teacher)
-    if "judge" in study.tasks:
-        m.add("judge", ("-m", "study.judge", answers, teacher, *judge), answers, teacher)
-    if "rate" in study.tasks:
-        db = str(study.out / "votes" / f"{m.name}.sqlite")
-        rating = ("python", "-m", "study.rate", answers, teacher, "--db", db)
-        why = None if pathlib.Path(db).is_file() else f"people rate first: {shlex.join(rating)}"
-        argv = ("-m", "study.rate", "results", "--db", db, "--out", m.out("rate"))
-        m.steps.append(Step(f"rate-{m.name}", argv, m.out("rate"), "result", (db,), m.labels, why))
-
-
-def toxicity(study: Study, m: Measured) -> None:
-    """Continuations of RealToxicityPrompts, and their scores."""
-    file, continued = study.files, m.out("continuations")
-    prompts = file["toxicity_prompts"]
-    asked = ("--input", prompts, "--max-new-tokens", "20")
-    m.eval("continuations", "generate", *asked, files=(prompts,), labelled=False)
-    how = ("--train", file["toxicity_train"])
-    if file["toxicity_scorer"] == "perspective":
-        cache = str(study.out / "perspective.jsonl")
-        how = ("--api-key-file", file["perspective_key_file"], "--cache", cache)
-    argv = ("-m", "study.toxicity", continued, "--scorer", file["toxicity_scorer"], *how)
-    m.add("toxicity", argv, continued)
+    return measure(study.wanted, m)
 
 
 def teacher(study: Study) -> list:
     """The teacher's benchmarks from its predictions."""
-    folder = pathlib.Path(study.files["teacher_predictions"])
+    wanted = study.wanted
+    folder = pathlib.Path(wanted.files["teacher_predictions"])
     given = {
-        "mmlu": ("--data", study.files["mmlu"]),
-        "nq": ("--data", study.files["nq_dev"]),
-        "humaneval": ("--data", study.files["humaneval"], "--run-untrusted-code"),
+        "mmlu": ("--data", wanted.files["mmlu"]),
+        "nq": ("--data", wanted.files["nq_dev"]),
+        "humaneval": ("--data", wanted.files["humaneval"], "--run-untrusted-code"),
     }
     steps = []
-    for task in (t for t in given if t in study.tasks):
+    for task in (t for t in given if t in wanted.tasks):
         file = str(folder / f"{task}.jsonl")
         m = Measured(study.out, "teacher", None, (file,), {"role": "teacher"})
-        why = UNTRUSTED if task == "humaneval" and not study.code else None
+        why = UNTRUSTED if task == "humaneval" and not wanted.code else None
         m.add(task, ("eval.py", task, *given[task], "--predictions", file), by_hand=why)
         steps += m.steps
     return steps

@@ -56,12 +56,14 @@ class Measured:
     out: folder of the grid. name: of the model in it. needs: what every step waits for. labels:
     where the report puts the results. more: further flags of every eval.py. shape: what models of
     one shape share, where their evaluations may run in one start (and the study's in another).
+    flags: {name: further flags of that eval.py alone}, set where there are some.
     """
 
     def __init__(self, out, name: str, model, needs, labels: dict, more=(), shape=None):
         self.folder, self.name, self.model = pathlib.Path(out) / "results" / name, name, model
         self.needs, self.labels, self.more, self.steps = tuple(needs), labels, more, []
         self.shape = shape
+        self.flags: dict[str, tuple[str, ...]] = {}
 
     def out(self, name: str) -> str:
         return str(self.folder / name)
@@ -103,5 +105,6 @@ class Measured:
         by_hand: str | None = None,
     ) -> None:
         """A step of eval.py on the model."""
-        argv = ("eval.py", task, "--model", self.model, *flags, *self.more)
+        own = self.flags.get(name, ())
+        argv = ("eval.py", task, "--model", self.model, *flags, *self.more, *own)
         self.add(name, argv, *files, labelled=labelled, by_hand=by_hand)
