@@ -23,6 +23,14 @@ def command(step: Step) -> str:
     return shlex.join(["python", *step.argv])
 
 
+def kind(step: Step) -> tuple[str, ...]:
+    """What steps that take about as long have in common: ("eval.py", "nq"), ("train.py", "--init").
+
+    A base, which train.py makes anew (--model), takes longer than what starts from it (--init).
+    """
+    return step.argv[:2]
+
+
 def states(steps: list[Step]) -> dict[str, str]:
     """{name: "done" | "to do" | "by hand" | "waits for PATH"}.
 
@@ -135,6 +143,7 @@ class Runner:
         self.waiting = [s for s in steps if state[s.name] == "to do"]
         self.total, self.count = len(self.waiting), 0
         self.ran, self.failed, self.running = {}, [], {}
+        self.took = {}  # {kind: [seconds]}
         # Steps side by side have cores of their own: two that share all of them take longer than
         # one after the other. Linux alone can tell.
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -189,11 +198,7 @@ class Runner:
         return group
 
     def _start(self, group):
-        left = ""
-        if self.ran:  # the median: a few long trainings come first
-            median = statistics.median(self.ran.values())
-            minutes = (self.total - len(self.ran)) * median / self.jobs / 60
-            left = f", about {minutes:.0f} min left"
+        left = self._left(group)
         self.count += len(group)
         step = group[0]
         argv, text = step.argv, command(step)
@@ -217,6 +222,16 @@ class Runner:
                 os.sched_setaffinity(process.pid, self.shares[share])
         self.running[step.name] = Child(group, process, time.monotonic(), log, share)
 
+    def _left(self, group):
+        """How long the rest takes, by the median of each kind; "more than" where a kind is new."""
+        if not self.took:
+            return ""
+        running = (s for child in self.running.values() for s in child.steps)
+        kinds = [kind(s) for s in (*group, *self.waiting, *running)]
+        seconds = sum(statistics.median(self.took[k]) for k in kinds if k in self.took)
+        word = "about" if all(k in self.took for k in kinds) else "more than"
+        return f", {word} {seconds / self.jobs / 60:.0f} min left"
+
     def _listed(self, group):
         """The arguments of one program that runs the commands of a group."""
         path, evaluation = self.logs / f"{group[0].name}.commands", group[0].argv[0] == "eval.py"
@@ -233,6 +248,7 @@ class Runner:
         one = len(child.steps) == 1
         for step in child.steps:
             self.ran[step.name] = seconds
+            self.took.setdefault(kind(step), []).append(seconds)
             if done(step) and not (one and child.process.returncode):
                 continue
             self.failed.append(step.name)

@@ -208,6 +208,22 @@ def test_what_is_missing_runs_once_in_order_and_the_report_follows(tmp_path, mon
     assert json.loads((tmp_path / "o/report/report.json").read_text())["missing"] == []
 
 
+def test_the_time_left_goes_by_each_kinds_median_and_says_where_a_kind_is_new(tmp_path):
+    def step(name, *argv):
+        return Step(name, argv, str(tmp_path / name), "file")
+
+    tasks = [("base", "train.py", "--model"), ("one", "train.py", "--init")]
+    tasks += [(f"nq{n}", "eval.py", "nq") for n in range(3)]
+    steps = [step(*task) for task in tasks]
+    runner = running.Runner(steps, tmp_path, None, jobs=2)
+    runner.waiting = steps[2:]  # base and one ran
+    assert runner._left(steps[1:2]) == ""
+    runner.took = {("train.py", "--model"): [600.0], ("train.py", "--init"): [100.0, 120.0, 900.0]}
+    assert runner._left(steps[1:2]) == ", more than 1 min left"
+    runner.took["eval.py", "nq"] = [240.0]
+    assert runner._left(steps[1:2]) == ", about 7 min left"
+
+
 def test_a_step_that_fails_is_named_what_needs_it_waits_and_the_next_start_goes_on(
     tmp_path, monkeypatch, capsys
 ):
