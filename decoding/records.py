@@ -6,10 +6,7 @@ answers needs no device. Ids are those of the model's own tokenizer.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:  # --help reads these records and needs no tokenizer
-    from text.tokenizer import Tokenizer
+from typing import NamedTuple
 
 TIE_NATS = 1e-4  # where the best two tokens are closer than this, rounding may decide
 
@@ -62,17 +59,6 @@ def shared_length(a: list, b: list) -> int:
     while at + step <= end and a[at : at + step] == b[at : at + step]:
         at += step  # a list compares many ids at once
     return next((i for i in range(at, end) if a[i] != b[i]), end)
-
-
-def completion(tok: "Tokenizer", prompt: list, ids: list, stops: tuple = ()) -> tuple[str, bool]:
-    """(text that `ids` add to `prompt`, whether a stop string cut it).
-
-    Decoded behind the prompt's last token, so that a space between them stays.
-    """
-    head = tok.decode_bytes(prompt[-1:])
-    text = tok.decode_bytes([*prompt[-1:], *ids])[len(head) :].decode("utf-8", "replace")
-    cut = min((at for s in stops if (at := text.find(s)) >= 0), default=None)
-    return (text, False) if cut is None else (text[:cut], True)
 
 
 def finite(x: float) -> float | None:

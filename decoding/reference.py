@@ -1,8 +1,10 @@
-"""The slow reference of decoding: the whole row through the full forward for every token."""
+"""The slow references of decoding: full forwards for every token, a text decoded at its end."""
 
 from collections.abc import Callable, Container
 
 import numpy as np
+
+from text.tokenizer import Tokenizer
 
 
 def plain(
@@ -44,3 +46,14 @@ def plain(
             if new in stop or ends[row] == length or ends[row] - len(prompts[row]) == max_new:
                 live.discard(row)
     return [token[row, len(prompt) : ends[row]].tolist() for row, prompt in enumerate(prompts)]
+
+
+def completion(tok: Tokenizer, prompt: list, ids: list, stops: tuple = ()) -> tuple[str, bool]:
+    """(text that `ids` add to `prompt`, whether a stop string cut it).
+
+    Decoded behind the prompt's last token, so that a space between them stays.
+    """
+    head = tok.decode_bytes(prompt[-1:])
+    text = tok.decode_bytes([*prompt[-1:], *ids])[len(head) :].decode("utf-8", "replace")
+    cut = min((at for s in stops if (at := text.find(s)) >= 0), default=None)
+    return (text, False) if cut is None else (text[:cut], True)

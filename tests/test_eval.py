@@ -17,7 +17,8 @@ from evaluations import ROOT, call, greedy, result, samples, write_lines
 import data
 from checkpoint import paths
 from decoding import conversation, decoder, opened
-from decoding.records import completion, shared_length
+from decoding.records import shared_length
+from decoding.reference import completion
 from tasks import flags, results
 from tasks import generate as generate_task
 from text import tokenizer

@@ -7,7 +7,7 @@ import pytest
 from evaluations import PROBLEMS, call, greedy, result, samples, write_lines
 
 from decoding import opened
-from decoding.records import completion
+from decoding.reference import completion
 from tasks import humaneval as humaneval_task
 from tasks import mmlu as mmlu_task
 from tasks import scores

@@ -43,7 +43,7 @@ def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
 
 
 def panel(ax: Any, title: str, ticks: list[str], label: str) -> None:
-    ax.set_title(title, fontsize=10.5, loc="left", fontweight="bold")
+    ax.set_title(title, fontsize=9.5, loc="left", fontweight="bold")
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set_xlim(-0.25, len(ticks) - 0.75)
     ax.set_ylim(-3, 103)

@@ -20,7 +20,8 @@ import sharding
 from checkpoint import paths
 from checkpoint.load import load_weights
 from decoding import cache, decoder, memory, reference
-from decoding.records import Sampling, completion
+from decoding.records import Sampling
+from decoding.reference import completion
 from text import tokenizer
 
 LLAMA = model.llama(300, 24, 1, 6, 36, 96, 1e-5)

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from decoding.records import completion, shared_length
+from decoding.records import shared_length
+from decoding.reference import completion
 from decoding.saying import Saying
 
 PIECES = [b" a", b"b", b"\xe2\x82", b"\xac", b"\xf0\x9f", b"\x98\x80", b" ", b"ab", b"\xff", b"ba"]
