@@ -9,6 +9,7 @@ into another psum there, and the gradients are wrong by the size of the mesh wit
 
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -99,24 +100,43 @@ def use_precision_of(dtype: DTypeLike) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_devices(rows: int, cores: int) -> int:
+    """How many CPU devices share `rows` evenly, at most one a core.
+
+    Each takes its rows from end to end on a core of its own. Within one device the cores would wait
+    for one another after every operation.
+    """
+    return max(n for n in range(1, max(min(rows, cores, VIRTUAL), 1) + 1) if rows % n == 0)
+
+
 def start_devices(
     text: str | None,
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
+    rows: int = 1,
 ) -> tuple[Mesh, str | None]:
     """Join the other hosts (where there are any) -> (mesh of `text`, a line for the user or None).
 
-    Where JAX sees no accelerator, virtual CPU devices are made first. On TPU pods and SLURM, JAX
-    finds the other hosts by itself from `--coordinator auto`.
+    Where JAX sees no accelerator, virtual CPU devices are made first. rows: of a micro-batch, which
+    a training spreads over the cores. On TPU pods and SLURM, JAX finds the other hosts by itself
+    from `--coordinator auto`.
     """
     several = coordinator is not None
     if several and coordinator != "auto":
         check_process(coordinator, processes, process)
     use_compilation_cache()
-    share = 1 if text is None else VIRTUAL
-    if several and text is not None:
-        sizes = [int(n) for n in text.lower().split("x") if n.isdigit()]
+    if not several:
+        share = VIRTUAL if text else cpu_devices(rows, usable_cores())
+    else:
+        sizes = [int(n) for n in (text or "").lower().split("x") if n.isdigit()]
         share = max(math.prod(sizes) // (processes or 1), 1)
     try:
         # concerns the CPU backend alone; an accelerator, where there is one, still comes first

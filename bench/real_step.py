@@ -3,13 +3,13 @@
     python bench/real_step.py --init SmolLM2-135M-Instruct.Q4_1.gguf
     python bench/real_step.py --init MODEL --remat full dots --rounds 3 --rows 4 --block 512
 
-Ours is train.py's step on one device with the optimizer adamw, theirs forward, backward, clip and
-fused AdamW over transformers' model with sdpa. Both start from the weights of MODEL (any model
-path) in float32 and take the same rows, the embedded dialogues as MODEL's tokenizer reads them;
-every loss of every round must agree, or there is no result. Rounds are interleaved and the ratio is
-the median of the rounds' ratios, since a shared machine drifts. The peak is the process's resident
-memory at most, loading and compiling included. Needs requirements-compare.txt. Left out: reading
-data, several devices.
+Ours is train.py's step on the mesh that a user gets, with the optimizer adamw; theirs is forward,
+backward, clip and fused AdamW over transformers' model with sdpa. Both start from the weights of
+MODEL (any model path) in float32 and take the same rows, the embedded dialogues as MODEL's
+tokenizer reads them; every loss of every round must agree, or there is no result. Rounds are
+interleaved and the ratio is the median of the rounds' ratios, since a shared machine drifts. The
+peak is the process's resident memory at most, loading and compiling included. Needs
+requirements-compare.txt. Left out: reading data.
 """
 
 import argparse
@@ -37,8 +37,8 @@ GIB = 2**30
 # --- the two programs ---
 
 
-def ours(init, token_BX, remat):
-    """A function that takes one step and returns its loss. init: a model path."""
+def ours(init, token_BX, remat, shape):
+    """A function that takes one step and returns its loss. init: a model path. shape: a mesh."""
     import functools
 
     import jax
@@ -57,11 +57,12 @@ def ours(init, token_BX, remat):
     given += ["--block", str(block), "--batch", str(len(token_BX)), "--optimizer", "adamw"]
     given += ["--lr", str(LR), "--schedule", "constant", "--warmup", "0"]
     settings, _ = flags.resolve(flags.parser().parse_args(given))
-    mesh, _ = sharding.start_devices("1x1")
+    mesh, _ = sharding.start_devices(shape)
     sharding.use_precision_of(settings.dtype)
     config = paths.model_config(init)
-    layout = model.make_layout(config, 1, 1)
-    options = step_options(settings, config, "cpu", 1)
+    data, tensor = mesh.devices.shape
+    layout = model.make_layout(config, data, tensor, major=True)
+    options = step_options(settings, config, "cpu", data)
     opt = train.Optimizer("adamw", 0.9, 0.95, 0.0, 1.0)
     schedule = functools.partial(
         train.learning_rate, lr=LR, warmup=0, steps=10**9, schedule="constant"
@@ -70,7 +71,9 @@ def ours(init, token_BX, remat):
     like = state_like(config, mesh, layout, jnp.float32)
     held = {"state": new_state(load_weights(init, config, mesh, layout), like)}
     rows = {"tokens": token_BX, "loss_mask": np.ones(token_BX.shape, np.int8)}
-    batch = batches.device_batch(lambda i: rows, np.arange(len(token_BX)), 1, mesh)
+    batch = batches.device_batch(
+        lambda i: {n: x[i] for n, x in rows.items()}, np.arange(len(token_BX)), 1, mesh
+    )
 
     def run():
         held["state"], metrics = step(held["state"], batch)
@@ -96,12 +99,12 @@ def theirs(folder, token_BX):
 # --- a process a program ---
 
 
-def serve(program, path, rows, remat):
+def serve(program, path, rows, remat, shape):
     """Answer each line on stdin by one step: a line of JSON on stdout. The first one compiles."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not an answer
     token_BX = np.load(rows)
-    run = ours(path, token_BX, remat) if program == "ours" else theirs(path, token_BX)
+    run = ours(path, token_BX, remat, shape) if program == "ours" else theirs(path, token_BX)
     for _ in sys.stdin:
         start, cpu = time.perf_counter(), time.process_time()
         loss = run()
@@ -173,6 +176,13 @@ def report(programs):
         yield f"losses of {p.name}: " + " ".join(f"{s['loss']:.5f}" for s in p.steps)
 
 
+def cores(rows):
+    """How many devices train.py makes of this CPU."""
+    import sharding
+
+    return sharding.cpu_devices(rows, sharding.usable_cores())
+
+
 def compare(args):
     """Time the programs beside one another and print the table."""
     with tempfile.TemporaryDirectory() as tmp, contextlib.ExitStack() as running:
@@ -180,8 +190,12 @@ def compare(args):
         np.save(rows, real_rows(args.init, args.rows, args.block))
         command = [sys.executable, "-m", "checkpoint", "convert", args.init, f"{tmp}/hf"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
-        programs = [Program(f"mynah, remat {r}", "ours", args.init, rows, r) for r in args.remat]
-        programs.append(Program("torch", "theirs", f"{tmp}/hf", rows, ""))
+        programs = [
+            Program(f"mynah, {mesh}, remat {r}", "ours", args.init, rows, r, mesh)
+            for mesh in args.mesh or [f"{cores(args.rows)}x1"]
+            for r in args.remat
+        ]
+        programs.append(Program("torch", "theirs", f"{tmp}/hf", rows, "", ""))
         for p in programs:
             running.callback(p.close)
         for p in [p for _ in range(1 + args.rounds) for p in programs]:
@@ -201,7 +215,8 @@ def main():
     p.add_argument("--block", type=int, default=512, metavar="T", help="[default: 512]")
     p.add_argument("--rounds", type=int, default=5, help="timed ones [default: 5]")
     p.add_argument("--remat", choices=["full", "dots", "none"], nargs="+", default=["full", "dots"])
-    p.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    p.add_argument("--mesh", nargs="+", help="[default: train.py's own]")
+    p.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.serve:
         serve(*args.serve)

@@ -38,11 +38,17 @@ class Layout(NamedTuple):
 
 
 def make_layout(
-    config: Config, data: int, tensor: int, fsdp: bool = True, stages: tuple = ()
+    config: Config,
+    data: int,
+    tensor: int,
+    fsdp: bool = True,
+    stages: tuple = (),
+    major: bool = False,
 ) -> Layout:
     """The Layout of a config on a mesh of data x tensor.
 
-    fsdp False: weights are whole along data (replicas, for evaluation).
+    fsdp False: weights are whole along data (replicas, for evaluation). major: all are split over
+    data on their first dimension, because CPUs lay a matrix out anew to gather its columns.
     """
     N, K = config.N, config.K
     attention = N % tensor == 0 and (K % tensor == 0 or tensor % K == 0)
@@ -56,7 +62,9 @@ def make_layout(
         shape = tuple(size[d] for d in row.dims)
         if fsdp:
             mesh_shape = data, tensor
-            specs[name] = sharding.partition(shape, row.tensor, row.data, mesh_shape, split)
+            specs[name] = sharding.partition(
+                shape, row.tensor, 0 if major else row.data, mesh_shape, split
+            )
         else:
             over = [TENSOR if split and dim == row.tensor else None for dim in range(len(shape))]
             specs[name] = Spec(*over)

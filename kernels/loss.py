@@ -31,6 +31,8 @@ def head_logits(
     offset: global index of the head's first row.
     """
     logits_MV = jnp.einsum("md,vd->mv", x_MD, head_VD, preferred_element_type=jnp.float32)
+    if isinstance(offset, int) and offset + head_VD.shape[0] <= vocab:
+        return logits_MV  # no padding: a pass over the logits saved
     column_1V = jnp.arange(head_VD.shape[0])[None, :] + offset
     return jnp.where(column_1V < vocab, logits_MV, -jnp.inf)
 

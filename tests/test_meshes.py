@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as Spec
@@ -10,6 +11,8 @@ from jax.sharding import PartitionSpec as Spec
 import model
 import sharding
 from sharding import DATA, TENSOR
+
+CPUS = jax.devices("cpu")
 
 # --- meshes ---
 
@@ -102,6 +105,30 @@ def test_starting_devices_gives_the_mesh_and_says_that_they_are_virtual():
         "no accelerator: 8 virtual CPU devices"
     )
     assert dict(sharding.start_devices(None)[0].shape) == {DATA: 8, TENSOR: 1}
+
+
+@pytest.mark.parametrize(
+    "rows, cores, devices",
+    [(8, 2, 2), (8, 3, 2), (9, 4, 3), (7, 4, 1), (32, 64, 8), (1, 8, 1), (0, 2, 1), (8, 1, 1)],
+)
+def test_rows_are_shared_evenly_by_at_most_one_device_a_core(rows, cores, devices):
+    assert sharding.cpu_devices(rows, cores) == devices
+
+
+@pytest.mark.parametrize(
+    "text, coordinator, devices",
+    [(None, None, 2), ("1x1", None, 8), (None, "auto", 1), ("4x1", "auto", 4)],
+)
+def test_without_a_mesh_a_training_has_a_cpu_device_a_core(monkeypatch, text, coordinator, devices):
+    asked = {}
+    monkeypatch.setattr(sharding, "usable_cores", lambda: 3)
+    monkeypatch.setattr(sharding.jax.config, "update", asked.__setitem__)
+    monkeypatch.setattr(sharding.jax.distributed, "initialize", lambda: None)
+    monkeypatch.setattr(sharding.jax, "devices", lambda: CPUS[: asked["jax_num_cpu_devices"]])
+    mesh, note = sharding.start_devices(text, coordinator, rows=8)
+    assert asked["jax_num_cpu_devices"] == devices
+    assert mesh.devices.size == (devices if text is None or coordinator else 1)
+    assert note and note.startswith("no accelerator")
 
 
 @pytest.mark.parametrize(

@@ -184,14 +184,14 @@ AS_TRAINED = PLAIN._replace(attention="blockwise", remat="dots", prefetch=True)
 
 
 @functools.cache
-def loss_and_gradients(case, T, data, tensor, compute=PLAIN, stages=()):
+def loss_and_gradients(case, T, data, tensor, compute=PLAIN, stages=(), major=False):
     """Of 8 rows of T + 1 tokens in up to three documents, by chunks of 5 tokens; two rows have no
     loss at all.
     """
     config = CASES[case]
     mesh, layout = (
         sharding.make_mesh(data, tensor),
-        model.make_layout(config, data, tensor, stages=stages),
+        model.make_layout(config, data, tensor, stages=stages, major=major),
     )
     random = np.random.RandomState(7)
     token = random.randint(0, config.V, (8, T + 1)).astype(np.int32)
@@ -219,14 +219,14 @@ def loss_and_gradients(case, T, data, tensor, compute=PLAIN, stages=()):
     }
 
 
-def assert_same_as_one_device(case, T, data, tensor, compute=PLAIN, tolerance=1e-5):
+def assert_same_as_one_device(case, T, data, tensor, compute=PLAIN, tolerance=1e-5, major=False):
     """1e-5 in relative Frobenius norm for float32 sums in another order (7e-7 measured).
 
     GPT-2's key biases are exempt: they shift all of a query's scores alike, so their gradient is
     zero in exact arithmetic and rounding here.
     """
     expected, reference = loss_and_gradients(case, T, 1, 1)
-    loss, gradients = loss_and_gradients(case, T, data, tensor, compute)
+    loss, gradients = loss_and_gradients(case, T, data, tensor, compute, major=major)
     assert abs(loss - expected) <= tolerance / 10 * expected
     assert gradients.keys() == model.weight_table(CASES[case]).keys()
     exempt = {"bk"} if CASES[case].family == "gpt2" else set()
@@ -305,6 +305,14 @@ def test_stages_change_neither_loss_nor_gradients(case, mesh, stages):
         assert np.linalg.norm(staged[name] - gradients[name]) <= 1e-6 * np.linalg.norm(
             gradients[name]
         ), name
+
+
+@pytest.mark.parametrize("case, mesh", [("llama_tied", (2, 1)), ("gpt2", (4, 2))])
+def test_weights_split_on_their_first_dimension_as_a_cpu_computes_change_nothing(case, mesh):
+    layout = model.make_layout(CASES[case], *mesh, major=True)
+    assert sharding.dim_over(layout.specs["embed"], DATA) == 0
+    as_on_cpus = PLAIN._replace(attention="blockwise", remat="dots", join=("qkv",), tall=True)
+    assert_same_as_one_device(case, 8, *mesh, as_on_cpus, major=True)
 
 
 def test_bfloat16_on_a_mesh_stays_close_to_float32_on_one_device():

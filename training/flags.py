@@ -283,10 +283,10 @@ def _device_flags(add):
         "--mesh",
         metavar="DATAxTENSOR",
         help="e.g. 8x1, 4x2; one may be -1 [default: every device x 1]; without an accelerator, "
-        "virtual CPU devices",
+        "virtual CPU devices [default: one a core, where the rows divide]",
     )
-    about = "of activations and gathered weights; weights themselves are float32" + shown("dtype")
-    add("--dtype", choices=dtypes, help=about)
+    about = "of activations and gathered weights, which are float32 themselves; on CPUs float32"
+    add("--dtype", choices=dtypes, help=about + shown("dtype"))
     about = "of the first moment; the second stays float32" + shown("moment_dtype")
     add("--moment-dtype", choices=dtypes, help=about)
     about = "gradients are reduced and kept in it" + shown("grad_dtype")

@@ -93,8 +93,11 @@ class Setup(NamedTuple):
     notes: list[str]
 
 
-def set_up(settings: Settings, block_origin: str) -> Setup:
-    """Start the devices, open model and tokenizer, and check all that is cheap to check."""
+def set_up(settings: Settings, origin: dict[str, str]) -> Setup:
+    """Start the devices, open model and tokenizer, and check all that is cheap to check.
+
+    origin: flag -> where its value came from; one that the devices decide is noted there.
+    """
     log.check_boards(settings.tensorboard, settings.wandb)
     out = pathlib.Path(settings.out or terminal.new_out(default_name(settings)))
     run_directory.check_place(out)
@@ -102,17 +105,26 @@ def set_up(settings: Settings, block_origin: str) -> Setup:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + DETERMINISTIC
     processes.gather(settings.coordinator, settings.processes, settings.process)
     mesh, note = sharding.start_devices(
-        settings.mesh, settings.coordinator, settings.processes, settings.process
+        settings.mesh,
+        settings.coordinator,
+        settings.processes,
+        settings.process,
+        rows=settings.batch // settings.accumulate,
     )
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if on_cpu and origin["dtype"] == "paper":  # CPUs take longer in bfloat16, to be less exact
+        settings = dataclasses.replace(settings, dtype="float32")
+        origin["dtype"] = "no accelerator"
     sharding.use_precision_of(settings.dtype)
     config, tok = checks.resolve_model(settings)
-    block, block_note = checks.fit_block(settings, block_origin, config)
+    block, block_note = checks.fit_block(settings, origin["block"], config)
     settings = dataclasses.replace(settings, block=block)
     ranks, tensor = (mesh.shape[a] for a in mesh.axis_names)
     checks.check_batch(settings.batch, settings.accumulate, ranks)
     options = step_options(settings, config, mesh.devices.flat[0].platform, ranks)
     disk_note = run_directory.check_disk(out, state_bytes(config, settings), settings.keep)
-    layout = model.make_layout(config, ranks, tensor, stages=sharding.gather_stages(mesh))
+    stages = sharding.gather_stages(mesh)
+    layout = model.make_layout(config, ranks, tensor, stages=stages, major=on_cpu)
     notes = [note, block_note, disk_note, *model.replication_notes(config, layout)]
     return Setup(settings, out, config, tok, mesh, layout, options, [n for n in notes if n])
 
@@ -121,7 +133,7 @@ def set_up(settings: Settings, block_origin: str) -> Setup:
 def start(settings: Settings, origin: dict[str, str], stop: Stop) -> Iterator[tuple[Run, State]]:
     """(the run, its state before the next step). origin: flag -> where its value came from."""
     started = time.time()
-    setup = set_up(settings, origin["block"])
+    setup = set_up(settings, origin)
     settings, out, config, tok, mesh, layout, options, notes = setup
     speaks = jax.process_index() == 0
     say = screen.say if speaks else screen.silent

@@ -12,7 +12,7 @@ from numerics import differences, normal
 from test_kernels import BF16, B, D, T, V, assert_near, check
 
 import sharding
-from kernels.loss import cross_entropy, head_cross_entropy
+from kernels.loss import cross_entropy, head_cross_entropy, head_logits
 
 
 def cross_entropy_loop(logits, target, weight):
@@ -104,6 +104,16 @@ def test_head_cross_entropy_equals_the_loop_whatever_the_chunk(chunk):
     np.testing.assert_array_equal(
         jax.jit(f)(jnp.asarray(HIDDEN, jnp.float32), jnp.asarray(HEAD, jnp.float32)), loss
     )  # without gradients: another path
+
+
+def test_a_vocabulary_without_padding_is_not_masked():
+    x_MD, head_VD = jnp.ones((2, 3)), jnp.ones((5, 3))
+
+    def masked(vocab):
+        return "select" in str(jax.make_jaxpr(lambda x: head_logits(x, head_VD, vocab, 0))(x_MD))
+
+    assert masked(4) and not masked(5)
+    assert np.isneginf(head_logits(x_MD, head_VD, 4, 0)[:, 4]).all()
 
 
 def test_head_cross_entropy_with_every_weight_zero_is_zero_with_zero_gradients():

@@ -131,6 +131,19 @@ def test_a_run_leaves_what_the_design_says(straight):
     assert "2 virtual CPU devices" in text and "no --init" in text
 
 
+def test_without_flags_of_devices_a_cpu_takes_a_device_a_core_and_float32(tmp_path, user_home):
+    at = SMALL.index("--dtype")
+    arguments = [*SMALL[:at], *SMALL[at + 2 :], "--steps", 2, "--samples", 0, "--verbose"]
+    text = finish(*arguments, "--out", tmp_path / "run", home=user_home)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    n = sharding.cpu_devices(8, sharding.usable_cores())
+    assert record["mesh"] == [n, 1] and record["args"]["mesh"] is None
+    assert record["args"]["dtype"] == "float32"
+    assert record["args_from"]["dtype"] == "no accelerator"
+    (line,) = (line for line in text.splitlines() if line.startswith("  dtype "))
+    assert line.split()[1:] == "float32 no accelerator (paper: bfloat16)".split()
+
+
 @pytest.fixture(scope="session")
 def killed(straight, tmp_path_factory, user_home):
     """The same run killed ten times: before the first checkpoint, three times within a save, six
