@@ -129,6 +129,13 @@ def prompt_of(row: dict, name: str) -> list:
     return [(own_id(row) or name, prompts_of(row, name)[0], row)]
 
 
+def sourced(row: forms.Row, name: str) -> list[dict]:
+    """A parse for `each`: the dialogues of a row, with the source that study.curate mix gave it."""
+    value = forms.parse_json(row)
+    given = {"source": value["source"]} if isinstance(value, dict) and "source" in value else {}
+    return [dialogue | given for dialogue in forms.parse_row(value, name)]
+
+
 def dialogue(name: str, query: str, answer: str, source: str) -> dict:
     """A dialogue of one question, in ShareGPT's form."""
     turns = [{"from": "human", "value": query}, {"from": "gpt", "value": answer}]

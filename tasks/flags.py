@@ -36,6 +36,7 @@ LEAST = {
     "temperature": 0,
     "window": 2,
     "stride": 1,
+    "tokens": 1,
     "workers": 1,
 }
 # flags that every task of `run` gets
@@ -61,7 +62,7 @@ NO_SETTINGS = (
     "run_untrusted_code",
     "template",  # the one in force is a setting of the task
 )
-UNSAID = ("self_test", "cut_at_code_end")
+UNSAID = ("self_test", "cut_at_code_end", "tokens")
 
 
 class Source(NamedTuple):

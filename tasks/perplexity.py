@@ -21,6 +21,7 @@ class Options:
     input: str
     window: int | None = None
     stride: int | None = None
+    tokens: int | None = None
     limit: int | None = None
     seed: int = 0
 
@@ -35,6 +36,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="T",
         help="tokens a window predicts, the others being context [default: half the window]",
+    )
+    add(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="only the first N tokens of a text's documents; the result says so [default: all]",
     )
 
 
@@ -87,15 +94,16 @@ class Task:
         documents = inputs.limited(
             read_documents(self.options.input), self.options.limit, self.settings, "documents"
         )
-        self.size = sum(len(d.encode()) for d in documents)
+        encoded = self._first_tokens([self.model.tok.encode(text) for text in documents])
+        self.size = sum(self._bytes(*pair) for pair in zip(documents, encoded, strict=False))
         self.settings |= {
             "window": self.window,
             "stride": self.stride,
             "context": f"windows of {self.window} tokens, each predicting the {self.stride} behind "
             "what came before",
         }
-        for d, text in enumerate(documents):
-            ids = [self.model.tok.bos, *self.model.tok.encode(text)]
+        for d, predicted in enumerate(encoded):
+            ids = [self.model.tok.bos, *predicted]
             done = 1
             while done < len(ids):
                 end = min(self.window if done == 1 else done + self.stride, len(ids))
@@ -103,6 +111,25 @@ class Task:
                 at = list(range(done - 1 - begin, end - 1 - begin))
                 yield f"{d}/{done}", Request(ids[begin:end], at, [[i] for i in ids[done:end]])
                 done = end
+
+    def _first_tokens(self, documents: list[list[int]]) -> list[list[int]]:
+        """The first --tokens of the documents, in order; all where there is no such flag."""
+        left, total = self.options.tokens, sum(map(len, documents))
+        if left is None or total <= left:
+            return documents
+        self.settings["sample"] = (
+            f"the first {left:,} of {total:,} tokens (--tokens): not the whole text"
+        )
+        kept = []
+        for ids in documents:
+            kept.append(ids[:left])
+            left -= len(kept[-1])
+        return [ids for ids in kept if ids]
+
+    def _bytes(self, text: str, ids: list[int]) -> int:
+        """Bytes of the part of a text that is predicted: whole texts count as they were read."""
+        read = text if self.options.tokens is None else self.model.tok.decode(ids)
+        return len(read.encode())
 
     def compute(self, todo: list[str], folder: object) -> Iterator[dict]:
         """The items of `todo` as they are done, in any order."""

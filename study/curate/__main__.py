@@ -4,8 +4,10 @@
     python -m study.curate amounts DIR/mix.jsonl.gz --tokenizer T --tokens 0.3M 20M --out DIR
     python -m study.curate diversity FILE
     python -m study.curate leakage PROMPTS --train FILE --threshold 20
+    python -m study.curate decontaminate FILE --prompts PROMPTS --out DIR
 
-Only the command line is here: mix.py, sheet.py, amounts.py, diversity.py, leakage.py.
+Only the command line is here: mix.py, sheet.py, amounts.py, diversity.py, leakage.py,
+decontaminate.py, split.py, pairs.py.
 Left out: synthesis (study.synthesize).
 """
 
@@ -26,6 +28,9 @@ def parser() -> terminal.Parser:
     amounts_flags(commands)
     diversity_flags(commands)
     leakage_flags(commands)
+    decontaminate_flags(commands)
+    split_flags(commands)
+    pairs_flags(commands)
     return p
 
 
@@ -135,16 +140,73 @@ def leakage_flags(commands: argparse._SubParsersAction) -> None:
     p.add_argument(
         "--train", nargs="+", required=True, metavar="FILE", help="dialogues; all user turns count"
     )
-    p.add_argument(
-        "--threshold",
-        type=float,
-        default=20,
-        metavar="PERCENT",
-        help="drop prompts with a higher BLEU [default %(default)s]",
-    )
+    threshold_flag(p, 20, "drop prompts with a higher BLEU")
     p.add_argument("--keep-languages", action="store_true", help="do not drop what is not English")
     p.add_argument("--keep-code", action="store_true", help="do not drop what is about code")
     search_flags(p)
+
+
+def decontaminate_flags(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "decontaminate",
+        help="drop training dialogues that ask what an evaluation asks",
+        description="Drops dialogues of which any user query has a BLEU above the threshold "
+        "against an evaluation prompt. leakage drops the prompts instead.",
+    )
+    p.add_argument("file", nargs="+", metavar="FILE", help="dialogues")
+    prompts_flag(p)
+    threshold_flag(p, 20, "drop dialogues with a higher BLEU")
+    split_out_flags(p)
+    threads_flag(p)
+
+
+def split_flags(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "split",
+        help="held-out dialogues apart from those to train on",
+        description="Splits dialogues off, whole; those that ask the same fall on one side.",
+    )
+    p.add_argument("file", nargs="+", metavar="FILE", help="dialogues")
+    p.add_argument("--n", type=int, required=True, metavar="N", help="dialogues held out")
+    p.add_argument("--source", metavar="NAME", help="of the held-out dialogues [default: any]")
+    p.add_argument("--seed", type=int, default=0, help="of the draw [default %(default)s]")
+    split_out_flags(p)
+
+
+def pairs_flags(commands: argparse._SubParsersAction) -> None:
+    p = commands.add_parser(
+        "pairs",
+        help="local imitation: pairs of NQ-open's training file",
+        description="Questions of NQ-open's training file with their first answers, as dialogues.",
+    )
+    p.add_argument("file", nargs="+", metavar="FILE", help="NQ-open.train.jsonl")
+    prompts_flag(p)
+    p.add_argument("--n", type=int, default=6000, metavar="N", help="pairs [default %(default)s]")
+    p.add_argument("--seed", type=int, default=0, help="of the draw [default %(default)s]")
+    threshold_flag(p, 40, "drop questions with a higher BLEU")
+    split_out_flags(p)
+    threads_flag(p)
+
+
+def prompts_flag(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--prompts",
+        nargs="+",
+        required=True,
+        metavar="PROMPTS",
+        help="evaluation files: NQ-open.dev.jsonl, HumanEval.jsonl.gz, Vicuna's questions, ...; a "
+        "folder is MMLU's",
+    )
+
+
+def threshold_flag(p: argparse.ArgumentParser, percent: int, about: str) -> None:
+    about += " [default %(default)s]"
+    p.add_argument("--threshold", type=float, default=percent, metavar="PERCENT", help=about)
+
+
+def split_out_flags(p: argparse.ArgumentParser) -> None:
+    max_bad_flag(p)
+    p.add_argument("--out", required=True, metavar="DIR", help="folder of what is written")
 
 
 def max_bad_flag(p: argparse._ActionsContainer) -> None:
@@ -159,10 +221,14 @@ def max_bad_flag(p: argparse._ActionsContainer) -> None:
 
 def search_flags(p: argparse.ArgumentParser) -> None:
     max_bad_flag(p)
+    threads_flag(p)
+    p.add_argument("--out", metavar="DIR", help="folder for the report [default: new under out/]")
+
+
+def threads_flag(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--threads", type=int, default=os.cpu_count(), metavar="N", help="[default: one a core]"
     )
-    p.add_argument("--out", metavar="DIR", help="folder for the report [default: new under out/]")
 
 
 # Each command imports what it needs only when it runs: --help costs no NumPy.
@@ -219,7 +285,42 @@ def run_leakage(args: argparse.Namespace) -> None:
     )
 
 
-RUN = {"mix": run_mix, "amounts": run_amounts, "diversity": run_diversity, "leakage": run_leakage}
+def run_decontaminate(args: argparse.Namespace) -> None:
+    from study.curate import decontaminate
+
+    how = (args.threshold, args.out, args.max_bad_rows, args.threads)
+    decontaminate.run(args.file, args.prompts, *how)
+
+
+def run_split(args: argparse.Namespace) -> None:
+    from study.curate import split
+
+    at_least_one(args.n)
+    split.run(args.file, args.n, args.source, args.seed, args.out, args.max_bad_rows)
+
+
+def run_pairs(args: argparse.Namespace) -> None:
+    from study.curate import pairs
+
+    at_least_one(args.n)
+    how = (args.threshold, args.seed, args.out, args.max_bad_rows, args.threads)
+    pairs.run(args.file, args.prompts, args.n, *how)
+
+
+def at_least_one(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"--n {n}: at least one")
+
+
+RUN = {
+    "mix": run_mix,
+    "amounts": run_amounts,
+    "diversity": run_diversity,
+    "leakage": run_leakage,
+    "decontaminate": run_decontaminate,
+    "split": run_split,
+    "pairs": run_pairs,
+}
 
 
 def run(args: argparse.Namespace) -> None:

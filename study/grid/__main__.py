@@ -17,15 +17,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from host import files, terminal
-from study.grid import paper, running, small
+from study.grid import paper, real, running, small
 from study.grid.steps import Step, done
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Name -> a module with flags(parser), steps(args) -> (list of Step, notes); RUNS: whether it runs
-# without --run, JOBS: how many steps at once.
-PRESETS = {"paper": paper, "small": small, "tiny": small}
+# without --run, JOBS: how many steps at once, about(args) -> [what the report says of the runs].
+PRESETS = {"paper": paper, "real": real, "small": small, "tiny": small}
 
 
 def parser(preset: str | None = None) -> terminal.Parser:
@@ -42,7 +43,7 @@ def parser(preset: str | None = None) -> terminal.Parser:
     p.add_argument(
         "--run",
         action=argparse.BooleanOptionalAction,
-        help="run what is missing [default: only print it; presets small and tiny run]",
+        help="run what is missing [default: only print it; presets real, small, tiny run]",
     )
     p.add_argument(
         "--jobs",
@@ -70,8 +71,10 @@ def overview(steps: list[Step], notes: list[str], state: dict[str, str], out: pa
     )
 
 
-def run(preset: str, steps: list[Step], out: pathlib.Path, jobs: int) -> int:
-    """Run what is missing, then the report -> exit status."""
+def run(
+    preset: str, steps: list[Step], out: pathlib.Path, jobs: int, about: Callable[[], list[str]]
+) -> int:
+    """Run what is missing, then the report -> exit status. about: what it says of the runs."""
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGHUP, interrupt)
     with open(out / "grid.lock", "w") as lock:
@@ -81,11 +84,12 @@ def run(preset: str, steps: list[Step], out: pathlib.Path, jobs: int) -> int:
                 "wait for it, or name another --out"
             )
         began = time.monotonic()
-        running.write(out, preset, steps, running.states(steps), runs=True)
+        running.write(out, preset, steps, running.states(steps), runs=True, about=about())
         ran, failed = running.Runner(steps, out, lock, jobs).run()
         took = (time.monotonic() - began) / 60
         state = running.states(steps)
-        running.write(out, preset, steps, state)
+        start = {"steps": len(ran), "minutes": round(took, 1), "machine": running.machine()}
+        running.write(out, preset, steps, state, about=about(), took=start)
         if any(done(s) for s in steps if s.labels):
             argv = ["-m", "study.report", str(out), "--out", str(out / "report")]
             print(shlex.join(["python", *argv]), flush=True)
@@ -112,10 +116,14 @@ def grid(args: argparse.Namespace) -> int:
     steps, notes = preset.steps(args)
     running.check(steps)
     state = running.states(steps)
-    running.write(out, args.preset, steps, state)
+
+    def about():
+        return preset.about(args) if hasattr(preset, "about") else []
+
+    running.write(out, args.preset, steps, state, about=about())
     overview(steps, notes, state, out)
     if args.run if args.run is not None else getattr(preset, "RUNS", False):
-        return run(args.preset, steps, out, jobs)
+        return run(args.preset, steps, out, jobs, about)
     return 0
 
 

@@ -17,14 +17,17 @@ TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
 UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
-def measured_flags(g: argparse._ArgumentGroup) -> None:
+def measured_flags(
+    g: argparse._ArgumentGroup, tasks: tuple[str, ...] = TASKS, scorer: str = "perspective"
+) -> None:
+    """The flags that say what is measured. tasks, scorer: a preset's defaults."""
     g.add_argument(
         "--tasks",
         nargs="+",
-        default=list(TASKS),
+        default=list(tasks),
         choices=TASKS,
         metavar="TASK",
-        help=f"[default {' '.join(TASKS)}]",
+        help=f"of {' '.join(TASKS)} [default {' '.join(tasks)}]",
     )
     g.add_argument("--mmlu", metavar="DIR", help="MMLU's CSV folders")
     g.add_argument("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
@@ -49,7 +52,7 @@ def measured_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
     g.add_argument(
         "--toxicity-scorer",
-        default="perspective",
+        default=scorer,
         choices=["perspective", "offline"],
         help="[default %(default)s]",
     )

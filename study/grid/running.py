@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 import pathlib
+import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from host import files, terminal
@@ -63,9 +65,19 @@ def check(steps: list[Step]) -> None:
 
 
 def write(
-    out: pathlib.Path, preset: str, steps: list[Step], state: dict[str, str], runs: bool = False
+    out: pathlib.Path,
+    preset: str,
+    steps: list[Step],
+    state: dict[str, str],
+    runs: bool = False,
+    about: Sequence[str] = (),
+    took: dict | None = None,
 ) -> None:
-    """commands.sh and grid.json, which names this commit where it runs steps."""
+    """commands.sh and grid.json, which names this commit where it runs steps.
+
+    about: what the report has to say of the runs. took: {"steps", "minutes", "machine"} of a start
+    that has ended, kept beside those of earlier ones.
+    """
     out.mkdir(parents=True, exist_ok=True)
     text = [
         "#!/bin/sh",
@@ -84,8 +96,31 @@ def write(
         for s in steps
         if s.labels
     }
-    plan = {"preset": preset, "commits": commits(out, runs), "results": labelled}
+    plan = {"preset": preset, "commits": commits(out, runs)}
+    if about:
+        plan |= {"about": list(about), "took": before(out).get("took", []) + [took] * bool(took)}
+    plan["results"] = labelled
     files.write_whole(out / "grid.json", json.dumps(plan, indent=1) + "\n")
+
+
+def before(out: pathlib.Path) -> dict:
+    """The grid.json of an earlier start; {} where there is none."""
+    try:
+        return files.read_json(out / "grid.json")
+    except (OSError, ValueError):
+        return {}
+
+
+def machine() -> str:
+    """The processor and its cores that are ours, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        told = []
+    names = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{cores} core{'s' * (cores != 1)} of {name}"
 
 
 def commits(out: pathlib.Path, runs: bool) -> list[str]:
@@ -93,10 +128,7 @@ def commits(out: pathlib.Path, runs: bool) -> list[str]:
 
     Files that differ from their commit are said; none where this is no git repository.
     """
-    try:
-        known = files.read_json(out / "grid.json").get("commits") or []
-    except (OSError, ValueError):
-        known = []
+    known = before(out).get("commits") or []
     if not runs:
         return known
     ask = {

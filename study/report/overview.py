@@ -3,7 +3,8 @@
     python -m study.report RESULTS --out DIR      # what draws it
 
 Means over seeds and worlds; the dots are worlds (or seeds, where there is one world). Left out:
-intervals, which the findings have; every other measure (plots.py).
+intervals, which the findings have; every other measure (plots.py). Where all bases are of one size,
+the third panel compares kinds of imitation data instead.
 """
 
 import io
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from study.report.plots import COLOURS, TEACHER, amount_name, by, plain
+from study.report.plots import COLOURS, TEACHER, amount_name, by, dot, plain, shots_drawn
 
 STYLE_SHOWN = ("summary", "list", "unigram")  # the first that was taken
 SAYS, KNOWS = "nq", "knows"
-CAPTION = "Style and knowledge over the amount of imitation data, and over the base's size."
+CAPTION = "Style and knowledge over imitation data, and over the base's size or kinds of data."
 
 
 def drawn(points: list[dict], source: str | None) -> list[dict]:
@@ -42,11 +43,17 @@ def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
         ax.plot([place] * len(dots), dots, "o", ms=3.5, color=style["color"], alpha=0.55)
 
 
-def panel(ax: Any, title: str, ticks: list[str], label: str) -> None:
+def top_of(points: list[dict]) -> float:
+    """Where an axis of percents ends: low shares would lie flat at the foot of a whole one."""
+    most = max((100 * p["score"] for p in points if p["measure"] in (SAYS, KNOWS)), default=100)
+    return 103 if most > 40 else max(1.4 * most, 5)
+
+
+def panel(ax: Any, title: str, ticks: list[str], label: str, top: float = 103) -> None:
     ax.set_title(title, fontsize=9.5, loc="left", fontweight="bold")
     ax.set_xticks(range(len(ticks)), ticks)
     ax.set_xlim(-0.25, len(ticks) - 0.75)
-    ax.set_ylim(-3, 103)
+    ax.set_ylim(-0.03 * top, top)
     ax.set_xlabel(label)
     ax.set_ylabel("%")
     ax.grid(axis="y", alpha=0.3)
@@ -57,7 +64,9 @@ def panel(ax: Any, title: str, ticks: list[str], label: str) -> None:
         ax.legend(fontsize=8, frameon=False, **below)
 
 
-def amounts_panel(ax: Any, points: list[dict], measures: dict, colours: dict, title: str) -> None:
+def amounts_panel(
+    ax: Any, points: list[dict], measures: dict, colours: dict, title: str, top: float = 103
+) -> None:
     """measures: {measure: (line style, words behind a base's name)}."""
     own = [p for p in points if p["measure"] in measures]
     ticks = sorted({p["amount"] for p in own})
@@ -71,7 +80,7 @@ def amounts_panel(ax: Any, points: list[dict], measures: dict, colours: dict, ti
             if groups:
                 curve(ax, groups, ticks, **style)
     names = [amount_name(t) if t else "none" for t in ticks]
-    panel(ax, title, names, "tokens of imitation data")
+    panel(ax, title, names, "tokens of imitation data", top)
 
 
 def sizes_panel(ax: Any, points: list[dict], measures: dict, bases: list[str], name: str) -> None:
@@ -85,6 +94,20 @@ def sizes_panel(ax: Any, points: list[dict], measures: dict, bases: list[str], n
             if groups:
                 curve(ax, groups, bases, **style)
     panel(ax, "A larger base", [plain(b) for b in bases], "weights of the base")
+
+
+def sources_panel(ax: Any, points: list[dict], top: float) -> None:
+    """What the base and each kind of imitation says, with its most data; one size of base."""
+    shots = shots_drawn(points)
+    own = [p for p in points if p["measure"] == SAYS and p["role"] != "teacher"]
+    groups = by([p for p in own if p["shots"] in (shots, None)], lambda p: p["source"] or "base")
+    names = sorted(groups, key=lambda name: (name != "base", -len(groups[name]), name))
+    for place, name in enumerate(names):
+        most = max(p["amount"] or 0 for p in groups[name])
+        for p in groups[name]:
+            if (p["amount"] or 0) == most:
+                dot(ax, place, p, 100, COLOURS[name != "base"])
+    panel(ax, "By kind of imitation data", [plain(n) for n in names], "the most of its kind", top)
 
 
 def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: bool) -> tuple:
@@ -113,8 +136,13 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
         if teacher:
             axes[0].axhline(100 * np.mean(teacher), color=TEACHER, lw=1, ls=":")
             axes[0].annotate("teacher", (0, 100 * np.mean(teacher) - 6), fontsize=8, color=TEACHER)
-        amounts_panel(axes[1], own, says, colours, "Knowledge: facts that the base read")
-        sizes_panel(axes[2], own, says, bases, f"+ {source}" if source else "imitation")
+        told = "facts that the base read" if KNOWS in taken else titles[SAYS].partition(",")[0]
+        top = top_of(points) if len(bases) == 1 else 103
+        amounts_panel(axes[1], own, says, colours, f"Knowledge: {told}", top)
+        if len(bases) == 1:
+            sources_panel(axes[2], points, top)
+        else:
+            sizes_panel(axes[2], own, says, bases, f"+ {source}" if source else "imitation")
         images = []
         for kind, more in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()

@@ -5,6 +5,7 @@ Left out: what stands in its tables and figures (tables.py, findings.py, plots.p
 
 import base64
 import html
+from collections.abc import Sequence
 
 from study.report import findings, overview
 from study.report.tables import html_cards, html_table
@@ -69,7 +70,7 @@ def figure(caption: str, svg: bytes) -> str:
     return f'<h2>{name}</h2><div class="wide"><img alt="{name}" src="{data_of(svg)}"></div>'
 
 
-def listed(title: str, entries: list[str]) -> str:
+def listed(title: str, entries: Sequence[str]) -> str:
     items = "".join(f"<li>{html.escape(x)}</li>" for x in entries)
     return f"<h2>{title}</h2><ul>{items}</ul>" if entries else ""
 
@@ -85,16 +86,18 @@ def page(
     missing: list[str],
     notes: list[str],
     ending: list[str],
+    about: Sequence[str] = (),
 ) -> str:
     """The report as text. tables: [(title, (head, rows))], the findings and the worlds' own lines
     first; pictures: the overview, wide and tall; figures: [(caption, svg bytes)].
 
-    ending: what agrees with the paper and what does not.
+    ending: what agrees with the paper and what does not. about: what was run.
     """
     (title, found), worlds, *others = tables
     body = [
         first_picture(*pictures) if pictures else "",
         *(f"<p>{html.escape(text)}</p>" for text in ending),
+        listed("What was run", about),
         f"<h2>{html.escape(title)}</h2>" + (html_cards(*found) if found[1] else ""),
         folded(worlds[0], html_table(*worlds[1])) if worlds[1][1] else "",
         folded(

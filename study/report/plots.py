@@ -34,10 +34,15 @@ FIGURES = [  # number, caption, rows of panels (measure, what it is drawn agains
 
 
 def panels_taken(rows: list, points: list[dict]) -> list:
-    """The rows of panels without those of measures that were not taken; all where none was."""
+    """The rows of panels without those of measures that were not taken, and those against the size
+    where there is one; all where none is left.
+    """
     taken = {p["measure"] for p in points}
-    kept = [[panel for panel in row if panel[0] in taken] for row in rows]
-    return kept if all(kept) else rows
+    sizes = {p["size"] for p in points if p["role"] != "teacher"}
+    wanted = ("amount", "size") if len(sizes) > 1 else ("amount",)
+    kept = [[panel for panel in row if panel[0] in taken and panel[1] in wanted] for row in rows]
+    kept = [row for row in kept if row]
+    return kept if kept else rows
 
 
 COLOURS = ("#1f5fa8", "#c8552b", "#2a8a4a", "#7b3fa0", "#8a6d1d", "#b0305f")

@@ -38,6 +38,7 @@ MEASURES = {
     "length": ("length, Pearson's r", "style", ("metrics", "length"), False),
     "tone": ("authoritative tone (%)", "style", ("metrics", "tone"), True),
     "perplexity": ("Perplexity", "perplexity", (), False),
+    "perplexity_heldout": ("Perplexity of held-out answers", "perplexity", (), False),
 }
 BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "humaneval_cut", "toxicity", "perplexity")
 FACTS = ("nq", "knows", "nq_told", "knows_told", "nq_unread", "knows_unread")
@@ -188,6 +189,19 @@ def commits_of(paths: Iterable[str | pathlib.Path]) -> list[str]:
         commits = files.read_json(plan).get("commits") or []
         if commits:
             lines.append(f"{plan.parent} was run by the code of commit {', '.join(commits)}")
+    return lines
+
+
+def about_of(paths: Iterable[str | pathlib.Path]) -> list[str]:
+    """What the grids say of their runs, with their minutes and machines."""
+    lines = []
+    for plan in (p for path in paths for p in sorted(pathlib.Path(path).rglob("grid.json"))):
+        entry = files.read_json(plan)
+        lines += entry.get("about", [])
+        minutes: dict[str, float] = {}
+        for start in entry.get("took", []):
+            minutes[start["machine"]] = minutes.get(start["machine"], 0) + start["minutes"]
+        lines += [f"The runs took {n:.0f} minutes on {name}." for name, n in minutes.items()]
     return lines
 
 

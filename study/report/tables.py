@@ -114,6 +114,25 @@ def table_2(points: list[dict]) -> tuple:
     return ["Style", *(MEASURES[m][0] for m in STYLE)], rows
 
 
+def table_of_likelihood(points: list[dict]) -> tuple:
+    """The loss on held-out answers and the perplexity of plain text: (head, rows)."""
+    columns = ("perplexity_heldout", "perplexity")
+    points = [p for p in points if p["measure"] in columns]
+    if not any(p["measure"] == columns[0] for p in points):
+        return [], []
+    rows = []
+    for name, _, group in rows_of(points):
+        held, plain = ([p for p in group if p["measure"] == m] for m in columns)
+        rows.append([name, cell(list(map(in_nats, held)), False), cell(plain, False)])
+    return ["Likelihood", "held-out answers, nats a token", "plain text, perplexity"], rows
+
+
+def in_nats(p: dict) -> dict:
+    """A perplexity as nats a token."""
+    interval = p["interval"] and [float(np.log(v)) for v in p["interval"]]
+    return p | {"score": float(np.log(p["score"])), "interval": interval}
+
+
 def titles(points: list[dict]) -> dict:
     """{measure: its title}; a simulated reader is named as one."""
     readers = {

@@ -8,9 +8,9 @@ Left out: what stands in them (points.py, tables.py, findings.py, overview.py, p
 import pathlib
 
 from host import files, terminal
-from study.report import findings, overview, plots
+from study.report import differences, findings, overview, plots
 from study.report.page import page
-from study.report.points import MEASURES, commits_of, gather, read_label
+from study.report.points import MEASURES, about_of, commits_of, gather, read_label
 from study.report.tables import (
     PAPER_NQ,
     order,
@@ -18,6 +18,7 @@ from study.report.tables import (
     table_2,
     table_of_facts,
     table_of_figures,
+    table_of_likelihood,
     text_table,
     titles,
 )
@@ -26,9 +27,12 @@ from study.report.tables import (
 def figures_of(
     points: list[dict], shown: dict[str, str], out: pathlib.Path
 ) -> list[tuple[str, bytes]]:
-    """Draws and writes the figures -> [(caption, svg)]."""
+    """Draws and writes the figures of what was measured -> [(caption, svg)]."""
     figures, percents = [], {m: t[3] for m, t in MEASURES.items()}
+    taken = {p["measure"] for p in points}
     for number, caption, panels in plots.FIGURES:
+        if not taken & {measure for row in panels for measure, _ in row}:
+            continue
         look = plots.Look.of(points, shown, percents, PAPER_NQ)
         panels = plots.panels_taken(panels, points)
         svg, png = plots.draw(panels, points, look, f"figure-{number}")
@@ -52,11 +56,15 @@ def overview_of(
     return wide[0], tall[0]
 
 
-def text_of(tables: list[tuple], ending: list[str], missing: list[str], notes: list[str]) -> str:
-    """tables.txt: every table, what agrees with the paper, what is missing."""
+def text_of(
+    tables: list[tuple], ending: list[str], missing: list[str], notes: list[str], about: list[str]
+) -> str:
+    """tables.txt: every table, what agrees with the paper, what was run, what is missing."""
     parts = [f"{t}\n{text_table(*table)}" for t, table in tables if table[1]]
     rule = "\n".join(f"  {text}" for text in findings.RULE)
     parts[0:0] = ["\n".join(ending)]
+    if about:
+        parts[1:1] = ["\n".join(about)]
     parts.append(f"The rule, fixed before the runs\n{rule}")
     for title, entries in (("missing runs", missing), ("notes", notes)):
         if entries:
@@ -81,23 +89,23 @@ def report(paths: list[str], labels: list[str], out: str | pathlib.Path) -> None
         ("Each world's own line", findings.table_of_worlds(compared, shown)),
         ("What models say and know", table_of_facts(points)),
         ("Table 1: Natural Questions", table_1(points)),
+        ("Likelihood, lower is better", table_of_likelihood(points)),
         ("Table 2: style against the teacher's answers", table_2(points)),
         ("Benchmarks and preferences, as in the figures", table_of_figures(points)),
+        ("Paired differences from the base", differences.table(points, shown)),
     ]
     pictures, figures = overview_of(points, shown, out), figures_of(points, shown, out)
-    taken = {MEASURES[p["measure"]][1] for p in points}
-    notes += [
-        f"no results of {task}: its panels are empty"
-        for task in dict.fromkeys(m[1] for m in MEASURES.values())
-        if task not in taken and task != "perplexity"
-    ]
+    taken = {p["measure"] for p in points}
+    drawn = dict.fromkeys(m for _, _, rows in plots.FIGURES for row in rows for m, _ in row)
+    notes += [f"no results of {m}: its panels are left out" for m in drawn if m not in taken]
     notes += commits_of(paths)
-    ending = findings.ending(compared)
-    text = text_of(tables, ending, missing, notes)
+    ending, about = findings.ending(compared), about_of(paths)
+    text = text_of(tables, ending, missing, notes, about)
     files.write_whole(out / "tables.txt", text + "\n")
     numbers = {"points": points, "findings": compared, "missing": missing, "notes": notes}
     files.write_whole(out / "report.json", files.dumps(numbers, indent=1) + "\n")
-    files.write_whole(out / "index.html", page(tables, pictures, figures, missing, notes, ending))
+    html = page(tables, pictures, figures, missing, notes, ending, about)
+    files.write_whole(out / "index.html", html)
     print(terminal.printable(text))
     print(
         f"\n{len(points)} figures of {len({p['path'] for p in points})} results, {len(missing)} "

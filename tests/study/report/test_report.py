@@ -104,13 +104,14 @@ def test_tables_figures_and_what_is_missing(tmp_path, capsys):
         and "1 results without labels" in said
         and "no results of judge" in said
     )
-    for number in (1, 3, 4, 5):
+    assert not list((tmp_path / "out").glob("figure-[35].*")), "nothing of them was measured"
+    for number in (1, 4):
         assert (tmp_path / f"out/figure-{number}.svg").read_bytes().startswith(b"<?xml") and (
             tmp_path / f"out/figure-{number}.png"
         ).read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "out/index.html").read_text()
     assert (
-        text.count("data:image/svg+xml;base64,") == 6  # the first picture is there wide and tall
+        text.count("data:image/svg+xml;base64,") == 4  # the first picture is there wide and tall
         and "http:" not in re.sub(r"base64,[^\"]*", "", text)
         and "<script" not in text
     )
@@ -124,7 +125,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
         seen.append(
             {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / out).iterdir()}
         )
-    assert seen[0] == seen[1] and len(seen[0]) == 15
+    assert seen[0] == seen[1] and len(seen[0]) == 11
 
 
 def test_labels_are_given_by_hand_where_there_is_no_plan(tmp_path):
