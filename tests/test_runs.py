@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,29 +27,69 @@ from text import tokenizer
 from training import flags, plan, start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Script(NamedTuple):
+    """A script: its preset, rows a step, tokens a row, devices, what the machine is called and
+    which devices it has, and further flags of its trainings.
+    """
+
+    preset: str
+    batch: int
+    block: int
+    devices: int = 8
+    of: str = "8 x {}"
+    hardware: tuple = ("A100", "H100", "v5p")
+    accumulate: int = 1
+
+
 SCRIPTS = {
-    "gpt2-xl": (64, 1024),
-    "llama-7b": (32, 2048),
-    "llama-13b": (32, 2048),
-}  # preset -> rows a step, tokens a row
+    "gpt2-xl": Script("gpt2-xl", 64, 1024),
+    "llama-7b": Script("llama-7b", 32, 2048),
+    "llama-13b": Script("llama-13b", 32, 2048),
+    "one-gpu": Script("gpt2-xl", 64, 1024, 1, "1 x {}", ("A100", "H100"), 8),
+    "slurm": Script("llama-13b", 32, 2048, 32, "32 x {}", ("A100", "H100")),
+    "tpu-slice": Script("llama-13b", 32, 2048, 16, "16 x {}", ("v5p",)),
+}
+ROOM = {  # GiB
+    ("A100", "H100", "v5p"): "an A100-80 and an H100 hold 74.5, a v5p 95",
+    ("A100", "H100"): "an A100-80 and an H100 hold 74.5",
+    ("v5p",): "a v5p holds 95",
+}
 AMOUNTS = {"20M": 20_000_000, "80M": 80_000_000, "150M": 150_000_000}
 PAIRS, NQ_BATCH, NQ_BLOCK = 6000, 32, 128
-HARDWARE = ("A100", "H100", "v5p")
 
 
-def dry_run(preset, **variables):
-    """The commands a script prints, each as argv without the interpreter (and its -m)."""
+def printed(script, **variables):
+    """The lines a script prints, as words."""
     done = subprocess.run(
-        ["sh", str(ROOT / "runs" / f"{preset}.sh")],
+        ["sh", str(ROOT / "runs" / f"{script}.sh")],
         env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1"} | variables,
         capture_output=True,
         text=True,
         cwd="/",
     )
     assert done.returncode == 0, done.stderr
-    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def dry_run(script, **variables):
+    """The commands a script prints, each as argv without the interpreter (and its -m).
+
+    Those that go to all hosts are taken out of what sends them there.
+    """
+    commands = [own_of(line) for line in printed(script, **variables)]
     assert all(c[0] == variables.get("PYTHON", "python") for c in commands)
     return [c[2:] if c[1] == "-m" else c[1:] for c in commands]
+
+
+def own_of(line):
+    """The command in a line of srun or gcloud."""
+    if line[0] == "srun":
+        return line[line.index("--process") + 1 :]
+    if line[0] == "gcloud":
+        return shlex.split(line[line.index("--command") + 1].partition(" && ")[2])
+    return line
 
 
 def resolved(argv):
@@ -56,29 +97,27 @@ def resolved(argv):
     return flags.resolve(flags.parser().parse_args(argv))[0]
 
 
-def predicted(preset):
+def predicted(script):
     """The lines of a script's header that the plan decides."""
-    batch, block = SCRIPTS[preset]
+    preset, batch, block, devices, of, hardware, accumulate = SCRIPTS[script]
     config = model.preset(preset)
-    layout = model.make_layout(config, 8, 1)
+    layout = model.make_layout(config, devices, 1)
     args = resolved(["--init", "weights", "--data", "packed", "--block", str(block)])
-    compute = start.step_options(args, config, "gpu", 8)
-    total = (
-        plan.memory(
-            config, layout, compute, batch=batch, T=block, moment_dtype=jnp.dtype(args.moment_dtype)
-        )["total"]
-        / plan.GIB
-    )
+    compute = start.step_options(args, config, "gpu", devices)
+    moments = jnp.dtype(args.moment_dtype)
+    step = dict(batch=batch, T=block, accumulate=accumulate, moment_dtype=moments)
+    total = plan.memory(config, layout, compute, **step)["total"] / plan.GIB
     state = 12 * model.parameter_count(config) / plan.GIB
     lines = [
-        f"#   memory a device   {total:.2f} GiB (an A100-80 and an H100 hold 74.5, a v5p 95)",
+        f"#   memory a device   {total:.2f} GiB ({ROOM[hardware]})",
         (
             f"#   disk              {state:.0f} GiB a checkpoint, two kept of each training; "
             f"the Hugging Face folder {state / 3:.0f} GiB"
         ),
-        f"#   {'hours, training alone':<32}" + "".join(f"{'8 x ' + name:>24}" for name in HARDWARE),
+        f"#   {'hours, training alone':<32}"
+        + "".join(f"{of.format(name):>24}" for name in hardware),
         f"#   {'':<32}"
-        + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(HARDWARE),
+        + "".join(f"{word:>8}" for word in ("least", "50 %", "40 %")) * len(hardware),
     ]
     kinds = [
         (f"{name} tokens", math.ceil(math.ceil((n - 1) / block) / batch), batch, block)
@@ -87,8 +126,8 @@ def predicted(preset):
     kinds.append(("NQ-synthetic", math.ceil(PAIRS * 0.98 / NQ_BATCH), NQ_BATCH, NQ_BLOCK))
     for what, steps, rows, T in kinds:
         figures = ""
-        for name in HARDWARE:
-            device, sizes = plan.DEVICES[name], dict(batch=rows, T=T)
+        for name in hardware:
+            device, sizes = plan.DEVICES[name], dict(batch=rows, T=T, accumulate=accumulate)
             figures += "".join(
                 f"{plan.hours(steps, config, layout, compute, device, **sizes, mfu=mfu):>8.3f}"
                 for mfu in (None, 0.5, 0.4)
@@ -97,16 +136,14 @@ def predicted(preset):
     return lines
 
 
-@pytest.mark.parametrize("preset", SCRIPTS)
-def test_what_a_header_predicts_is_what_the_plan_computes_now(preset):
-    text = (ROOT / "runs" / f"{preset}.sh").read_text(encoding="utf-8")
-    assert "\n".join(predicted(preset)) in text, "put this into the header:\n" + "\n".join(
-        predicted(preset)
-    )
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_header_predicts_is_what_the_plan_computes_now(script):
+    text, lines = (ROOT / "runs" / f"{script}.sh").read_text(encoding="utf-8"), predicted(script)
+    assert "\n".join(lines) in text, "put this into the header:\n" + "\n".join(lines)
     assert "expected loss     not known" in text
 
 
-@pytest.mark.parametrize("name", [*(f"{preset}.sh" for preset in SCRIPTS), "recipe"])
+@pytest.mark.parametrize("name", [*(f"{script}.sh" for script in SCRIPTS), "recipe"])
 def test_a_script_is_plain_sh(name):
     assert subprocess.run(["sh", "-n", str(ROOT / "runs" / name)]).returncode == 0
 
@@ -115,19 +152,19 @@ def test_every_script_is_tested_here():
     assert {p.stem for p in (ROOT / "runs").glob("*.sh")} == {*SCRIPTS, "fetch"}  # test_fetch.py
 
 
-@pytest.mark.parametrize("preset", SCRIPTS)
-def test_the_programs_take_the_commands_as_they_are(preset):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_programs_take_the_commands_as_they_are(script):
     """Order: the base is measured, then each training is packed, trained, exported and measured.
 
     Every flag exists, and every input of a command was made by one before it.
     """
-    commands = dry_run(preset, RUN_UNTRUSTED_CODE="1")
+    commands = dry_run(script, RUN_UNTRUSTED_CODE="1")
     measured = ["eval.py mmlu", "eval.py nq", "eval.py humaneval"]
     kinds = [
         " ".join(c[:2]) if c[0] in ("eval.py", "data.py", "checkpoint") else c[0] for c in commands
     ]
     assert kinds == measured + 4 * ["data.py pack", "train.py", "checkpoint convert", *measured]
-    made, converted = {f"models/{preset}"}, 0
+    made, converted = {f"models/{SCRIPTS[script].preset}"}, 0
     for program, *argv in commands:
         if program == "data.py":
             made.add(data.parser().parse_args(argv).out)
@@ -151,14 +188,14 @@ def test_the_programs_take_the_commands_as_they_are(preset):
     assert converted == 4
 
 
-@pytest.mark.parametrize("preset", SCRIPTS)
-def test_the_values_are_the_papers(preset):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_values_are_the_papers(script):
     """Learning rate 2e-3 after 1000 steps, one epoch, 32 x 2048 tokens a step (GPT-2: 64 x 1024,
     the same tokens), AdamW scaled by the weights.
     """
-    batch, block = SCRIPTS[preset]
+    preset, batch, block, devices, _, _, accumulate = SCRIPTS[script]
     assert batch * block == flags.DEFAULTS["batch"][1] * flags.DEFAULTS["block"][1] == 65536
-    commands = dry_run(preset)
+    commands = dry_run(script)
     assert not any(c[:2] == ["eval.py", "humaneval"] for c in commands)  # nobody has agreed
     packs = [data.parser().parse_args(c[1:]) for c in commands if c[0] == "data.py"]
     trains = [resolved(c[1:]) for c in commands if c[0] == "train.py"]
@@ -169,9 +206,11 @@ def test_the_values_are_the_papers(preset):
             "adamw-scaled",
             1.0,
             None,
-            "8x1",
+            f"{devices}x1",
         )
+        assert args.accumulate == accumulate and args.batch % (devices * accumulate) == 0
         ours = {"batch", "block", "data", "tokenizer", "eval_fraction", "pack", "warmup_fraction"}
+        ours |= {"accumulate"}
         same = {
             n: getattr(args, n) == paper
             for n, (_, paper) in flags.DEFAULTS.items()
@@ -184,6 +223,39 @@ def test_the_values_are_the_papers(preset):
         (n, "stream", block, "roles") for n in AMOUNTS
     ] + [(None, "rows", NQ_BLOCK, "roles")]
     assert {p.eval_fraction for p in packs} == {0.02} and block <= model.preset(preset).P
+
+
+def test_slurm_starts_one_process_a_node_and_tells_each_who_it_is():
+    given = {"SLURM_NNODES": "2", "SLURM_SUBMIT_DIR": str(ROOT), "HEAD": "node7"}
+    lines = [line for line in printed("slurm", **given) if "train.py" in line]
+    start = ["srun", "--nodes=2", "--ntasks-per-node=1", "sh", "runs/slurm.sh", "--process"]
+    assert len(lines) == 4 and all(line[:6] == start for line in lines)
+    assert {line[line.index("--mesh") + 1] for line in lines} == {"16x1"}
+    own = given | {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "PATH": "/usr/bin:/bin"}
+    said = subprocess.run(
+        [*lines[0][3:6], "echo", "train.py", "--out", "a b"],
+        env=own,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = said.stdout.split("train.py ")[1].split()
+    assert told == "--out a b --coordinator node7:12355 --processes 2 --process 1".split()
+    head = (ROOT / "runs/slurm.sh").read_text()
+    assert "#SBATCH --ntasks-per-node=1\n" in head and "#SBATCH --gpus-per-node=8\n" in head
+
+
+def test_a_tpu_slice_is_started_on_all_its_workers_and_measured_on_one():
+    lines = printed("tpu-slice", TPU="pod", ZONE="z-1", OUT="an out")
+    sent = [line for line in lines if line[0] == "gcloud"]
+    start = "gcloud compute tpus tpu-vm ssh pod --zone z-1 --worker=all --command".split()
+    assert len(sent) == 4 and all(line[:-1] == start for line in sent)
+    command = shlex.split(sent[-1][-1])
+    assert command[:3] == ["cd", str(ROOT), "&&"] and command[-2:] == ["--coordinator", "auto"]
+    assert command[command.index("--out") + 1] == "an out/nq-synthetic"
+    alone = [line for line in lines if line[:2] == ["python", "eval.py"]]
+    assert {line[line.index("--mesh") + 1] for line in alone} == {"4x1"}
 
 
 def test_variables_reach_the_commands_whole():
