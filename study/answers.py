@@ -36,6 +36,16 @@ from text.sources import raw_chunks
 # The roles template, as eval.py generate records it.
 LAST_TURN = re.compile(r"<\|user\|>((?:(?!<\|user\|>).)*)<\|assistant\|>\s*\Z", re.DOTALL)
 KOALA_TURN = re.compile(r"USER: ((?:(?!USER: ).)*?) ?GPT:\s*\Z", re.DOTALL)
+CHATML_TURN = re.compile(
+    r"<\|im_start\|>user\n((?:(?!<\|im_start\|>).)*)<\|im_end\|>\n<\|im_start\|>assistant\n\Z",
+    re.DOTALL,
+)
+LLAMA3_TURN = re.compile(
+    r"user<\|end_header_id\|>\n\n((?:(?!<\|start_header_id\|>).)*)<\|eot_id\|>"
+    r"<\|start_header_id\|>assistant<\|end_header_id\|>\n\n\Z",
+    re.DOTALL,
+)
+TEMPLATES = LAST_TURN, KOALA_TURN, CHATML_TURN, LLAMA3_TURN
 OUTPUTS, NAMES = ("output", "response", "completion"), ("generator", "model_id", "model")
 BOTH = (("output_1", "output_2"), ("response1", "response2"))
 Answer = dict[str, Any]
@@ -180,7 +190,7 @@ def _read_result(path):
     answers = []
     for item in files.json_lines(path / "samples.jsonl", repair=False):
         prompt, row = item["prompt"], item.get("row", {})
-        turn = LAST_TURN.search(prompt) or KOALA_TURN.search(prompt)
+        turn = next(filter(None, (t.search(prompt) for t in TEMPLATES)), None)
         number, _, sample = str(item["id"]).partition("/")
         own = row.get("question_id", row.get("id"))
         answers.append(

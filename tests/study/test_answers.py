@@ -64,6 +64,9 @@ def test_the_same_answer_is_read_from_every_form(tmp_path):
         tmp_path / "koala",
         [{"id": "0", "prompt": "<s>BEGINNING OF CONVERSATION: USER: Why? GPT:", "output": "So."}],
     )
+    for name, turns in OTHERS.items():
+        other = generated(tmp_path / name, [{"id": "0", "prompt": turns, "output": "So."}])
+        assert answers.read(other)[0]["instruction"] == "Why?", name
     for path in (vicuna, eval_json, pairs, chat, koala):
         (found,) = answers.read(path)
         assert (found["instruction"], found["output"]) == ("Why?", "So."), path
@@ -79,6 +82,15 @@ def test_the_same_answer_is_read_from_every_form(tmp_path):
         "7",
         "0",
     ]
+
+
+OTHERS = {
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+    "<|im_start|>assistant\n",
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+}
 
 
 def test_the_last_question_of_a_conversation_is_the_instruction(tmp_path):
