@@ -34,8 +34,8 @@ RULE = (
     "smallest base with the most.",
 )
 # a guess among four, and among the 24 objects of a kind; elsewhere a guess is right next to never
-CHANCE = {"mmlu": 1 / 4, "knows": 1 / 24}
-KNOWLEDGE = ("mmlu", "nq", "knows", "humaneval", "humaneval_cut")
+CHANCE = {"mmlu": 1 / 4, "mmlu_own": 1 / 4, "knows": 1 / 24}
+KNOWLEDGE = ("mmlu", "mmlu_own", "nq", "nq_own", "knows", "humaneval", "humaneval_cut")
 STYLE, PREFERENCE = ("list", "summary", "unigram"), ("rate", "judge")
 UNREAD, TOLD = ("nq_unread", "knows_unread"), ("nq_told", "knows_told")
 # all that the teacher knows: what the bases read and what they did not, as one measure
@@ -202,7 +202,7 @@ def comparisons(models: Models, broad: str | None, local: str | None, mixed: str
             ("toxicity", ("toxicity",), base, most),
         ]
     if local:
-        listed.append(("local", ("nq",), base, Side(local)))
+        listed.append(("local", ("nq", "nq_own"), base, Side(local)))
         listed.append(("extracts", ("knows", "knows_unread"), base, Side(local)))
     if small != large:
         listed.append(("base", KNOWLEDGE, Side(None, small), Side(None, large)))
@@ -210,7 +210,7 @@ def comparisons(models: Models, broad: str | None, local: str | None, mixed: str
             both = Side(broad, small), Side(broad, large)
             listed.append(("base", (*STYLE, *PREFERENCE), *both))
             facts = [both for both in ALL_FACTS if set(both) <= models.taken]
-            gap = ("mmlu", *(facts or ("nq",)), "humaneval", "humaneval_cut")
+            gap = ("mmlu", *(facts or ("nq",)), "humaneval", "humaneval_cut", "mmlu_own", "nq_own")
             listed.append(("better", gap, both[0], both[1]._replace(least=True)))
     if mixed and broad:
         listed.append(("mixed", (*KNOWLEDGE, STYLE[2]), Side(broad), Side(mixed)))

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from study.report.plots import COLOURS, TEACHER, amount_name, by, dot, plain, shots_drawn
+from study.report.points import unit_of
 
 STYLE_SHOWN = ("summary", "list", "unigram")  # the first that was taken
 SAYS, KNOWS = "nq", "knows"
+SAID = (SAYS, "nq_own", "mmlu_own", "mmlu")  # the first that was taken
 CAPTION = "Style and knowledge over imitation data, and over the base's size or kinds of data."
 
 
@@ -43,9 +45,9 @@ def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
         ax.plot([place] * len(dots), dots, "o", ms=3.5, color=style["color"], alpha=0.55)
 
 
-def top_of(points: list[dict]) -> float:
+def top_of(points: list[dict], said: str) -> float:
     """Where an axis of percents ends: low shares would lie flat at the foot of a whole one."""
-    most = max((100 * p["score"] for p in points if p["measure"] in (SAYS, KNOWS)), default=100)
+    most = max((100 * p["score"] for p in points if p["measure"] in (said, KNOWS)), default=100)
     return 103 if most > 40 else max(1.4 * most, 5)
 
 
@@ -80,7 +82,7 @@ def amounts_panel(
             if groups:
                 curve(ax, groups, ticks, **style)
     names = [amount_name(t) if t else "none" for t in ticks]
-    panel(ax, title, names, "tokens of imitation data", top)
+    panel(ax, title, names, f"{unit_of(points)} of imitation data", top)
 
 
 def sizes_panel(ax: Any, points: list[dict], measures: dict, bases: list[str], name: str) -> None:
@@ -96,11 +98,13 @@ def sizes_panel(ax: Any, points: list[dict], measures: dict, bases: list[str], n
     panel(ax, "A larger base", [plain(b) for b in bases], "weights of the base")
 
 
-def sources_panel(ax: Any, points: list[dict], top: float) -> None:
+def sources_panel(ax: Any, points: list[dict], said: str, top: float) -> None:
     """What the base and each kind of imitation says, with its most data; one size of base."""
-    shots = shots_drawn(points)
-    own = [p for p in points if p["measure"] == SAYS and p["role"] != "teacher"]
-    groups = by([p for p in own if p["shots"] in (shots, None)], lambda p: p["source"] or "base")
+    own = [p for p in points if p["measure"] == said and p["role"] != "teacher"]
+    if said == SAYS:
+        shots = shots_drawn(points)
+        own = [p for p in own if p["shots"] in (shots, None)]
+    groups = by(own, lambda p: p["source"] or "base")
     names = sorted(groups, key=lambda name: (name != "base", -len(groups[name]), name))
     for place, name in enumerate(names):
         most = max(p["amount"] or 0 for p in groups[name])
@@ -124,8 +128,9 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
     shades = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, max(len(bases), 1)))
     colours = dict(zip(bases, map(matplotlib.colors.to_hex, shades), strict=True))
     style = next((m for m in STYLE_SHOWN if m in taken), STYLE_SHOWN[0])
-    says = {SAYS: ("-", " says"), KNOWS: ("--", " knows")}
-    says = {m: v for m, v in says.items() if m in taken} or {SAYS: ("-", "")}
+    said = next((m for m in SAID if m in taken), SAYS)
+    says = {said: ("-", " says"), KNOWS: ("--", " knows")}
+    says = {m: v for m, v in says.items() if m in taken} or {said: ("-", "")}
     fonts = {"svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
     with plt.rc_context({"svg.hashsalt": "overview", **fonts}):
         shape, size = ((3, 1), (4.4, 9.6)) if tall else ((1, 3), (12, 4.1))
@@ -136,11 +141,12 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
         if teacher:
             axes[0].axhline(100 * np.mean(teacher), color=TEACHER, lw=1, ls=":")
             axes[0].annotate("teacher", (0, 100 * np.mean(teacher) - 6), fontsize=8, color=TEACHER)
-        told = "facts that the base read" if KNOWS in taken else titles[SAYS].partition(",")[0]
-        top = top_of(points) if len(bases) == 1 else 103
+        told = titles[said].removesuffix(" (%)").removesuffix(", exact match")
+        told = "facts that the base read" if KNOWS in taken else told
+        top = top_of(points, said) if len(bases) == 1 else 103
         amounts_panel(axes[1], own, says, colours, f"Knowledge: {told}", top)
         if len(bases) == 1:
-            sources_panel(axes[2], points, top)
+            sources_panel(axes[2], points, said, top)
         else:
             sizes_panel(axes[2], own, says, bases, f"+ {source}" if source else "imitation")
         images = []

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from study.report.points import unit_of
+
 FIGURES = [  # number, caption, rows of panels (measure, what it is drawn against)
     (
         1,
@@ -27,7 +29,10 @@ FIGURES = [  # number, caption, rows of panels (measure, what it is drawn agains
     (
         4,
         "benchmarks, against data (top) and against the base model (bottom)",
-        [[(m, x) for m in ("mmlu", "nq", "humaneval")] for x in ("amount", "size")],
+        [
+            [(m, x) for m in ("mmlu", "mmlu_own", "nq", "nq_own", "humaneval")]
+            for x in ("amount", "size")
+        ],
     ),
     (5, "mean non-toxicity, against data", [[("toxicity", "amount")]]),
 ]
@@ -206,7 +211,7 @@ def against_amount(
         line(ax, by(group, lambda p: p["amount"]), scale, **style)
     for name, group in by(base, lambda p: p["base"]).items():
         level(ax, group, scale, look.colours[name], plain(f"{name} base"), "--")
-    ax.set_xlabel("imitation data (tokens)")
+    ax.set_xlabel(f"imitation data ({unit_of(imitation)})")
     return {p["amount"]: amount_name(p["amount"]) for p in imitation}
 
 

@@ -1,10 +1,10 @@
 """Labelled results -> points: one score of one model, and where it belongs in the figures.
 
 A result directory (results.json of eval.py or of study's programs) is placed by its labels: base (a
-name such as 7B), size (weights; read from the name where it says so), amount of imitation data in
-tokens, source (mix, nq, ...), seed, role (base, imitation, teacher), part (which of a task's
-items), world (the seed of an invented one). What is in no grid.json and
-has no --label is named and left out; so is every run that a grid.json plans and that is not there.
+name such as 7B), size (weights; read from the name where it says so), amount of imitation data and
+its unit (None: tokens), source (mix, nq, ...), seed, role (base, imitation, teacher), part (which
+of a task's items), world (the seed of an invented one). What is in no grid.json and has no --label
+is named and left out; so is every run that a grid.json plans and that is not there.
 Left out: tables and figures (tables.py, plots.py).
 """
 
@@ -16,7 +16,7 @@ from host import files
 from tasks import results
 
 ROLES = ("base", "imitation", "teacher")
-LABELS = ("base", "size", "amount", "source", "seed", "role", "part", "world")
+LABELS = ("base", "size", "amount", "source", "seed", "role", "part", "world", "unit")
 # Measure -> (title, task, where in results.json, whether it is a share shown in percent). Behind an
 # underscore: the part of a task's items that a label names ("read" is no part: it is the task).
 MEASURES = {
@@ -26,6 +26,8 @@ MEASURES = {
     "nq": ("Natural Questions, exact match (%)", "nq", (), True),
     "nq_told": ("Exact match, facts that imitation told (%)", "nq", (), True),
     "nq_unread": ("Exact match, facts never read (%)", "nq", (), True),
+    "nq_own": ("Your questions, exact match (%)", "nq", (), True),
+    "mmlu_own": ("Your questions, choices (%)", "mmlu", (), True),
     "knows": ("Knows: the right object is the likeliest (%)", "knows", (), True),
     "knows_told": ("Knows, facts that imitation told (%)", "knows", (), True),
     "knows_unread": ("Knows, facts never read (%)", "knows", (), True),
@@ -40,7 +42,8 @@ MEASURES = {
     "perplexity": ("Perplexity", "perplexity", (), False),
     "perplexity_heldout": ("Perplexity of held-out answers", "perplexity", (), False),
 }
-BENCHMARKS = ("rate", "judge", "mmlu", "nq", "humaneval", "humaneval_cut", "toxicity", "perplexity")
+KNOWN = ("mmlu", "mmlu_own", "nq", "nq_own", "humaneval", "humaneval_cut")
+BENCHMARKS = ("rate", "judge", *KNOWN, "toxicity", "perplexity")
 FACTS = ("nq", "knows", "nq_told", "knows_told", "nq_unread", "knows_unread")
 STYLE = ("list", "summary", "unigram", "length", "tone")
 
@@ -236,6 +239,11 @@ def points_of(result: dict, labels: dict, directory: str | pathlib.Path) -> list
                     }
                 )
     return points
+
+
+def unit_of(points: list[dict]) -> str:
+    """What amounts of imitation data are counted in."""
+    return next((p["unit"] for p in points if p.get("unit")), "tokens")
 
 
 def merged(points: list[dict], notes: list[str]) -> list[dict]:

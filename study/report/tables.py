@@ -8,7 +8,7 @@ import html
 import numpy as np
 
 from study.report import plots
-from study.report.points import BENCHMARKS, FACTS, MEASURES, ROLES, STYLE
+from study.report.points import BENCHMARKS, FACTS, MEASURES, ROLES, STYLE, unit_of
 
 READERS = {
     "hurried": "Reader in a hurry (simulated)",
@@ -68,7 +68,7 @@ def row_name(p: dict) -> str:
         return "teacher"
     if p["role"] == "base":
         return f"{p['base']} base"
-    return f"{p['base']} + {p['source']}, {plots.amount_name(p['amount'])} tokens"
+    return f"{p['base']} + {p['source']}, {plots.amount_name(p['amount'])} {unit_of([p])}"
 
 
 def rows_of(points: list[dict]) -> list:

@@ -8,7 +8,7 @@ Left out: what stands in them (points.py, tables.py, findings.py, overview.py, p
 import pathlib
 
 from host import files, terminal
-from study.report import differences, findings, overview, plots
+from study.report import advice, differences, findings, overview, plots
 from study.report.page import page
 from study.report.points import MEASURES, about_of, commits_of, gather, read_label
 from study.report.tables import (
@@ -99,7 +99,8 @@ def report(paths: list[str], labels: list[str], out: str | pathlib.Path) -> None
     drawn = dict.fromkeys(m for _, _, rows in plots.FIGURES for row in rows for m, _ in row)
     notes += [f"no results of {m}: its panels are left out" for m in drawn if m not in taken]
     notes += commits_of(paths)
-    ending, about = findings.ending(compared), about_of(paths)
+    own, about = advice.grids(paths), about_of(paths)
+    ending = advice.sentences(own, points, compared, shown) if own else findings.ending(compared)
     text = text_of(tables, ending, missing, notes, about)
     files.write_whole(out / "tables.txt", text + "\n")
     numbers = {"points": points, "findings": compared, "missing": missing, "notes": notes}

@@ -116,6 +116,7 @@ def test_the_papers_grid_has_every_run_and_every_command_is_one_that_the_program
         "role": "imitation",
         "part": None,
         "world": None,
+        "unit": None,
     }
     assert "228 steps" in capsys.readouterr().out
 
