@@ -1,6 +1,7 @@
 """The whole grid of runs behind the report: every command, what is done, what is missing.
 
     python -m study.grid --preset small --out DIR       # the paper in the small, on two cores
+    python -m study.grid --preset own --base MODEL --teacher MODEL --prompts FILE --out DIR
     python -m study.grid --preset paper --models MODELS --source mix=mix.jsonl.gz --mmlu mmlu/ \\
         --out DIR                                       # commands and state; --run runs them
 
@@ -20,13 +21,13 @@ import time
 from collections.abc import Callable
 
 from host import files, terminal
-from study.grid import paper, real, running, small
+from study.grid import own, paper, real, running, small
 from study.grid.steps import Step, done
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Name -> a module with flags(parser), steps(args) -> (list of Step, notes); RUNS: whether it runs
 # without --run, JOBS: how many steps at once, about(args) -> [what the report says of the runs].
-PRESETS = {"paper": paper, "real": real, "small": small, "tiny": small}
+PRESETS = {"paper": paper, "real": real, "own": own, "small": small, "tiny": small}
 
 
 def parser(preset: str | None = None) -> terminal.Parser:
@@ -43,7 +44,7 @@ def parser(preset: str | None = None) -> terminal.Parser:
     p.add_argument(
         "--run",
         action=argparse.BooleanOptionalAction,
-        help="run what is missing [default: only print it; presets real, small, tiny run]",
+        help="run what is missing [default: only print it; presets real, own, small, tiny run]",
     )
     p.add_argument(
         "--jobs",

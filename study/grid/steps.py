@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
-PROOFS = ("result", "run", "file")
+PROOFS = ("result", "run", "file", "asked")
 
 
 class Step(NamedTuple):
@@ -19,7 +19,8 @@ class Step(NamedTuple):
     name: unique, also of its log. argv: the program and its arguments, without the interpreter.
     out: what it makes. needs: paths that must be there (others' outputs, or the user's files).
     proof: "result" (out/results.json says finished), "run" (out has the checkpoint of its last
-    step) or "file" (out exists). labels: where the report puts a result. by_hand: why a person must
+    step), "file" (out exists) or "asked" (out/report.json counts no failed request that another try
+    may mend). labels: where the report puts a result. by_hand: why a person must
     start it; it is printed and never run. together: steps with the same name here may run in one
     start, by eval.py commands or study.grid.commands.
     """
@@ -43,6 +44,9 @@ def done(step: Step) -> bool:
         if step.proof == "result":
             text = (out / "results.json").read_text(encoding="utf-8")
             return json.loads(text).get("finished", False) is True
+        if step.proof == "asked":
+            counts = json.loads((out / "report.json").read_text(encoding="utf-8"))
+            return counts["failed"] == counts["of_these_refused"]
         # Orbax names a checkpoint when all of it is there
         steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["steps"]
         return (out / "checkpoints" / str(steps)).is_dir()

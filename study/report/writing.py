@@ -23,6 +23,8 @@ from study.report.tables import (
     titles,
 )
 
+OWN = {"mmlu_own", "nq_own"}  # questions of a user's own, which nobody else misses
+
 
 def figures_of(
     points: list[dict], shown: dict[str, str], out: pathlib.Path
@@ -97,7 +99,7 @@ def report(paths: list[str], labels: list[str], out: str | pathlib.Path) -> None
     pictures, figures = overview_of(points, shown, out), figures_of(points, shown, out)
     taken = {p["measure"] for p in points}
     drawn = dict.fromkeys(m for _, _, rows in plots.FIGURES for row in rows for m, _ in row)
-    notes += [f"no results of {m}: its panels are left out" for m in drawn if m not in taken]
+    notes += [f"no results of {m}: its panels are left out" for m in drawn if m not in taken | OWN]
     notes += commits_of(paths)
     own, about = advice.grids(paths), about_of(paths)
     ending = advice.sentences(own, points, compared, shown) if own else findings.ending(compared)
