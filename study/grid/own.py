@@ -329,12 +329,10 @@ def asked(plan: Plan) -> list[Step]:
 def evaluation_flags(plan: Plan) -> tuple[str, ...]:
     """Whose questions the training prompts must not give away."""
     args = plan.args
-    against = [*args.against, *filter(None, (args.nq_dev, args.humaneval))]
+    against = [*args.against, *filter(None, (args.nq_dev, args.mmlu, args.humaneval))]
     against += [plan.file("questions", "asked.jsonl")] if plan.own.open else []
-    folders = [args.mmlu] if args.mmlu else []
-    folders += [plan.file("questions", "choices")] if plan.own.choices else []
-    argv = ("--against", *against) if against else ()
-    return (*argv, *(("--mmlu", *folders) if folders else ()))
+    against += [plan.file("questions", "choices")] if plan.own.choices else []
+    return ("--against", *against) if against else ()
 
 
 def nested(plan: Plan) -> list[Step]:

@@ -1,13 +1,13 @@
 """The prompts that a teacher is asked, and what it answered, as data that grows by amounts.
 
     python -m study.grid.prompts split prompts.jsonl --held-out 80 --amounts 125 500 2000 \\
-        --against NQ-open.dev.jsonl --mmlu mmlu/ --out DIR        # train.jsonl, heldout.jsonl
+        --against NQ-open.dev.jsonl mmlu/ --out DIR        # train.jsonl, heldout.jsonl
     python -m study.grid.prompts nested ANSWERS --prompts DIR/train.jsonl --first 500 \\
         --out 500.jsonl
     python -m study.grid.prompts local pairs.jsonl --against NQ-open.dev.jsonl --out local.jsonl
 
 What is trained on gives no evaluation away: public evaluation prompts are known by fingerprint
-(study/curate/known.py), and what is near a question of --against or --mmlu is dropped (BLEU, as in
+(study/curate/known.py), and what is near a question of --against is dropped (BLEU, as in
 study.curate leakage). Left out: asking (study.answers ask, eval.py generate).
 """
 
@@ -21,29 +21,28 @@ from typing import Any, NamedTuple
 from host import files, terminal
 from study import access, rows
 from study.curate import known
-from tasks import mmlu
 from text import forms
 
 THRESHOLD = 20.0  # percent of BLEU, the paper's of its evaluation prompts
+MALFORMED = 0.01  # share of an evaluation's rows
 SHUFFLE = 11  # of the stream of random numbers that orders the prompts
 
 
 class Evaluation(NamedTuple):
-    """What a training prompt must not give away. texts: {file: its questions}."""
+    """What a training prompt must not give away. texts: {name of a file: its questions}."""
 
     texts: dict[str, list[str]]
     threshold: float = THRESHOLD
 
 
-def evaluation_of(against: list[str], folders: list[str], threshold: float) -> Evaluation:
-    """The questions of evaluation files in any form, and of MMLU's folders."""
+def evaluation_of(paths: list[str], threshold: float) -> Evaluation:
+    """The questions of evaluation files in any form; a folder is MMLU's."""
+    from study.curate import decontaminate
+
     texts = {}
-    for path in against:
-        texts[path] = [rows.clean(text) for _, text, _ in rows.each([path], rows.prompt_of)]
-    for folder in folders:
-        read = (mmlu.read_questions(folder, "test", s) for s in mmlu.list_subjects(folder, "test"))
-        texts[folder] = [q.question for subject in read for q in subject]
-    return Evaluation({path: texts for path, texts in texts.items() if texts}, threshold)
+    for name, text in decontaminate.prompts_of(paths, MALFORMED) if paths else ():
+        texts.setdefault(name, []).append(text)
+    return Evaluation(texts, threshold)
 
 
 def near(prompts: list[str], references: list[str], what: str, threshold: float) -> list[bool]:
@@ -74,8 +73,8 @@ class Filter:
             else:
                 kept.append(number)
             seen.add(same)
-        for path, references in self.evaluation.texts.items():
-            kept = self.far(texts, kept, references, pathlib.Path(path).name)
+        for name, references in self.evaluation.texts.items():
+            kept = self.far(texts, kept, references, name)
         return kept
 
     def far(self, texts: list[str], kept: list[int], references: list[str], what: str) -> list[int]:
@@ -123,7 +122,7 @@ def split(
     counts = {"prompts": len(given), **dropped, "held out": held_out}
     counts |= {"to be asked for training": wanted, "left over": len(rest) - wanted}
     settings = {"prompts": [pathlib.Path(p).name for p in paths], "seed": seed}
-    settings |= {"evaluations": {p: len(t) for p, t in evaluation.texts.items()}}
+    settings |= {"evaluations": {name: len(t) for name, t in evaluation.texts.items()}}
     settings |= {"threshold": evaluation.threshold}
     files.write_json(out / "prompts.json", {"settings": settings, "counts": counts})
     write_prompts(out / "heldout.jsonl", [texts[k] for k in held], "h")  # last: all is there
@@ -214,9 +213,8 @@ def evaluation_flags(c: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="evaluation files: what is near one of their questions is dropped",
+        help="evaluation files, or MMLU's folder: what is near a question of theirs is dropped",
     )
-    c.add_argument("--mmlu", nargs="+", default=[], metavar="DIR", help="MMLU's folders likewise")
     c.add_argument(
         "--threshold",
         type=float,
@@ -234,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
         access.at_least("--amounts", amount, 1)
     if args.command == "nested":
         return nested(args.answers, args.prompts, args.first, args.out)
-    evaluation = evaluation_of(args.against, args.mmlu, args.threshold)
+    evaluation = evaluation_of(args.against, args.threshold)
     if args.command == "local":
         return local(args.dialogues, evaluation, args.out)
     return split(args.prompts, evaluation, args.held_out, args.amounts, args.seed, args.out)
