@@ -23,7 +23,12 @@ from training import flags as train_flags
 TOPICS = [f"{a} {b}" for a in ("red", "cold", "loud", "deep") for b in ("lake", "coat", "drum")]
 # no two of them near one another by BLEU
 PROMPTS = [" ".join(f"{t.replace(' ', w)}{w}" for w in "abcdef") for t in TOPICS]
-FACTS = [("Who wrote Hamlet?", "Shakespeare"), ("What barks?", ["a dog", "dog"])] * 2
+FACTS = [
+    ("Who wrote Hamlet?", "Shakespeare"),
+    ("What barks?", ["a dog", "dog"]),
+    ("What purrs?", "a cat"),
+    ("What is cold?", "ice"),
+]
 CHOICES = [{"question": f"Pick {n}.", "choices": list("wxyz"), "answer": n} for n in range(4)]
 ELSEWHERE = "https://api.example.com/v1"
 
@@ -333,7 +338,8 @@ def test_the_preset_runs_whole_beside_a_teacher_on_this_machine(tmp_path):
     subprocess.run([sys.executable, *make], cwd=ROOT, check=True, capture_output=True)
 
     def behave(body, nth):
-        return answer(f"- one\n- {len(body['messages'][-1]['content'])}\n\nIn summary, B.")
+        n = len(body["messages"][-1]["content"])
+        return answer(f"The answer is B.\n\n- one\n- two\n\nIn summary, {n}.")
 
     with LocalEndpoint(behave) as server:
         who = ("--teacher", server.url, "--teacher-model", "t")
