@@ -26,6 +26,7 @@ from web.guard import LOOPBACK
 RUNS = True
 AMOUNTS = (125, 500, 2000)  # prompts; fewer where the file has fewer
 PUBLIC = ("mmlu", "nq", "nq0", "humaneval")
+ASKING = ("ask-", "judge-", "style-")  # names of steps that may ask an endpoint
 USABLE = 0.9  # of the prompts: the filter takes some
 # Answers are few beside the paper's: smaller steps, three passes.
 RECIPE = ("--batch", "8", "--epochs", "3", "--warmup-fraction", "0.1")
@@ -294,8 +295,8 @@ def steps(args: argparse.Namespace) -> tuple[list[Step], list[str]]:
             trainings.append(Step(f"train-{run}", argv, out, "run", (labels.pop("data"),)))
             models += measures(plan, run, out, labels, (out,))
     of_teacher = teachers(plan)
-    notes = money(plan, [*prepared, *of_teacher])
-    return [*prepared, *of_teacher, *trainings, *models], notes
+    listed = [*prepared, *of_teacher, *trainings, *models]
+    return listed, money(plan, listed)
 
 
 def base(name: str) -> dict:
@@ -304,8 +305,9 @@ def base(name: str) -> dict:
 
 def asked(plan: Plan) -> list[Step]:
     """The questions of one's own, the prompts, and the teacher's answers to them."""
-    args, listed, evaluations = plan.args, [], []
+    args, listed = plan.args, []
     needs = (*args.prompts, *args.against)
+    needs += tuple(filter(None, (args.nq_dev, args.mmlu, args.humaneval)))
     if args.questions:
         made = plan.file("questions", "questions.json")
         argv = ("-m", "study.grid.questions", "own", args.questions)
@@ -409,13 +411,14 @@ def money(plan: Plan, listed: list[Step]) -> list[str]:
             price = parse(args.price)
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"--price {error}") from None
+    undone = {s.name for s in listed if s.name.startswith(ASKING) and not done(s)}
     if plan.teacher.name and not args.replay:
-        undone = {s.name for s in listed if s.name.startswith("ask-") and not done(s)}
-        if undone:
+        if any(name.startswith("ask-") for name in undone):
             notes.append(teacher.said(args.teacher, asked_of_teacher(plan, undone), price))
             paid += notes[-1:] if is_paid(args.teacher) else []
-    if "judge" in plan.wanted.tasks:
-        notes.append(teacher.said(args.judge, [asked_of_judge(plan)], None))
+    judged = sum(not name.startswith("ask-") for name in undone)
+    if "judge" in plan.wanted.tasks and judged:
+        notes.append(teacher.said(args.judge, [asked_of_judge(plan, judged)], None))
         paid += notes[-1:] if is_paid(args.judge) else []
     if paid and not args.yes and args.run is not False:
         raise ValueError("; ".join(paid) + ": agree with --yes, or see the commands with --no-run")
@@ -445,12 +448,8 @@ def asked_of_teacher(plan: Plan, undone: set[str]) -> list[Asked]:
     return listed
 
 
-def asked_of_judge(plan: Plan) -> Asked:
-    """Every pair in both orders, of every model."""
-    kinds = len(plan.amounts) + bool(plan.local)
-    models = len(plan.bases) * (1 + kinds * plan.args.seeds)
-    pairs = models * plan.args.held_out
+def asked_of_judge(plan: Plan, judged: int) -> Asked:
+    """What the judge is asked in so many steps: a pair in both orders, or the tone of both."""
+    n = 2 * judged * plan.args.held_out
     each = teacher.mean_tokens(plan.prompts, 1) + 2 * plan.args.max_tokens + teacher.JUDGED[0]
-    what = f"to compare and rate the tone of {models} models and the teacher"
-    # both orders of a pair, and the tone of both answers
-    return Asked(what, 4 * pairs, 4 * pairs * each, 4 * pairs * teacher.JUDGED[1])
+    return Asked("to compare answers and rate their tone", n, n * each, n * teacher.JUDGED[1])

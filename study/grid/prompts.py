@@ -143,7 +143,10 @@ def nested(source: str, prompts: str, first: int, out: str | pathlib.Path) -> No
 
     asked = [(name, text) for name, text, _ in rows.each([prompts], rows.prompt_of)][:first]
     if first > len(asked):
-        raise ValueError(f"{prompts} holds {len(asked)} prompts, fewer than --first {first}")
+        raise ValueError(
+            f"{prompts} holds {len(asked)} prompts, fewer than --first {first}: split more of them "
+            "into another folder"
+        )
     said = {a["id"]: a for a in answers.read(source)}
     there = [x for x in asked if x[0] in said and said[x[0]]["output"].strip()]
     if not there:

@@ -164,6 +164,15 @@ def test_what_is_answered_costs_nothing_and_loopback_needs_no_yes(tmp_path, caps
     assert steps_of(tmp_path)[1] == []
     (folder / "report.json").write_text('{"failed": 2, "of_these_refused": 1}')
     assert "at most 3 requests" in steps_of(tmp_path)[1][0]
+    judge = ("--judge", ELSEWHERE, "--judge-model", "j")
+    # three models: a pair in both orders and the tone of both answers, of 4 held-out prompts
+    assert "at most 48 requests" in steps_of(tmp_path, *judge)[1][-1]
+    for name in ("base1M", "base1M-broad-3", "base1M-broad-6"):
+        for result in ("judge", "style"):
+            (tmp_path / f"out/results/{name}/{result}").mkdir(parents=True)
+            path = tmp_path / f"out/results/{name}/{result}/results.json"
+            path.write_text('{"finished": true}')
+    assert all("tone" not in note for note in steps_of(tmp_path, *judge)[1])
     assert own.is_paid(ELSEWHERE) and not own.is_paid("http://127.0.0.1:8000/v1")
     assert own.is_paid("http://localhost.example.com/v1") and not own.is_paid("model.gguf")
 
