@@ -257,7 +257,8 @@ def span(row: dict) -> list[str]:
 def verdict_of(row: dict) -> str:
     """The verdict of one comparison in words."""
     if row["difference"] is None:
-        return "uninformative, every model is at chance"
+        few = "fewer than two items to compare"
+        return f"uninformative, {'every model is at chance' if row['left_out'] else few}"
     left_out = ", ".join(map(str, row["left_out"]))
     verdict = row["verdict"] + (f"; {left_out} at chance, left out" if left_out else "")
     likely = row["measure"] == "perplexity"

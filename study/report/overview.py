@@ -114,6 +114,15 @@ def sources_panel(ax: Any, points: list[dict], said: str, top: float) -> None:
     panel(ax, "By kind of imitation data", [plain(n) for n in names], "the most of its kind", top)
 
 
+def teacher_line(ax: Any, points: list[dict], measure: str) -> None:
+    """What the teacher itself has, where it was measured."""
+    scores = [p["score"] for p in points if p["role"] == "teacher" and p["measure"] == measure]
+    if scores:
+        height = 100 * np.mean(scores)
+        ax.axhline(height, color=TEACHER, lw=1, ls=":")
+        ax.annotate("teacher", (0, height - 6), fontsize=8, color=TEACHER)
+
+
 def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: bool) -> tuple:
     """(SVG, PNG) as bytes. source: of the broad imitation. tall: panels one below the other."""
     import matplotlib
@@ -137,10 +146,9 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
         figure, axes = plt.subplots(*shape, figsize=size, layout="constrained")
         manner = titles[style].removesuffix(" (%)")
         amounts_panel(axes[0], own, {style: ("-", "")}, colours, f"Style: {manner}")
-        teacher = [p["score"] for p in points if p["role"] == "teacher" and p["measure"] == style]
-        if teacher:
-            axes[0].axhline(100 * np.mean(teacher), color=TEACHER, lw=1, ls=":")
-            axes[0].annotate("teacher", (0, 100 * np.mean(teacher) - 6), fontsize=8, color=TEACHER)
+        teacher_line(axes[0], points, style)
+        if said not in (SAYS, KNOWS):  # of a world the teacher knows everything
+            teacher_line(axes[1], points, said)
         told = titles[said].removesuffix(" (%)").removesuffix(", exact match")
         told = "facts that the base read" if KNOWS in taken else told
         top = top_of(points, said) if len(bases) == 1 else 103
