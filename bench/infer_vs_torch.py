@@ -51,11 +51,13 @@ def ours(path, jobs):
 
     def generate(prompts, new):
         decoder, weights = opened.decoder()
+        decoder.prefixes.kept = None  # else a prompt's beginning is there from the round before
         how = Sampling(max_new=new)
         outputs = sorted(decoder.generate(weights, prompts, how, opened.tok, len(prompts)))
         return [o.ids for o in outputs], min(o.margin for o in outputs)
 
     def score(requests):
+        opened.scorer.prefixes.kept = None
         scores = {k: logp for k, logp, _, _ in opened.score(requests)}
         return [scores[k] for k in range(len(requests))]
 
@@ -63,7 +65,9 @@ def ours(path, jobs):
         job = jobs[case]
         if case == "mmlu":
             requests = [Request(ids, [len(ids) - 1], [job["letters"]]) for ids in job["prompts"]]
-            return [logp[0].tolist() for logp in score(requests)], len(requests)
+            opened.scorer.computed = 0
+            logp = [logp[0].tolist() for logp in score(requests)]
+            return (logp, opened.scorer.computed / len(requests)), len(requests)
         if case == "loglik":
             texts = job["texts"]
             requests = [Request(t, list(range(len(t) - 1)), [[i] for i in t[1:]]) for t in texts]
@@ -89,7 +93,9 @@ def theirs(folder, jobs):
             net(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1]
             for ids in job["theirs"]
         ]
-        return [torch.log_softmax(a, 0)[job["letters"]].tolist() for a in last], len(last)
+        tokens = sum(map(len, job["theirs"])) / len(last)
+        logp = [torch.log_softmax(a, 0)[job["letters"]].tolist() for a in last]
+        return (logp, tokens), len(last)
 
     def loglik(job):
         ids = torch.tensor(job["texts"])
@@ -200,11 +206,13 @@ def make_jobs(args):
 def check(case, job, ours, theirs):
     """A line on how far the two agree; SystemExit where they do not."""
     if case == "mmlu":
+        (ours, few), (theirs, many) = ours, theirs
         of = {tuple(ids): logp for ids, logp in zip(job["prompts"], ours, strict=True)}
         pairs = [(of[tuple(ids)], t) for ids, t in zip(job["theirs"], theirs, strict=True)]
         apart = max(abs(a - b) for o, t in pairs for a, b in zip(o, t, strict=True))
         differ = sum(o.index(max(o)) != t.index(max(t)) for o, t in pairs)
         good, line = apart < AGREE, f"{apart:.1e} nats apart, {differ} of {len(pairs)} letters"
+        line += f"; {few:.0f} and {many:.0f} tokens a question"
     elif case == "loglik":
         apart = max(abs(o - t) for o, t in zip(ours, theirs, strict=True))
         good, line = apart < AGREE, f"{apart:.1e} nats apart"

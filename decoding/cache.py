@@ -8,6 +8,7 @@ CPUs the products of one query are twenty times as fast as with heads behind pos
 LETTERS as in model.py; S is the room of a cache.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ from decoding.records import shared_length
 from sharding import DATA, TENSOR
 
 BLOCK = 256  # positions of a prefix that attention behind it reads at once
+# Attention within a row goes by so many queries at least, in so many parts at most. Each leaves out
+# the tokens behind it.
+STRIP, STRIPS = 128, 4
 
 
 def cache_heads(config: model.Config, layout: model.Layout) -> int:
@@ -54,7 +58,9 @@ def for_decoding(
 
     A scan copies each layer out of the stack, and `run_layer` lays q, k, v (gate, up) side by side.
     Either costs as much as the multiplication for one token. So the layers are separate arrays and
-    these matrices are joined, once; each rank joins its own shards. `weights` is emptied.
+    these matrices are joined, once; each rank joins its own shards.
+
+    weights: stacked, or of load_weights with `apart`. It is emptied, a layer of a weight at a time.
     """
     stacked, table = layout.stacked(config), model.weight_table(config)
     groups = {n: tuple(m for m in parts if m in table) for n, parts in JOINED.items()}
@@ -65,16 +71,21 @@ def for_decoding(
     for name, parts in groups.items():
         # split where one of them is: the ranks' arrays differ then
         spec = Spec(*max((stacked[n] for n in parts), key=lambda s: len(sharding.axes_of(s)))[1:])
+        in_specs = tuple(Spec(*stacked[n][1:]) for n in parts)
 
-        def cut(*w):
-            return [jnp.concatenate([m[i] for m in w], axis=-1) for i in range(config.L)]
+        def beside(*w):
+            return jnp.concatenate(w, axis=-1)
 
-        in_specs = tuple(stacked[n] for n in parts)
-        unstack = jax.jit(
-            jax.shard_map(cut, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
+        join = jax.jit(
+            jax.shard_map(beside, mesh=mesh, in_specs=in_specs, out_specs=spec, check_vma=False)
         )
-        for layer, w in zip(layers, unstack(*(weights.pop(n) for n in parts)), strict=True):
-            layer[name] = w
+        pieces = [weights.pop(n) for n in parts]
+        for i, layer in enumerate(layers):
+            layer[name] = join(*(w[i] for w in pieces))
+            for w in pieces:
+                if isinstance(w, list):
+                    w[i] = None
+            jax.block_until_ready(layer[name])
         specs[name] = spec
     outer = {n: weights.pop(n) for n in list(weights)}
     outer_specs = {n: stacked[n] for n in outer}
@@ -144,30 +155,40 @@ def attend_after(
 ) -> jax.Array:
     """Attention over a row's own visible keys and the first `length` of a prefix -> [B, T, N, H].
 
-    prefix: (k_KSH, v_KSH), which all rows see. It is read by blocks with a running softmax in
-    float32, as many blocks as `length` fills: one program serves every length.
+    visible_BTT: no token sees one that comes later in its row. prefix: (k_KSH, v_KSH), which all
+    rows see. It is read by blocks with a running softmax in float32, as many blocks as `length`
+    fills: one program serves every length.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     kp_KSH, vp_KSH = prefix
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
+    strip = max(-(-T // STRIPS), STRIP)
 
     # [B, K, T, G, X] -> K, all queries of that head, X
     def flat(a):
         return jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)
 
-    scores_BKTGS = jnp.einsum(
-        "btkgh,bskh->bktgs", q_BTKGH, k_BTKH, preferred_element_type=jnp.float32
-    )
-    scores_BKTGS = jnp.where(visible_BTT[:, None, :, None], scores_BKTGS, -jnp.inf)
-    top_BKTG1 = jnp.max(scores_BKTGS, axis=-1, keepdims=True)
-    e_BKTGS = jnp.exp(scores_BKTGS - top_BKTG1)
-    out_BKTGH = jnp.einsum(
-        "bktgs,bskh->bktgh",
-        e_BKTGS.astype(v_BTKH.dtype),
-        v_BTKH,
-        preferred_element_type=jnp.float32,
-    )
+    def within(start):
+        """(maximum, sum, output) of some queries, which see none of the tokens behind them."""
+        end = min(start + strip, T)
+        k_BSKH, v_BSKH = k_BTKH[:, :end], v_BTKH[:, :end]
+        scores_BKTGS = jnp.einsum(
+            "btkgh,bskh->bktgs", q_BTKGH[:, start:end], k_BSKH, preferred_element_type=jnp.float32
+        )
+        seen_BTS = visible_BTT[:, start:end, :end]
+        scores_BKTGS = jnp.where(seen_BTS[:, None, :, None], scores_BKTGS, -jnp.inf)
+        top_BKTG1 = jnp.max(scores_BKTGS, axis=-1, keepdims=True)
+        e_BKTGS = jnp.exp(scores_BKTGS - top_BKTG1)
+        out_BKTGH = jnp.einsum(
+            "bktgs,bskh->bktgh",
+            e_BKTGS.astype(v_BSKH.dtype),
+            v_BSKH,
+            preferred_element_type=jnp.float32,
+        )
+        return top_BKTG1, jnp.sum(e_BKTGS, axis=-1, keepdims=True), out_BKTGH
+
+    strips = [within(start) for start in range(0, T, strip)]
     q_KMH = flat(jnp.swapaxes(q_BTKGH, 1, 2))
 
     def more(i, state):
@@ -184,7 +205,7 @@ def attend_after(
         )
         return new_KM1, sum_KM1 * shrink_KM1 + jnp.sum(e_KMS, axis=-1, keepdims=True), out_KMH
 
-    start = flat(top_BKTG1), flat(jnp.sum(e_BKTGS, axis=-1, keepdims=True)), flat(out_BKTGH)
+    start = tuple(flat(jnp.concatenate(parts, axis=2)) for parts in zip(*strips, strict=True))
     _, sum_KM1, out_KMH = lax.fori_loop(0, (length + block - 1) // block, more, start)
     out_KBTGH = (out_KMH / sum_KM1).reshape(K, B, T, N // K, H)
     return jnp.moveaxis(out_KBTGH, 0, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
@@ -230,6 +251,17 @@ def prefill(
     return model.final_hidden(x_BTD, outer, program), new
 
 
+def write(old_BKSH: jax.Array, new_BKH: jax.Array, position_B: jax.Array) -> jax.Array:
+    """A cache with new keys or values at each row's position; none where that is beyond it.
+
+    Head by head: of one row's heads at once, XLA's CPU compiler makes an update that it repeats for
+    each of its users, on copies of the whole cache.
+    """
+    B, K = new_BKH.shape[:2]
+    row_B1, head_1K = jnp.arange(B)[:, None], jnp.arange(K)[None]
+    return old_BKSH.at[row_B1, head_1K, position_B[:, None]].set(new_BKH, mode="drop")
+
+
 def decode_step(
     weights: dict,
     token_B: jax.Array,
@@ -248,24 +280,22 @@ def decode_step(
     position_B1 = position_B[:, None]
     program, rope = model.Program(config, layout), model.rope_of(position_B1, config)
     x_B1D = model.embed_tokens(token_B[:, None], position_B1, outer, program)
-    row_B = jnp.arange(token_B.shape[0])
 
     def body(x_B1D, w, kv):
         def attend(q_B1NH, k_B1KH, v_B1KH):
             k_BKSH, v_BKSH = (
-                old.at[row_B, :, position_B].set(new[:, 0], mode="drop")
+                write(old, new[:, 0], position_B)
                 for old, new in zip(kv, (k_B1KH, v_B1KH), strict=True)
             )
             B, K, S, H = k_BKSH.shape
-            scores_BKGS = (
-                jnp.einsum(
-                    "bkgh,bksh->bkgs",
-                    q_B1NH.reshape(B, K, -1, H),
-                    k_BKSH,
-                    preferred_element_type=jnp.float32,
-                )
-                * H**-0.5
+            # keys first: XLA's CPU compiler lays the second operand out anew, here the small one
+            scores_BKSG = jnp.einsum(
+                "bksh,bkgh->bksg",
+                k_BKSH,
+                q_B1NH.reshape(B, K, -1, H),
+                preferred_element_type=jnp.float32,
             )
+            scores_BKGS = jnp.swapaxes(scores_BKSG, 2, 3) * H**-0.5
             scores_BKGS = jnp.where(
                 (jnp.arange(S)[None] <= position_B1)[:, None, None], scores_BKGS, -jnp.inf
             )
@@ -292,38 +322,48 @@ class PrefixCache:
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
         self.pieces, self.unrolled = pieces, "layers" in specs
         self.positions = -(-config.P // BLOCK) * BLOCK  # of a cache, at most
-        self.room = self.positions + pieces[-1]  # a prefix's last piece may reach past them
+        most = self.positions + pieces[-1]  # a prefix's last piece may reach past them
+        # positions of the arrays of a prefix: few sizes, since each is a program
+        self.rooms = [n for k in range(16) if (n := BLOCK * 4**k) < most] + [most]
         one = cache_spec(layout, False)
         if self.unrolled:
             self.spec = [(one,) * 2] * config.L
         else:
             self.spec = (Spec(None, *one),) * 2
-        in_specs = (specs, Spec(), self.spec, Spec())
-        self.extend = jax.jit(
-            jax.shard_map(
-                self._extend, mesh=mesh, in_specs=in_specs, out_specs=self.spec, check_vma=False
-            ),
-            donate_argnums=2,
+        smap = functools.partial(jax.shard_map, mesh=mesh, check_vma=False, out_specs=self.spec)
+        self._read = jax.jit(smap(self._read_piece, in_specs=(specs, Spec(), self.spec, Spec())))
+        self._put = jax.jit(
+            smap(self._put_piece, in_specs=(self.spec, self.spec, Spec())), donate_argnums=0
         )
-        self.kept = None  # (weights, ids, arrays) of the last prefix
+        self.kept = None  # (weights, ids, arrays, their room) of the last prefix
 
-    def _extend(self, weights, token_T, prefix, length):
-        """The prefix with T more tokens, of which the last may be padding."""
+    def _read_piece(self, weights, token_T, prefix, length):
         one_1T = jnp.ones_like(token_T)[None]
         position_1T = length + jnp.arange(token_T.shape[0], dtype=jnp.int32)[None]
         rows = Rows(token_T[None], position_1T, visible(one_1T, one_1T))
         dims = self.config, self.layout, self.dtype
         _, new = prefill(weights, rows, prefix, length, *dims)
+        return jax.tree.map(lambda a: a.squeeze(-4), new)
 
+    def _put_piece(self, prefix, new, length):
         def put(old, new):
-            new = new.squeeze(-4).astype(old.dtype)
-            return lax.dynamic_update_slice_in_dim(old, new, length, axis=old.ndim - 2)
+            at = old.ndim - 2
+            return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), length, axis=at)
 
         return jax.tree.map(put, prefix, new)
 
-    def empty(self, room: int | None = None) -> tuple | list:
+    def extend(
+        self, weights: dict, token_T: np.ndarray, prefix: tuple | list, length: np.int32
+    ) -> tuple | list:
+        """The prefix, which is given away, with T more tokens, of which the last may be padding.
+
+        It is read by one program and written by another: within one, XLA would copy it.
+        """
+        return self._put(prefix, self._read(weights, token_T, prefix, length), length)
+
+    def empty(self, room: int) -> tuple | list:
         """Each layer's keys and values of a prefix of up to `room` tokens, none read yet."""
-        shape = cache_heads(self.config, self.layout), room or self.room, self.config.H
+        shape = cache_heads(self.config, self.layout), room, self.config.H
         shape = shape if self.unrolled else (self.config.L, *shape)
 
         def is_spec(s):
@@ -340,19 +380,24 @@ class PrefixCache:
         Whole pieces that the last call has read already (with these very weights) are not read
         again, so the arrays are the same to the last bit whether they were there or not.
         """
-        least, most = self.pieces[0], self.pieces[-1]
+        if not ids:
+            return self.empty(BLOCK)
+        most = self.pieces[-1]
+        needed = -(-len(ids) // most) * most
+        room = next(n for n in self.rooms if n >= needed)
         arrays, at = None, 0
-        if self.kept and self.kept[0] is weights:
-            arrays, at = self.kept[2], shared_length(self.kept[1], ids) // most * most
+        if self.kept and self.kept[0] is weights and self.kept[3] >= room:
+            _, before, arrays, room = self.kept
+            at = shared_length(before, ids) // most * most
         if arrays is None:
-            arrays = self.empty()
+            arrays = self.empty(room)
         self.kept = None  # the arrays are given away piece by piece
         while at < len(ids):
             left = len(ids) - at
-            piece = np.zeros(most if left > least else least, np.int32)
+            piece = np.zeros(next((n for n in self.pieces if n >= left), most), np.int32)
             part = ids[at : at + len(piece)]
             piece[: len(part)] = part
             arrays = self.extend(weights, piece, arrays, np.int32(at))
             at += len(part)
-        self.kept = weights, list(ids), arrays
+        self.kept = weights, list(ids), arrays, room
         return arrays

@@ -46,7 +46,7 @@ class Decoder:
         self.config, self.mesh, self.layout, self.dtype = config, mesh, layout, dtype
         self.data, self.specs = layout.data, specs
         self.prefixes = cache.PrefixCache(
-            config, mesh, layout, specs, dtype, pieces=(64, cache.BLOCK)
+            config, mesh, layout, specs, dtype, pieces=(64, cache.BLOCK, 2 * cache.BLOCK)
         )
         self.cache_spec = [(cache.cache_spec(layout),) * 2] * config.L
         rows, prefix, replicated, by_data = self.cache_spec, self.prefixes.spec, Spec(), Spec(DATA)
@@ -145,7 +145,10 @@ class Decoder:
 
     def prefill_slots(self, weights, kv, token, prefix, length, copies):
         """Read a row of prompts a rank behind the prefix, into slots -> the cache."""
-        new, _ = self.read(weights, token, prefix, length, np.zeros(0, np.int32))
+        if token["tree"].any():
+            new, _ = self.read(weights, token, prefix, length, np.zeros(0, np.int32))
+        else:  # a prompt alone is a prefix
+            new = self.empty(self.data, token["tree"].shape[1])
         return self.place(kv, new, prefix, length, copies)
 
     def _fetch(self, kv, slot):

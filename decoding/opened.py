@@ -125,9 +125,10 @@ class Opened:
             if "scorer" in before.__dict__:  # made already
                 self.scorer = before.scorer
 
-    def _load(self):
+    def _load(self, apart):
         self._weights = {}  # before the next are read: two forms would take twice the memory
-        return load_weights(self.path, self.config, self.mesh, self.layout, self.dtype, self.step)
+        where = self.mesh, self.layout
+        return load_weights(self.path, self.config, *where, self.dtype, self.step, apart)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -136,14 +137,14 @@ class Opened:
     def score(self, requests: list[Request], share: bool = True) -> Iterator:
         """Scorer.score on this model's weights."""
         if "stacked" not in self._weights:
-            self._weights = {"stacked": self._load()}
+            self._weights = {"stacked": self._load(apart=False)}
         return self.scorer.score(self._weights["stacked"], requests, self.batch, share)
 
     def decoder(self) -> tuple[Decoder, dict]:
         """The Decoder and its weights."""
         if "decoding" not in self._weights:
-            stacked = self._load()
-            weights, specs = cache.for_decoding(stacked, self.config, self.mesh, self.layout)
+            layers = self._load(apart=True)
+            weights, specs = cache.for_decoding(layers, self.config, self.mesh, self.layout)
             self._weights = {"decoding": weights}
             if self._decoder is None:
                 self._decoder = Decoder(self.config, self.mesh, self.layout, specs, self.dtype)

@@ -10,12 +10,24 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def likeliest(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the first id of the largest logit [B] int32, that logit [B]).
+
+    As argmax, which XLA's CPU compiler makes a loop of one thread over single numbers.
+    """
+    V = logits_BV.shape[1]
+    top_B = jnp.max(logits_BV, axis=1)
+    id_1V = jnp.arange(V, dtype=jnp.int32)[None]
+    best_B = jnp.min(jnp.where(logits_BV == top_B[:, None], id_1V, V - 1), axis=1)
+    return best_B, top_B
+
+
 def margin(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(best id [B] int32, difference between the best two logits [B])."""
-    best_B = jnp.argmax(logits_BV, axis=1).astype(jnp.int32)
+    best_B, top_B = likeliest(logits_BV)
     is_best_BV = jnp.arange(logits_BV.shape[1])[None] == best_B[:, None]
     others_BV = jnp.where(is_best_BV, -jnp.inf, logits_BV)
-    return best_B, jnp.max(logits_BV, axis=1) - jnp.max(others_BV, axis=1)
+    return best_B, top_B - jnp.max(others_BV, axis=1)
 
 
 def filtered(scores_BV: jax.Array, top_k_B: jax.Array, top_p_B: jax.Array) -> jax.Array:
@@ -77,7 +89,7 @@ def token_scores(
     if unused.size:
         logits_BV = logits_BV.at[:, unused].set(-jnp.inf)
     if top == 1:  # a sort of the vocabulary costs as much as the product that makes it
-        best_B1 = jnp.argmax(logits_BV, axis=1).astype(jnp.int32)[:, None]
-        return logp_B, best_B1, jnp.max(logits_BV, axis=1, keepdims=True) - norm_B1
+        best_B, top_B = likeliest(logits_BV)
+        return logp_B, best_B[:, None], top_B[:, None] - norm_B1
     values, ids = lax.top_k(logits_BV, min(top, logits_BV.shape[1]))
     return logp_B, ids, values - norm_B1

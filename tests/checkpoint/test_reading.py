@@ -92,6 +92,25 @@ def test_loading_gives_every_mesh_the_same_numbers_in_its_own_shards(config, tmp
             np.testing.assert_array_equal(got[name], want, err_msg=f"{name} on {data}x{tensor}")
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_layers_apart_are_those_of_the_stacks_and_their_checksums_are_compared(
+    apart, tmp_path, monkeypatch
+):
+    weights = random_weights(LLAMA)
+    run = run_folder(tmp_path / "run", LLAMA, weights)
+    mesh, layout = mesh_of(1, 2), model.make_layout(LLAMA, 1, 2, False)
+    got = load.load_weights(run, LLAMA, mesh, layout, apart=apart)
+    for name, row in model.weight_table(LLAMA).items():
+        for i in range(LLAMA.L if row.layered else 0):
+            np.testing.assert_array_equal(got[name][i], weights[name, i])
+        assert isinstance(got[name], list) == (apart and row.layered)
+    record = load.runs.record_of(run, 7)
+    record["sums"]["weights.wo"] += 1
+    monkeypatch.setattr(load.runs, "record_of", lambda *_: record)
+    with pytest.raises(ValueError, match="wo has another checksum"):
+        load.load_weights(run, LLAMA, mesh, layout, apart=apart)
+
+
 @pytest.mark.parametrize("form", ["hf", "easylm", "bin", "run"])
 def test_role_tokens_get_the_mean_row_and_padding_stays_zero(form, tmp_path):
     config, weights = LLAMA, random_weights(LLAMA)
