@@ -133,11 +133,14 @@ def start_devices(
     if several and coordinator != "auto":
         check_process(coordinator, processes, process)
     use_compilation_cache()
-    if not several:
-        share = VIRTUAL if text else cpu_devices(rows, usable_cores())
-    else:
-        sizes = [int(n) for n in (text or "").lower().split("x") if n.isdigit()]
-        share = max(math.prod(sizes) // (processes or 1), 1)
+    sizes = [int(n) for n in (text or "").lower().split("x") if n.isdigit()]
+    devices_asked = math.prod(sizes)
+    if several:
+        share = max(devices_asked // (processes or 1), 1)
+    elif text is None:
+        share = cpu_devices(rows, usable_cores())
+    else:  # no more than the mesh has: each brings a thread, which the others then wait for
+        share = devices_asked if len(sizes) == 2 and 0 < devices_asked < VIRTUAL else VIRTUAL
     try:
         # concerns the CPU backend alone; an accelerator, where there is one, still comes first
         jax.config.update("jax_num_cpu_devices", share)

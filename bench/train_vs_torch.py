@@ -13,6 +13,7 @@ Needs requirements-compare.txt. Left out: data loading.
 """
 
 import argparse
+import math
 import pathlib
 import statistics
 import subprocess
@@ -131,7 +132,9 @@ def main(argv=None):
     p.add_argument("--busy", type=int, default=0, metavar="N", help="busy processes beside")
     args = p.parse_args(argv)
     devices = sharding.cpu_devices(args.batch, sharding.usable_cores())
-    jax.config.update("jax_num_cpu_devices", max(devices, sharding.VIRTUAL * bool(args.mesh)))
+    meshes = args.mesh or [f"{devices}x1"]
+    most = max(math.prod(sharding.parse_mesh(mesh, sharding.VIRTUAL)) for mesh in meshes)
+    jax.config.update("jax_num_cpu_devices", most)
     torch.manual_seed(0)
     for V in args.vocab:
         config = model.llama(
@@ -144,7 +147,7 @@ def main(argv=None):
         )
         cases = {
             f"ours, {mesh}, {dtype}, remat {r}": ours(config, tokens, weights, r, mesh, dtype)
-            for mesh in args.mesh or [f"{devices}x1"]
+            for mesh in meshes
             for dtype in args.dtype
             for r in args.remat
         }

@@ -117,9 +117,18 @@ def test_rows_are_shared_evenly_by_at_most_one_device_a_core(rows, cores, device
 
 @pytest.mark.parametrize(
     "text, coordinator, devices",
-    [(None, None, 2), ("1x1", None, 8), (None, "auto", 1), ("4x1", "auto", 4)],
+    [
+        (None, None, 2),
+        ("1x1", None, 1),
+        ("2x2", None, 4),
+        ("-1x1", None, 8),
+        (None, "auto", 1),
+        ("4x1", "auto", 4),
+    ],
 )
-def test_without_a_mesh_a_training_has_a_cpu_device_a_core(monkeypatch, text, coordinator, devices):
+def test_cpu_devices_are_as_many_as_the_mesh_has_and_without_one_a_core_each(
+    monkeypatch, text, coordinator, devices
+):
     asked = {}
     monkeypatch.setattr(sharding, "usable_cores", lambda: 3)
     monkeypatch.setattr(sharding.jax.config, "update", asked.__setitem__)
@@ -127,7 +136,7 @@ def test_without_a_mesh_a_training_has_a_cpu_device_a_core(monkeypatch, text, co
     monkeypatch.setattr(sharding.jax, "devices", lambda: CPUS[: asked["jax_num_cpu_devices"]])
     mesh, note = sharding.start_devices(text, coordinator, rows=8)
     assert asked["jax_num_cpu_devices"] == devices
-    assert mesh.devices.size == (devices if text is None or coordinator else 1)
+    assert mesh.devices.size == devices
     assert note and note.startswith("no accelerator")
 
 
