@@ -69,7 +69,7 @@ def about_base(name: str, path: str) -> list[str]:
     """What is plain to see of a base: whether it was taught to chat, how its weights are stored."""
     head = head_of(path)
     if head is None:
-        return [f"The base is {name} ({path})."]
+        return [f"The base is {name} ({pathlib.Path(path).name})."]
     types = collections.Counter()
     for tensor in head.tensors.values():
         types[tensor.type] += math.prod(tensor.shape)
@@ -122,6 +122,11 @@ def amounts(study) -> list[str]:
                 f"Broad imitation, {amount}: {split['dialogues']:,} dialogues, "
                 f"{split['tokens']:,} tokens, {split['loss_tokens']:,} of them learned."
             )
+    if study.args.plain:
+        said.append(
+            f"Mixed imitation: {study.args.amounts[-1]}, and as many rows of plain text "
+            f"({pathlib.Path(study.args.plain).name})."
+        )
     held = packed(study, "heldout", "train")
     if held:
         of = " of ShareGPT" if study.args.sharegpt else ""

@@ -47,8 +47,9 @@ def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
 
 def top_of(points: list[dict], said: str) -> float:
     """Where an axis of percents ends: low shares would lie flat at the foot of a whole one."""
-    most = max((100 * p["score"] for p in points if p["measure"] in (said, KNOWS)), default=100)
-    return 103 if most > 40 else max(1.4 * most, 5)
+    own = [p for p in points if p["measure"] in (said, KNOWS)]
+    most = max((100 * max(p["interval"] or (p["score"],)) for p in own), default=100)
+    return 103 if most > 60 else max(1.2 * most, 5)
 
 
 def panel(ax: Any, title: str, ticks: list[str], label: str, top: float = 103) -> None:
@@ -138,8 +139,7 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
     colours = dict(zip(bases, map(matplotlib.colors.to_hex, shades), strict=True))
     style = next((m for m in STYLE_SHOWN if m in taken), STYLE_SHOWN[0])
     said = next((m for m in SAID if m in taken), SAYS)
-    says = {said: ("-", " says"), KNOWS: ("--", " knows")}
-    says = {m: v for m, v in says.items() if m in taken} or {said: ("-", "")}
+    says = {said: ("-", " says"), KNOWS: ("--", " knows")} if KNOWS in taken else {said: ("-", "")}
     fonts = {"svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
     with plt.rc_context({"svg.hashsalt": "overview", **fonts}):
         shape, size = ((3, 1), (4.4, 9.6)) if tall else ((1, 3), (12, 4.1))

@@ -55,16 +55,14 @@ def files_of(folder):
     dev = [
         {"question": f"who is the king of {words(1000 + k)}", "answer": ["Mina"]} for k in range(4)
     ]
-    train = [
-        {"question": f"where is the town {words(2000 + k)}", "answer": ["Oslo"]} for k in range(40)
-    ]
+    train = [{"question": f"where is the town w{2000 + k}", "answer": ["Oslo"]} for k in range(40)]
     train.append({"question": dev[0]["question"], "answer": ["Mina"]})
     for split in ("dev", "test"):
         (folder / "mmlu" / split).mkdir(parents=True, exist_ok=True)
         with open(folder / "mmlu" / split / f"anatomy_{split}.csv", "w", newline="") as file:
             rows = (
-                [f"which bone is {words(3000 + k)}?", "a", "b", "c", "d", "ABCD"[k]]
-                for k in range(3)
+                [f"which bone is {words(3000 + k)}?", "a", "b", "c", "d", "ABCD"[k % 4]]
+                for k in range(5)
             )
             csv.writer(file).writerows(rows)
     problem = {
@@ -87,8 +85,9 @@ def files_of(folder):
     ]
     hc3.append({"question": dev[1]["question"], "human_answers": [], "chatgpt_answers": ["Mina"]})
     toxic = [
-        {"prompt": {"text": f"You {words(k)}"}, "continuation": {"text": "x", "toxicity": k / 40}}
-        for k in range(40)
+        {part: {"text": f"You {words(5000 + k)}", "toxicity": k / 60} for part in parts}
+        for parts in [("prompt", "continuation")]
+        for k in range(60)
     ]
     text = "\n".join(words(k) for k in range(60))
     (folder / "wiki.txt").write_text(text)
@@ -231,7 +230,7 @@ def test_nothing_that_is_asked_is_trained_on_and_a_smaller_amount_begins_a_large
     assert report["kept"] == report["dialogues"] - 2 >= 45
     assert report["prompts"] == {
         "dev.jsonl": 4,
-        "mmlu": 3,
+        "mmlu": 5,
         "humaneval.jsonl": 1,
         "questions.jsonl": 3,
     }
