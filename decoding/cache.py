@@ -25,8 +25,7 @@ from decoding.records import shared_length
 from sharding import DATA, TENSOR
 
 BLOCK = 256  # positions of a prefix that attention behind it reads at once
-# Attention within a row goes by so many queries at least, in so many parts at most. Each leaves out
-# the tokens behind it.
+# attention within a row goes by so many queries at least, in so many parts at most
 STRIP, STRIPS = 128, 4
 
 
@@ -144,6 +143,35 @@ def visible(tree_BT: jax.Array, branch_BT: jax.Array) -> jax.Array:
     )
 
 
+def attend_within(
+    q_BTKGH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, visible_BTT: jax.Array
+) -> tuple[jax.Array, ...]:
+    """A row's own visible keys attended, unfinished -> (maximum, sum, output) [B, K, T, G, X].
+
+    In float32. It goes by strips of queries, each of which leaves out the tokens behind it.
+    """
+    T, parts = q_BTKGH.shape[1], []
+    strip = max(-(-T // STRIPS), STRIP)
+    for start in range(0, T, strip):
+        end = min(start + strip, T)
+        k_BSKH, v_BSKH = k_BTKH[:, :end], v_BTKH[:, :end]
+        scores_BKTGS = jnp.einsum(
+            "btkgh,bskh->bktgs", q_BTKGH[:, start:end], k_BSKH, preferred_element_type=jnp.float32
+        )
+        seen_BTS = visible_BTT[:, start:end, :end]
+        scores_BKTGS = jnp.where(seen_BTS[:, None, :, None], scores_BKTGS, -jnp.inf)
+        top_BKTG1 = jnp.max(scores_BKTGS, axis=-1, keepdims=True)
+        e_BKTGS = jnp.exp(scores_BKTGS - top_BKTG1)
+        out_BKTGH = jnp.einsum(
+            "bktgs,bskh->bktgh",
+            e_BKTGS.astype(v_BSKH.dtype),
+            v_BSKH,
+            preferred_element_type=jnp.float32,
+        )
+        parts.append((top_BKTG1, jnp.sum(e_BKTGS, axis=-1, keepdims=True), out_BKTGH))
+    return tuple(jnp.concatenate(strips, axis=2) for strips in zip(*parts, strict=True))
+
+
 def attend_after(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
@@ -163,32 +191,11 @@ def attend_after(
     K = k_BTKH.shape[2]
     kp_KSH, vp_KSH = prefix
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    strip = max(-(-T // STRIPS), STRIP)
 
     # [B, K, T, G, X] -> K, all queries of that head, X
     def flat(a):
         return jnp.moveaxis(a, 1, 0).reshape(K, B * T * (N // K), -1)
 
-    def within(start):
-        """(maximum, sum, output) of some queries, which see none of the tokens behind them."""
-        end = min(start + strip, T)
-        k_BSKH, v_BSKH = k_BTKH[:, :end], v_BTKH[:, :end]
-        scores_BKTGS = jnp.einsum(
-            "btkgh,bskh->bktgs", q_BTKGH[:, start:end], k_BSKH, preferred_element_type=jnp.float32
-        )
-        seen_BTS = visible_BTT[:, start:end, :end]
-        scores_BKTGS = jnp.where(seen_BTS[:, None, :, None], scores_BKTGS, -jnp.inf)
-        top_BKTG1 = jnp.max(scores_BKTGS, axis=-1, keepdims=True)
-        e_BKTGS = jnp.exp(scores_BKTGS - top_BKTG1)
-        out_BKTGH = jnp.einsum(
-            "bktgs,bskh->bktgh",
-            e_BKTGS.astype(v_BSKH.dtype),
-            v_BSKH,
-            preferred_element_type=jnp.float32,
-        )
-        return top_BKTG1, jnp.sum(e_BKTGS, axis=-1, keepdims=True), out_BKTGH
-
-    strips = [within(start) for start in range(0, T, strip)]
     q_KMH = flat(jnp.swapaxes(q_BTKGH, 1, 2))
 
     def more(i, state):
@@ -205,7 +212,7 @@ def attend_after(
         )
         return new_KM1, sum_KM1 * shrink_KM1 + jnp.sum(e_KMS, axis=-1, keepdims=True), out_KMH
 
-    start = tuple(flat(jnp.concatenate(parts, axis=2)) for parts in zip(*strips, strict=True))
+    start = tuple(map(flat, attend_within(q_BTKGH, k_BTKH, v_BTKH, visible_BTT)))
     _, sum_KM1, out_KMH = lax.fori_loop(0, (length + block - 1) // block, more, start)
     out_KBTGH = (out_KMH / sum_KM1).reshape(K, B, T, N // K, H)
     return jnp.moveaxis(out_KBTGH, 0, 2).reshape(B, T, N, H).astype(q_BTNH.dtype)
