@@ -357,15 +357,16 @@ def cells(row: Row, plan: dict, ahead: dict | None) -> list[str]:
     ]
 
 
-def shares(row: Row, plan: dict, prefetch: bool) -> list[str] | None:
-    """A row of the second table; None where the loops are not those of one forward, one backward.
+def shares(row: Row, plan: dict, prefetch: bool) -> list[str]:
+    """A row of the second table, without shares where the loops are not a forward and a backward.
 
     The backward loop is compiled with the larger body, hence gathers again what the forward does.
     """
     loops = [loop for loop in plan["compiled"]["loops"] if loop["total"] > 2]
+    name = ", ".join((row.model, row.mesh, row.topology, plan["grad_dtype"]))
+    name += ", `--prefetch`" * prefetch
     if len(loops) != 2:
-        return None
-    name = ", ".join((row.model, row.mesh, row.topology)) + ", `--prefetch`" * prefetch
+        return [name, f"not told apart: {len(loops)} loops", ""]
     return [name, *(f"{loop['share']:.0%}" for loop in loops)]
 
 
@@ -381,7 +382,7 @@ def tables(folder: pathlib.Path) -> str:
         plan = measured(row, False, folder)
         ahead = measured(row, True, folder) if row.ahead else None
         first.append(cells(row, plan, ahead))
-        second += filter(None, [shares(row, plan, False), ahead and shares(row, ahead, True)])
+        second += [shares(row, plan, False), *([shares(row, ahead, True)] if ahead else [])]
         dates.append(plan["date"])
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     oldest = datetime.date.fromisoformat(min(dates))
