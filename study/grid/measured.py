@@ -17,6 +17,38 @@ TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
 UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
+def run_flags(g: argparse._ArgumentGroup) -> None:
+    """The flags that go to every train.py and eval.py."""
+    about = "of train.py and eval.py [default: theirs]"
+    g.add_argument("--mesh", metavar="DATAxTENSOR", help=about)
+    about = 'further flags of every train.py, in one string: "--dtype bfloat16"'
+    g.add_argument("--train-flags", default="", metavar="FLAGS", help=about)
+    about = 'further flags of every eval.py: "--batch 256"'
+    g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
+
+
+def mesh_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """--mesh, as train.py and eval.py take it."""
+    return ("--mesh", args.mesh) if args.mesh else ()
+
+
+def benchmark_flags(g: argparse._ArgumentGroup) -> None:
+    """The flags that name the public benchmarks."""
+    g.add_argument("--mmlu", metavar="DIR", help="MMLU's CSV folders")
+    g.add_argument("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
+    g.add_argument("--nq-train", metavar="FILE", help="NQ-open.train.jsonl")
+    g.add_argument("--humaneval", metavar="FILE", help="HumanEval.jsonl.gz")
+    g.add_argument(
+        "--run-untrusted-code",
+        action="store_true",
+        help="agree that programs of HumanEval written by a model are run here",
+    )
+    g.add_argument("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
+    g.add_argument(
+        "--toxicity-train", metavar="FILE", help="rows with scores, for the offline scorer"
+    )
+
+
 def measured_flags(
     g: argparse._ArgumentGroup, tasks: tuple[str, ...] = TASKS, scorer: str = "perspective"
 ) -> None:
@@ -29,15 +61,7 @@ def measured_flags(
         metavar="TASK",
         help=f"of {' '.join(TASKS)} [default {' '.join(tasks)}]",
     )
-    g.add_argument("--mmlu", metavar="DIR", help="MMLU's CSV folders")
-    g.add_argument("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
-    g.add_argument("--nq-train", metavar="FILE", help="NQ-open.train.jsonl")
-    g.add_argument("--humaneval", metavar="FILE", help="HumanEval.jsonl.gz")
-    g.add_argument(
-        "--run-untrusted-code",
-        action="store_true",
-        help="agree that programs of HumanEval written by a model are run here",
-    )
+    benchmark_flags(g)
     g.add_argument(
         "--prompts",
         metavar="FILE",
@@ -49,15 +73,11 @@ def measured_flags(
     g.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint")
     g.add_argument("--judge-model", metavar="NAME", help="the model there")
     g.add_argument("--api-key-file", metavar="FILE", help="its key")
-    g.add_argument("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
     g.add_argument(
         "--toxicity-scorer",
         default=scorer,
         choices=["perspective", "offline"],
         help="[default %(default)s]",
-    )
-    g.add_argument(
-        "--toxicity-train", metavar="FILE", help="rows with scores, for the offline scorer"
     )
     g.add_argument("--perspective-key-file", metavar="FILE", help="the Perspective API's key")
     g.add_argument(

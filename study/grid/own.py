@@ -18,7 +18,16 @@ import urllib.parse
 
 from study import access
 from study.grid import questions, teacher
-from study.grid.measured import Wanted, benchmarks, measure, missing_flags, named
+from study.grid.measured import (
+    Wanted,
+    benchmark_flags,
+    benchmarks,
+    measure,
+    mesh_of,
+    missing_flags,
+    named,
+    run_flags,
+)
 from study.grid.steps import Measured, Step, done
 from study.grid.teacher import Asked, Teacher
 from web.guard import LOOPBACK
@@ -87,12 +96,9 @@ def asked_flags(g: argparse._ArgumentGroup) -> None:
 
 
 def recipe_flags(g: argparse._ArgumentGroup) -> None:
-    add = g.add_argument
-    add("--seeds", type=int, default=1, metavar="N", help="runs of each kind [%(default)s]")
-    add("--mesh", metavar="DATAxTENSOR", help="of train.py and eval.py")
-    about = f'further flags of every train.py, in one string [its own are "{" ".join(RECIPE)}"]'
-    add("--train-flags", default="", metavar="FLAGS", help=about)
-    add("--eval-flags", default="", metavar="FLAGS", help="of every eval.py likewise")
+    about = f'runs of each kind, by "{" ".join(RECIPE)}" [%(default)s]'
+    g.add_argument("--seeds", type=int, default=1, metavar="N", help=about)
+    run_flags(g)
 
 
 def measured_flags(g: argparse._ArgumentGroup) -> None:
@@ -100,18 +106,11 @@ def measured_flags(g: argparse._ArgumentGroup) -> None:
     add("--questions", metavar="FILE", help=questions.FORM.replace("%", "%%"))
     about = "examples, the first rows of each kind [%(default)s]"
     add("--question-shots", type=int, default=questions.SHOTS, metavar="K", help=about)
-    add("--mmlu", metavar="DIR", help="MMLU's CSV folders")
-    add("--nq-dev", metavar="FILE", help="NQ-open.dev.jsonl")
-    add("--nq-train", metavar="FILE", help="NQ-open.train.jsonl")
-    add("--humaneval", metavar="FILE", help="HumanEval.jsonl.gz")
-    about = "agree that programs written by a model are run here (HumanEval)"
-    add("--run-untrusted-code", action="store_true", help=about)
+    benchmark_flags(g)
     add("--limit", type=int, metavar="N", help="first N questions of each (MMLU: of a subject)")
     add("--judge", metavar="URL", help="a third model's endpoint [default: no judge]")
     add("--judge-model", metavar="NAME", help="the model there")
     add("--judge-key-file", metavar="FILE", help="its key")
-    add("--toxicity-prompts", metavar="FILE", help="RealToxicityPrompts rows")
-    add("--toxicity-train", metavar="FILE", help="rows with scores, for the offline scorer")
 
 
 # --- what the flags say ---
@@ -197,7 +196,7 @@ def teacher_of(args: argparse.Namespace) -> Teacher:
 
 def evals_of(args: argparse.Namespace) -> tuple[str, ...]:
     """Further flags of every eval.py."""
-    return (*(("--mesh", args.mesh) if args.mesh else ()), *shlex.split(args.eval_flags))
+    return (*mesh_of(args), *shlex.split(args.eval_flags))
 
 
 class Plan:
@@ -217,8 +216,7 @@ class Plan:
             self.own = questions.read(args.questions, args.question_shots)
         tokenizer = ("--tokenizer", args.tokenizer) if args.tokenizer else ()
         self.evals = evals_of(args)
-        mesh = ("--mesh", args.mesh) if args.mesh else ()
-        self.trains = (*mesh, *tokenizer, *RECIPE, *shlex.split(args.train_flags))
+        self.trains = (*mesh_of(args), *tokenizer, *RECIPE, *shlex.split(args.train_flags))
         self.tokenizer = tokenizer
         self.local = local_size(args.local) if args.local else 0
         self.wanted, self.notes = self.measured()

@@ -19,7 +19,15 @@ import sys
 from typing import NamedTuple
 
 from host import terminal
-from study.grid.measured import UNTRUSTED, Wanted, measure, measured_flags, named
+from study.grid.measured import (
+    UNTRUSTED,
+    Wanted,
+    measure,
+    measured_flags,
+    mesh_of,
+    named,
+    run_flags,
+)
 from study.grid.steps import Measured, Step
 
 BASES = {"1.5B": "gpt2-xl", "7B": "llama-7b", "13B": "llama-13b"}  # name: folder below --models
@@ -82,16 +90,7 @@ def trained_flags(g: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="imitation runs of each kind, seeds 0 to N - 1 [default %(default)s]",
     )
-    g.add_argument("--mesh", metavar="DATAxTENSOR", help="of train.py and eval.py")
-    g.add_argument(
-        "--train-flags",
-        default="",
-        metavar="FLAGS",
-        help='further flags of every train.py, in one string: "--warmup-fraction 0.1 --dtype '
-        'float32"',
-    )
-    about = 'further flags of every eval.py: "--limit 100"'
-    g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
+    run_flags(g)
 
 
 class Data(NamedTuple):
@@ -137,7 +136,7 @@ class Study(NamedTuple):
             bases,
             data,
             args.seeds,
-            ("--mesh", args.mesh) if args.mesh else (),
+            mesh_of(args),
             tuple(shlex.split(args.train_flags)),
             tuple(shlex.split(args.eval_flags)),
             wanted,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from host import terminal
 from study.grid import real_facts
-from study.grid.measured import TASKS, Wanted, measure, measured_flags
+from study.grid.measured import TASKS, Wanted, measure, measured_flags, mesh_of, run_flags
 from study.grid.steps import Measured, Step
 
 RUNS = True
@@ -99,12 +99,7 @@ def trained_flags(g: argparse._ArgumentGroup) -> None:
 
 
 def how_flags(g: argparse._ArgumentGroup) -> None:
-    about = "of train.py and eval.py [default: theirs]"
-    g.add_argument("--mesh", metavar="DATAxTENSOR", help=about)
-    about = 'further flags of every train.py, in one string: "--dtype bfloat16"'
-    g.add_argument("--train-flags", default="", metavar="FLAGS", help=about)
-    about = 'further flags of every eval.py: "--batch 256"'
-    g.add_argument("--eval-flags", default="", metavar="FLAGS", help=about)
+    run_flags(g)
     g.add_argument(
         "--gflops",
         type=float,
@@ -146,7 +141,7 @@ class Study(NamedTuple):
             result = {"style": "answers", "toxicity": "continuations"}.get(task, task)
             own[result] = (*own.get(result, ()), "--limit", str(n))
         wanted, notes = Wanted.of(args, flags=own, template=args.template)
-        machine = ("--mesh", args.mesh) if args.mesh else ()
+        machine = mesh_of(args)
         train = (*machine, *RECIPE, *MACHINE, "--seed", str(args.seed))
         study = cls(
             pathlib.Path(args.out),

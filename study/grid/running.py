@@ -111,9 +111,14 @@ def before(out: pathlib.Path) -> dict:
         return {}
 
 
+def usable_cores() -> list[int]:
+    """The cores that this process may run on; [] where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def machine() -> str:
     """The processor and its cores that are ours, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(usable_cores()) or os.cpu_count()
     try:
         told = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -178,7 +183,7 @@ class Runner:
         self.took = {}  # {kind: [seconds]}
         # Steps side by side have cores of their own: two that share all of them take longer than
         # one after the other. Linux alone can tell.
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        cores = usable_cores()
         self.shares = {k: cores[k::jobs] or cores for k in range(jobs)} if jobs > 1 else {0: cores}
 
     def run(self) -> tuple:
