@@ -351,9 +351,9 @@ def replies(run: Run) -> list[tuple[str, str]]:
     mesh = f"{run.layout.data}x{run.layout.tensor}"
     try:
         opened = open_model(str(run.out), mesh=mesh, dtype=s.dtype, batch=max(len(prompts), 1))
+        outputs = sorted(opened.generate(prompts, Sampling(max_new=half)))
     except ValueError as error:  # a mesh that trains a model may lack the room for a whole copy
         return [("no samples", str(error))]
-    outputs = sorted(opened.generate(prompts, Sampling(max_new=half)))
     return [(screen.prompt_text(prompts[o.prompt], tok, s.template), o.text) for o in outputs]
 
 

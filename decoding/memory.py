@@ -99,9 +99,9 @@ def check_fit(
         else "a smaller model: no number of such devices holds this one"
     ]
     weights, cache = bytes_needed(config, data, tensor, dtype, batch, length)
+    cached = f" and {GB(cache)} of cache (--batch {batch}, {length:,} positions)" if length else ""
     others = f" beside {GB(taken)} of other models" if taken else ""
     raise ValueError(
-        f"--mesh {data}x{tensor} puts {GB(weights)} of weights and {GB(cache)} of cache "
-        f"(--batch {batch}){others} on each device, which has {GB(room)}: use "
-        + " or ".join(remedies)
+        f"--mesh {data}x{tensor} puts {GB(weights)} of weights{cached}{others} on each device, "
+        f"which has {GB(room)}: use " + " or ".join(remedies)
     )

@@ -46,7 +46,8 @@ def open_model(
     tokenizer_path: by default the one beside the model. preset: what an EasyLM stream is. mesh:
     "8x1", by default every device x 1. dtype: by default float32 on CPUs, else bfloat16. batch:
     texts generated at once; times 128 tokens when scoring. length: positions of each that memory
-    is planned for, by default the model's; taken: bytes a device planned for other models.
+    is planned for; by default none yet: generate plans for its own texts. taken: bytes a device
+    planned for other models.
     """
     config = paths.model_config(path, preset)
     tok = vocabulary.model_tokenizer(path, config, tokenizer_path)
@@ -61,12 +62,12 @@ def open_model(
     sharding.use_precision_of(compute)
     d, t = (devices.shape[axis] for axis in devices.axis_names)
     layout = model.make_layout(config, d, t, fsdp=False)
-    length = min(length or config.P, config.P)
-    memory.check_fit(config, d, t, compute, batch, length, memory.device_room(devices), taken)
+    length, room = min(length or 0, config.P), memory.device_room(devices)
+    memory.check_fit(config, d, t, compute, batch, length, room, taken)
     # over data the weights are replicas on purpose
     for line in model.replication_notes(config, layout._replace(data=1)):
         say(f"note: {line}")
-    return Opened(path, config, tok, devices, layout, compute, batch, template, length)
+    return Opened(path, config, tok, devices, layout, compute, batch, template, length, room)
 
 
 @dataclasses.dataclass
@@ -81,7 +82,8 @@ class Opened:
     dtype: jnp.dtype
     batch: int
     template: str | None  # of conversations: a name of ours, or OWN; None: nothing says which
-    length: int | None = None  # positions of each text that memory is planned for; None: all
+    length: int = 0  # positions of each text that memory is planned for
+    room: float | None = None  # bytes of a device when the model was opened; None: not known
     step: int | None = None  # a checkpoint of a run; None: the last, or the only weights there are
     _weights: dict = dataclasses.field(default_factory=dict)  # {"stacked" or "decoding": weights}
     _decoder: Decoder | None = None  # made when there are weights whose specs it is compiled for
@@ -158,7 +160,15 @@ class Opened:
         names: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> Iterator[Output]:
-        """Decoder.generate on this model's weights; a sample also ends at the model's own ends."""
+        """Decoder.generate on this model's weights; a sample also ends at the model's own ends.
+
+        ValueError where the weights and a cache of the longest texts do not fit a device.
+        """
+        batch = min(self.batch, len(prompts) * sampling.n)
+        longest = max(map(len, prompts), default=0) + sampling.max_new
+        length = min(longest, self.config.P)
+        d, t = self.mesh.devices.shape
+        memory.check_fit(self.config, d, t, self.dtype, batch, length, self.room)
         decoder, weights = self.decoder()
         stops = sampling.stop_ids | self.stop_ids
         sampling = dataclasses.replace(sampling, stop_ids=stops)

@@ -16,8 +16,8 @@ from evaluations import ROOT, call, greedy, result, samples, write_lines
 
 import data
 from checkpoint import paths
-from decoding import conversation, decoder, opened
-from decoding.records import shared_length
+from decoding import conversation, decoder, memory, opened
+from decoding.records import Sampling, shared_length
 from decoding.reference import completion
 from tasks import flags, results
 from tasks import generate as generate_task
@@ -136,6 +136,28 @@ def test_a_base_model_is_asked_in_a_template_that_is_named_and_never_in_one_gues
     assert "needs the token <|im_start|>" in call(*other, expect=2, capsys=capsys)
     without = ["generate", "--model", place / "base", "--input", rows, "--template", "koala"]
     assert "needs --chat" in call(*without, expect=2, capsys=capsys)
+
+
+def test_memory_is_planned_for_the_texts_that_are_asked_not_for_all_positions(
+    tmp_path, place, capsys, monkeypatch
+):
+    """A model of 131,072 positions answers short questions many at once."""
+    at = str(place / "base")
+    m = opened.open_model(at, mesh="1x1", batch=64)
+    dims, P = (m.config, 1, 1, m.dtype), m.config.P
+    weights, cache = memory.bytes_needed(*dims, 64, P)
+    room = (weights + cache / 2) / memory.SHARE
+    monkeypatch.setattr(memory, "device_room", lambda mesh: room)
+    m, short = opened.open_model(at, mesh="1x1", batch=64), [[5, 6, 7]] * 64
+    assert len(list(m.generate(short, Sampling(max_new=2)))) == 64
+    with pytest.raises(ValueError, match=rf"--batch 64, {P} positions\).* use --batch 32"):
+        m.generate(short, Sampling(max_new=P))
+    assert next(iter(m.generate(short[:1], Sampling(max_new=P)))).ids  # one takes a 64th
+    monkeypatch.setattr(memory, "device_room", lambda mesh: weights / 2)
+    rows = write_lines(tmp_path / "in.jsonl", [{"prompt": "Hi"}])
+    how = ["generate", "--model", at, "--mesh", "1x1", "--input", rows, "--out", tmp_path / "o"]
+    err = call(*how, expect=2, capsys=capsys)
+    assert "of weights on each device" in err and "cache" not in err
 
 
 def test_a_model_is_asked_in_the_chat_template_it_brings(tmp_path, place, capsys):

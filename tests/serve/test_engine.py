@@ -404,7 +404,7 @@ def test_models_are_planned_together_and_refused_with_the_number(place, monkeypa
     monkeypatch.setattr(memory, "device_room", lambda mesh: need)
     assert list(open_models(paths, **how)) == ["base", "tuned"]
     monkeypatch.setattr(memory, "device_room", lambda mesh: need - 1)
-    with pytest.raises(ValueError, match=r"--batch 4\) beside \d.* of other models on each device"):
+    with pytest.raises(ValueError, match=r"--batch 4, .*\) beside \d.* of other models on each"):
         open_models(paths, **how)
 
 
