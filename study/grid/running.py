@@ -3,6 +3,7 @@
 Left out: several machines, retries.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -152,7 +153,7 @@ def commits(out: pathlib.Path, runs: bool) -> list[str]:
     return [*known, *([commit] if commit not in known else [])]
 
 
-# The most steps of one start: what is left is shared out among the jobs.
+# The most steps of one start: those after it can take what it has made.
 TOGETHER = 48
 
 
@@ -202,7 +203,7 @@ class Runner:
         return self.ran, self.failed
 
     def _start_what_can(self):
-        for step in list(self.waiting):
+        for step in self._in_turn():
             if step not in self.waiting:  # started beside another one
                 continue
             missing = [p for p in step.needs if p in self.makers and not done(self.makers[p])]
@@ -221,16 +222,27 @@ class Runner:
             else:
                 self._start(self._together(step))
 
+    def _in_turn(self):
+        """What waits; of several jobs, first what most others wait for, so that none runs dry."""
+        if self.jobs == 1:
+            return list(self.waiting)
+        needs = collections.Counter(p for s in self.waiting for p in s.needs)
+        return sorted(self.waiting, key=lambda s: -needs[s.out])
+
     def _together(self, first):
-        """The steps that run in one start with `first`, in order, and are no longer waiting."""
+        """The steps that run in one start like `first`, in order, and are no longer waiting.
+
+        Of several jobs, each takes its share of them.
+        """
         group, made = [], set()
         for step in self.waiting if first.together else [first]:
-            if step.together != first.together or len(group) == TOGETHER:
+            if step.together != first.together:
                 continue
             needed = (p for p in step.needs if p in self.makers and p not in made)
             if all(done(self.makers[p]) for p in needed):
                 group.append(step)
                 made.add(step.out)
+        group = group[: min(TOGETHER, -(-len(group) // self.jobs))]
         self.waiting = [s for s in self.waiting if s not in group]
         return group
 

@@ -225,6 +225,33 @@ def test_the_time_left_goes_by_each_kinds_median_and_says_where_a_kind_is_new(tm
     assert runner._left(steps[1:2]) == ", about 7 min left"
 
 
+def test_two_jobs_begin_with_what_others_wait_for_and_share_what_goes_together(tmp_path):
+    def step(name, needs=(), together=None):
+        out = str(tmp_path / name)
+        return Step(name, ("eval.py", name), out, "file", needs, {}, together=together)
+
+    def asked(model, needs=()):
+        return [step(f"{model}{n}", needs, "answers") for n in range(3)]
+
+    run = step("run")
+    steps = [*asked("base"), run, *asked("tuned", (run.out,))]
+
+    def begins(jobs):
+        runner, started = running.Runner(steps, tmp_path, None, jobs=jobs), []
+
+        def start(group):
+            started.append([s.name for s in group])
+            runner.running[group[0].name] = running.Child(group, None, 0.0, None, len(started))
+
+        runner._start = start
+        runner._start_what_can()
+        return started
+
+    assert begins(1) == [["base0", "base1", "base2"]]
+    assert begins(2) == [["run"], ["base0", "base1"]]
+    assert begins(3) == [["run"], ["base0"], ["base1"]]
+
+
 def test_a_step_that_fails_is_named_what_needs_it_waits_and_the_next_start_goes_on(
     tmp_path, monkeypatch, capsys
 ):
