@@ -86,11 +86,14 @@ def run(
             )
         began = time.monotonic()
         running.write(out, preset, steps, running.states(steps), runs=True, about=about())
-        ran, failed = running.Runner(steps, out, lock, jobs).run()
-        took = (time.monotonic() - began) / 60
-        state = running.states(steps)
-        start = {"steps": len(ran), "minutes": round(took, 1), "machine": running.machine()}
-        running.write(out, preset, steps, state, about=about(), took=start)
+        runner = running.Runner(steps, out, lock, jobs)
+        try:
+            ran, failed = runner.run()
+        finally:  # a start that is stopped has taken its time, too
+            took, state = (time.monotonic() - began) / 60, running.states(steps)
+            start = {"steps": len(runner.ran), "minutes": round(took, 1)}
+            start["machine"] = running.machine()
+            running.write(out, preset, steps, state, about=about(), took=start)
         if any(done(s) for s in steps if s.labels):
             argv = ["-m", "study.report", str(out), "--out", str(out / "report")]
             print(shlex.join(["python", *argv]), flush=True)
@@ -121,6 +124,12 @@ def grid(args: argparse.Namespace) -> int:
     def about():
         return preset.about(args) if hasattr(preset, "about") else []
 
+    other = running.made_otherwise(out, steps, state)
+    if other:
+        notes.append(
+            f"{len(other)} steps that are done were made by other commands than these, and stay: "
+            f"{', '.join(other)}. Remove what they made to make it anew"
+        )
     running.write(out, args.preset, steps, state, about=about())
     overview(steps, notes, state, out)
     if args.run if args.run is not None else getattr(preset, "RUNS", False):

@@ -65,6 +65,21 @@ def check(steps: list[Step]) -> None:
     assert all(s.proof in PROOFS for s in steps)
 
 
+def made_otherwise(out: pathlib.Path, steps: list[Step], state: dict[str, str]) -> list[str]:
+    """Names of the done steps whose output, by the logs, only other commands have made."""
+    lines: set[str] = set()
+    for log in (out / "logs").glob("*.log"):
+        with open(log, encoding="utf-8", errors="replace") as file:
+            lines.update(x[2:].rstrip("\n") for x in file if x.startswith("$ python "))
+    found = []
+    for step in steps:
+        if state[step.name] == "done" and "--out" in step.argv and command(step) not in lines:
+            made = shlex.quote(step.argv[step.argv.index("--out") + 1])
+            if any(f" --out {made} " in f"{line} " for line in lines):
+                found.append(step.name)
+    return found
+
+
 def write(
     out: pathlib.Path,
     preset: str,

@@ -360,6 +360,33 @@ def test_steps_that_go_together_run_in_one_start_and_what_one_of_them_needs_may_
     assert "steps in one start" not in said.err and "1 steps ran" in said.out
 
 
+def test_a_done_step_that_other_flags_have_made_is_named_and_stays(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "o o"
+    teacher, answers = (write(tmp_path / f"{name}.json") for name in "ab")
+
+    def make(args):
+        def step(name):
+            argv = ("-m", "study.style", answers, *flags, "--out", str(out / name))
+            return Step(name, argv, str(out / name), "result", (), {"base": f"{len(name)}M"})
+
+        return [step("a"), step("bb")], []
+
+    monkeypatch.setitem(
+        grid.PRESETS, "mini", types.SimpleNamespace(flags=lambda p: None, steps=make)
+    )
+    flags, run = ("--teacher", teacher), ["--preset", "mini", "--out", str(out), "--run"]
+    for _ in range(2):
+        assert grid.main(run) == 0
+        assert "other commands" not in capsys.readouterr().out
+    with open(out / "logs/a.log", "a") as log:
+        log.write("$ python it's what a model said\n")
+    flags = ("--teacher", teacher, "--seed", "1")
+    assert grid.main(run) == 0
+    said = capsys.readouterr().out
+    assert "2 steps that are done were made by other commands than these" in said
+    assert ": a, bb. Remove" in said and "0 steps ran" in said
+
+
 def test_a_line_that_is_no_command_of_study_is_named_and_the_rest_runs(tmp_path, capsys):
     one, two = (write(tmp_path / f"{name}.json") for name in "ab")
     lines = ["-m study.nothing x", "eval.py nq", "-m json.tool x", "-m study.style --colour red"]
@@ -457,7 +484,7 @@ def test_ctrl_c_lets_a_step_save_and_twice_kills_it(tmp_path, again):
         "from study.grid.steps import Step; "
         f"step = Step('slow', ('-c', {SAVES!r}, {str(saved)!r}), {str(tmp_path / 'no')!r}, 'file');"
         "grid.PRESETS['mini'] = types.SimpleNamespace("
-        "flags=lambda p: None, steps=lambda args: ([step], [])); "
+        "flags=lambda p: None, steps=lambda args: ([step], []), about=lambda args: ['what']); "
         "sys.exit(grid.main(['--preset', 'mini', '--out', sys.argv[1], '--run']))"
     )
     child = subprocess.Popen(
@@ -479,3 +506,5 @@ def test_ctrl_c_lets_a_step_save_and_twice_kills_it(tmp_path, again):
     assert child.returncode == 130 and "waiting for slow to save" in said
     assert "Traceback" not in said and "the same command goes on" in said
     assert saved.exists() != again, "a single signal reached the step, which saved"
+    took = json.loads((tmp_path / "o/grid.json").read_text())["took"]
+    assert [start["steps"] for start in took] == [0], "a stopped start has taken its time, too"
