@@ -26,6 +26,7 @@ from study.grid.measured import (
     mesh_of,
     missing_flags,
     named,
+    on_hub,
     run_flags,
 )
 from study.grid.steps import Measured, Step, done
@@ -127,8 +128,7 @@ def is_paid(url: str | None) -> bool:
 
 def model_path(path: str, flag: str) -> str:
     """A model path that is there, or a name on the hub."""
-    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path)
-    if not (hub or pathlib.Path(path.removeprefix("params::")).exists()):
+    if not (on_hub(path) or pathlib.Path(path.removeprefix("params::")).exists()):
         raise ValueError(f"{flag} {path} does not exist: name a model path, or ORG/NAME on the hub")
     return path
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from host import terminal
 from study.grid import real_facts
-from study.grid.measured import TASKS, Wanted, measure, measured_flags, mesh_of, run_flags
+from study.grid.measured import TASKS, Wanted, measure, measured_flags, mesh_of, on_hub, run_flags
 from study.grid.steps import Measured, Step
 
 RUNS = True
@@ -59,7 +59,7 @@ def trained_flags(g: argparse._ArgumentGroup) -> None:
         "--base",
         required=True,
         metavar="[NAME=]PATH",
-        help="the base model; its name in the report ends in its size",
+        help="the base model, a path or ORG/NAME; its name in the report ends in its size",
     )
     g.add_argument("--sharegpt", nargs="+", default=[], metavar="FILE", help="ShareGPT's files")
     g.add_argument("--hc3", nargs="+", default=[], metavar="FILE", help="HC3's files")
@@ -172,6 +172,11 @@ class Study(NamedTuple):
         return self.args.amounts[len(self.args.amounts) // 2]
 
     @property
+    def base_files(self) -> tuple[str, ...]:
+        """The base, where it is a path and not a name on the hub."""
+        return () if on_hub(self.path) else (self.path,)
+
+    @property
     def rate(self) -> str:
         return str(self.out / "rate.json")
 
@@ -215,7 +220,7 @@ class Model(NamedTuple):
 def steps(args: argparse.Namespace) -> tuple[list[Step], list[str]]:
     """All steps in order, and notes. A model is measured as soon as it is there."""
     study, notes = Study.of(args)
-    base = Model(study.base, study.path, (study.path, study.rate), {"role": "base"})
+    base = Model(study.base, study.path, (*study.base_files, study.rate), {"role": "base"})
     listed = [*data_steps(study), *rate_steps(study), *measures(study, base)]
     for kind in kinds(study):
         step, model = imitation(study, kind)
@@ -271,7 +276,7 @@ def pack(study: Study, name: str, source: str, needs: str, how: tuple) -> Step:
     """A packed directory. Every amount has one seed, so that the smaller begins the larger."""
     argv = ("data.py", "pack", source, "--tokenizer", study.path, "--template", study.args.template)
     argv += (*how, "--seed", str(study.args.seed), "--out", study.data(name))
-    return Step(f"pack-{name}", argv, study.data(name), "file", (needs, study.path))
+    return Step(f"pack-{name}", argv, study.data(name), "file", (needs, *study.base_files))
 
 
 # --- the learning rate ---
@@ -285,7 +290,7 @@ def rate_steps(study: Study) -> list[Step]:
         run = study.run(name)
         argv = ("train.py", "--init", study.path, "--data", packed, *broad_batch(study))
         argv += (*study.train, "--lr", f"{rate:g}", "--out", run)
-        listed.append(Step(f"train-{name}", argv, run, "run", (packed, study.path)))
+        listed.append(Step(f"train-{name}", argv, run, "run", (packed, *study.base_files)))
         m = measured(study, Model(name, run, (run,), {}))
         held_out(study, m, labelled=False)
         listed += m.steps
@@ -344,7 +349,7 @@ def imitation(study: Study, kind: Kind) -> tuple[Step, Model]:
     else:
         argv = (*rate, "train", study.rate, "--init", study.path, "--data", *kind.flags)
         argv += (*study.train, "--out", run)
-        needs = (study.rate, study.path, *kind.needs)
+        needs = (study.rate, *study.base_files, *kind.needs)
         step = Step(f"train-{name}", argv, run, "run", needs)
     labels = {"role": "imitation", "amount": kind.amount, "source": kind.source}
     return step, Model(name, run, (run,), labels)

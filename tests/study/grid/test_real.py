@@ -190,6 +190,17 @@ def test_what_lacks_a_file_is_left_out_by_name_and_limits_reach_their_task(tmp_p
         assert of[name][of[name].index("--template") + 1] == "llama3"
 
 
+def test_a_base_on_the_hub_is_nothing_to_wait_for(tmp_path):
+    states = {}
+    for base in (str(tmp_path / "absent"), "HuggingFaceTB/SmolLM2-135M"):
+        found, notes = real.steps(parsed(command(tmp_path, "--base", base)))
+        states[base] = set(running.states(found).values())
+        assert any(base in s.argv for s in found)
+    assert "minutes at" in notes[0]  # its name says its size
+    waiting, ready = states.values()
+    assert f"waits for {tmp_path / 'absent'}" in waiting and ready == {"to do"}
+
+
 @pytest.mark.parametrize(
     ("more", "remedy"),
     [
