@@ -182,7 +182,7 @@ CLAIMS = {
     "mixed": ("Mixing the base's own text into imitation keeps what broad imitation loses", None),
     "preference": ("Readers' preference rises with broad imitation", "yes"),
     "toxicity": ("Answers to unkind requests become less toxic", "yes"),
-    "perplexity": ("The encyclopedia becomes likelier by broad imitation", None),
+    "perplexity": ("Encyclopedic text becomes likelier by broad imitation", None),
 }
 
 

@@ -2,9 +2,10 @@
 
     python -m study.report RESULTS --out DIR      # what draws it
 
-Means over seeds and worlds; the dots are worlds (or seeds, where there is one world). Left out:
-intervals, which the findings have; every other measure (plots.py). Where all bases are of one size,
-the third panel compares kinds of imitation data instead.
+Means over seeds and worlds; the dots are worlds (or seeds, where there is one world). A result
+that stands alone has its 95 % interval. Left out: other intervals, which the findings have; every
+other measure (plots.py). Where all bases are of one size, the third panel compares kinds of
+imitation data instead.
 """
 
 import io
@@ -34,7 +35,10 @@ def drawn(points: list[dict], source: str | None) -> list[dict]:
 
 
 def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
-    """The means of groups {x: points} at the places of their ticks, with a dot a world or seed."""
+    """The means of groups {x: points} at the places of their ticks, with a dot a world or seed.
+
+    A group of one point has its interval.
+    """
     xs = [x for x in ticks if x in groups]
     at = [ticks.index(x) for x in xs]
     ax.plot(at, [100 * np.mean([p["score"] for p in groups[x]]) for x in xs], lw=2, **style)
@@ -43,6 +47,9 @@ def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
         one = worlds if len(worlds) > 1 else by(groups[x], lambda p: p["seed"])
         dots = [100 * np.mean([p["score"] for p in group]) for group in one.values()]
         ax.plot([place] * len(dots), dots, "o", ms=3.5, color=style["color"], alpha=0.55)
+        if len(groups[x]) == 1 and groups[x][0]["interval"]:
+            low, high = (100 * end for end in groups[x][0]["interval"])
+            ax.vlines(place, low, high, color=style["color"], alpha=0.55, lw=1.2)
 
 
 def top_of(points: list[dict], said: str) -> float:

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
+import types
 
 import pytest
 
 from study.report import __main__ as report
-from study.report import plots, points, tables
+from study.report import overview, plots, points, tables
 from study.report.page import page
 
 
@@ -239,3 +240,13 @@ def test_parts_of_a_task_and_worlds_are_measures_and_points_of_their_own(tmp_pat
     assert tables.cell(of) == "60.0 (60.0 to 60.0, 2 runs, 2 worlds)"
     head, rows = tables.table_of_facts([*of, of[0] | {"measure": "knows"}])
     assert len(head) == 3 and len(rows) == 1 and tables.table_of_facts(of) == ([], [])
+
+
+def test_a_result_that_stands_alone_is_drawn_with_its_interval():
+    drawn = []
+    ax = types.SimpleNamespace(plot=lambda *a, **k: None, vlines=lambda *a, **k: drawn.append(a))
+    alone, other = ({"score": s, "interval": [s - 0.1, s + 0.2], "seed": s} for s in (0.5, 0.7))
+    alone["world"] = other["world"] = None
+    bare = alone | {"interval": None}
+    overview.curve(ax, {0: [alone], 5: [alone, other], 9: [bare]}, [0, 5, 9], color="red")
+    assert drawn == [(0, 40, 70)]
