@@ -16,7 +16,7 @@ import numpy as np
 from study.report.plots import COLOURS, TEACHER, amount_name, by, dot, plain, shots_drawn
 from study.report.points import unit_of
 
-STYLE_SHOWN = ("summary", "list", "unigram")  # the first that was taken
+STYLE_SHOWN = ("summary", "list", "unigram")  # the first that any model shows
 SAYS, KNOWS = "nq", "knows"
 SAID = (SAYS, "nq_own", "mmlu_own", "mmlu")  # the first that was taken
 CAPTION = "Style and knowledge over imitation data, and over the base's size or kinds of data."
@@ -32,6 +32,13 @@ def drawn(points: list[dict], source: str | None) -> list[dict]:
     shots = {p["shots"] for p in own if p["measure"] == SAYS and p["shots"] is not None}
     shown = 3 if 3 in shots else max(shots, default=None)
     return [p for p in own if p["measure"] != SAYS or p["shots"] in (shown, None)]
+
+
+def style_shown(points: list[dict]) -> str:
+    """The measure of style that is drawn: one that is told apart from zero somewhere, if any is."""
+    taken = [m for m in STYLE_SHOWN if any(p["measure"] == m for p in points)]
+    above = {p["measure"] for p in points if (p["interval"] or (p["score"],))[0] > 0}
+    return next((m for m in taken if m in above), (taken or STYLE_SHOWN)[0])
 
 
 def curve(ax: Any, groups: dict, ticks: list, **style: Any) -> None:
@@ -144,7 +151,7 @@ def draw(points: list[dict], titles: dict[str, str], source: str | None, tall: b
     bases = list(dict.fromkeys(p["base"] for p in by_size))
     shades = plt.get_cmap("viridis")(np.linspace(0.75, 0.1, max(len(bases), 1)))
     colours = dict(zip(bases, map(matplotlib.colors.to_hex, shades), strict=True))
-    style = next((m for m in STYLE_SHOWN if m in taken), STYLE_SHOWN[0])
+    style = style_shown(own)
     said = next((m for m in SAID if m in taken), SAYS)
     says = {said: ("-", " says"), KNOWS: ("--", " knows")} if KNOWS in taken else {said: ("-", "")}
     fonts = {"svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}

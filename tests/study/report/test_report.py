@@ -250,3 +250,16 @@ def test_a_result_that_stands_alone_is_drawn_with_its_interval():
     bare = alone | {"interval": None}
     overview.curve(ax, {0: [alone], 5: [alone, other], 9: [bare]}, [0, 5, 9], color="red")
     assert drawn == [(0, 40, 70)]
+
+
+def test_the_style_that_is_drawn_is_one_that_a_model_shows():
+    def point(measure, low, score=0.3):
+        return {"measure": measure, "score": score, "interval": None if low is None else [low, 1]}
+
+    assert overview.style_shown([]) == "summary"
+    floor = [point("summary", 0, 0), point("summary", 0), point("unigram", 0.2)]
+    assert overview.style_shown(floor) == "unigram"
+    assert overview.style_shown([*floor, point("list", 0)]) == "unigram"
+    assert overview.style_shown([*floor, point("list", 0.1)]) == "list"
+    assert overview.style_shown([*floor, point("summary", None)]) == "summary"
+    assert overview.style_shown(floor[:2]) == "summary"
