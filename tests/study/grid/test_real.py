@@ -161,7 +161,7 @@ def test_every_command_is_one_that_the_programs_take_and_needs_what_a_step_befor
         "mixed",
     ]
     assert {s.together for s in found} == {None, "eval real", "study real"}
-    assert len(notes) == 1 and "minutes at 100 GFLOP/s" in notes[0]
+    assert len(notes) == 1 and "minutes at 140 GFLOP/s" in notes[0]
 
 
 def test_the_recipe_is_the_papers_with_the_warm_up_scaled(tmp_path):
