@@ -18,23 +18,19 @@ from study.report.points import unit_of
 FIGURES = [  # number, caption, rows of panels (measure, what it is drawn against)
     (
         1,
-        "raters' preference and factual knowledge, against data and against the base model",
+        "raters' preference and factual knowledge",
         [[("rate", "amount"), ("nq", "amount"), ("rate", "size")]],
     ),
-    (
-        3,
-        "a model's preference, against data and against the base model",
-        [[("judge", "amount"), ("judge", "size")]],
-    ),
+    (3, "a model's preference", [[("judge", "amount"), ("judge", "size")]]),
     (
         4,
-        "benchmarks, against data (top) and against the base model (bottom)",
+        "benchmarks",
         [
             [(m, x) for m in ("mmlu", "mmlu_own", "nq", "nq_own", "humaneval")]
             for x in ("amount", "size")
         ],
     ),
-    (5, "mean non-toxicity, against data", [[("toxicity", "amount")]]),
+    (5, "mean non-toxicity", [[("toxicity", "amount")]]),
 ]
 
 
@@ -192,8 +188,9 @@ def panel(ax: Any, measure: str, against: str, points: list[dict], look: Look) -
         low, high = min(ticks), max(ticks)
         spread = (high / low) ** 0.08 if high > low else 3
         ax.set_xlim(low / spread, high * spread)
-    # below: inside it would hide points
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 3}
+    # below: inside it would hide points; of long names two a line reach no neighbour's
+    long = max(map(len, ax.get_legend_handles_labels()[1]), default=0) > 16
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2 if long else 3}
     ax.legend(fontsize=6.5, frameon=False, **below)
 
 

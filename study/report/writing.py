@@ -40,6 +40,8 @@ def figures_of(
         svg, png = plots.draw(panels, points, look, f"figure-{number}")
         files.write_whole(out / f"figure-{number}.svg", svg)
         files.write_whole(out / f"figure-{number}.png", png)
+        sizes = any(against == "size" for row in panels for _, against in row)
+        caption += ", against data" + " and against the base model" * sizes
         figures.append((f"Figure {number}: {caption}", svg))
     return figures
 
