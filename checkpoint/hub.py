@@ -5,20 +5,8 @@ package huggingface_hub. Left out: revisions, data sets, files that run code whe
 """
 
 import functools
-import re
-from pathlib import Path
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
-
-
-def is_name(path: str) -> bool:
-    """Whether a path is no path here but may be a name there.
-
-    Where its first part is a folder here, it is a path that was mistyped.
-    """
-    here = Path(path)
-    return NAME.fullmatch(path) is not None and not here.exists() and not here.parent.exists()
 
 
 @functools.cache

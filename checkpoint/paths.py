@@ -13,12 +13,13 @@ from checkpoint import MODEL_PATHS, easylm, gguf_file, hub, huggingface, llama2c
 from checkpoint.names import file_names
 from checkpoint.tensors import Tensor
 from host import files
+from host.hub_name import is_hub_name
 
 
 def file_of(path: str | Path) -> str:
     """The file or folder of a model path; of a name on the hub, where its files were put."""
     where = str(path).removeprefix("params::")
-    return hub.folder_of(where) if hub.is_name(where) else where
+    return hub.folder_of(where) if is_hub_name(where) else where
 
 
 def kind_of(path: str | Path) -> str:

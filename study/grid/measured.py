@@ -17,11 +17,6 @@ TASKS = ("mmlu", "nq", "nq0", "humaneval", "style", "judge", "rate", "toxicity")
 UNTRUSTED = "runs programs written by a model: agree with --run-untrusted-code"
 
 
-def on_hub(path: str) -> bool:
-    """Whether a model path is a name on the hub, ORG/NAME: nothing here that a step waits for."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not pathlib.Path(path).exists()
-
-
 def run_flags(g: argparse._ArgumentGroup) -> None:
     """The flags that go to every train.py and eval.py."""
     about = "of train.py and eval.py [default: theirs]"

@@ -16,6 +16,7 @@ import re
 import shlex
 import urllib.parse
 
+from host.hub_name import is_hub_name
 from study import access
 from study.grid import questions, teacher
 from study.grid.measured import (
@@ -26,7 +27,6 @@ from study.grid.measured import (
     mesh_of,
     missing_flags,
     named,
-    on_hub,
     run_flags,
 )
 from study.grid.steps import Measured, Step, done
@@ -128,7 +128,7 @@ def is_paid(url: str | None) -> bool:
 
 def model_path(path: str, flag: str) -> str:
     """A model path that is there, or a name on the hub."""
-    if not (on_hub(path) or pathlib.Path(path.removeprefix("params::")).exists()):
+    if not (is_hub_name(path) or pathlib.Path(path.removeprefix("params::")).exists()):
         raise ValueError(f"{flag} {path} does not exist: name a model path, or ORG/NAME on the hub")
     return path
 

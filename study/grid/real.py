@@ -16,8 +16,9 @@ import shlex
 from typing import NamedTuple
 
 from host import terminal
+from host.hub_name import is_hub_name
 from study.grid import real_facts
-from study.grid.measured import TASKS, Wanted, measure, measured_flags, mesh_of, on_hub, run_flags
+from study.grid.measured import TASKS, Wanted, measure, measured_flags, mesh_of, run_flags
 from study.grid.steps import Measured, Step
 
 RUNS = True
@@ -174,7 +175,7 @@ class Study(NamedTuple):
     @property
     def base_files(self) -> tuple[str, ...]:
         """The base, where it is a path and not a name on the hub."""
-        return () if on_hub(self.path) else (self.path,)
+        return () if is_hub_name(self.path) else (self.path,)
 
     @property
     def rate(self) -> str:

@@ -10,7 +10,7 @@ import threading
 import pytest
 from foreign import LLAMA, ROOT, collect, hf_folder, hf_tensors, random_weights
 
-from checkpoint import hub
+from host.hub_name import is_hub_name
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -102,6 +102,6 @@ def test_what_the_hub_does_not_give_is_one_line_with_the_remedy(name, more, says
 
 
 def test_a_mistyped_path_is_not_asked_for():
-    assert hub.is_name("HuggingFaceTB/SmolLM2-135M") and hub.is_name("openai-community/gpt2")
+    assert is_hub_name("HuggingFaceTB/SmolLM2-135M") and is_hub_name("openai-community/gpt2")
     for path in ("tests/nowhere", "/abs/olute", "a/b/c", "../up", "name", "a/b c", str(ROOT)):
-        assert not hub.is_name(path), path
+        assert not is_hub_name(path), path
